@@ -1,0 +1,45 @@
+"""fusionbench_lite: a benchmark suite for multi-task model merging.
+
+    import fusionbench_lite as fbl
+    fbl.methods()
+    fbl.merge("ties_merging", pretrained, experts, keep=0.2).state_dict()
+    fbl.adapt("adarank_cart", model, pretrained, experts, heads, batches, steps=300).coefficients
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.api import Adapted, adapt
+    from fusionbench_lite.errors import InputError, MergeError
+    from fusionbench_lite.methods.api import Merged, merge
+    from fusionbench_lite.registry import names as methods
+
+__all__ = ["Adapted", "InputError", "MergeError", "Merged", "__version__", "adapt", "merge", "methods"]
+
+_HOME = {
+    "InputError": ("errors", "InputError"),
+    "MergeError": ("errors", "MergeError"),
+    "Merged": ("methods.api", "Merged"),
+    "merge": ("methods.api", "merge"),
+    "Adapted": ("adaptation.api", "Adapted"),
+    "adapt": ("adaptation.api", "adapt"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import fusionbench_lite` and the command line stay light."""
+    if name == "methods":
+        return importlib.import_module("fusionbench_lite.methods")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fusionbench_lite' has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    return getattr(importlib.import_module(f"fusionbench_lite.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

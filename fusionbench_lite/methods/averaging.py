@@ -1,0 +1,38 @@
+"""Weight averaging (Wortsman et al. 2022) and task arithmetic (Ilharco et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.registry import NoHyperparameters, method, real
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@method("weight_averaging")
+def weight_averaging(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tensor]]:
+    """θ = (1/T) Σ θ_t for every tensor. The pretrained weights are not used."""
+    for name in experts.names:
+        yield name, experts.mean(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskArithmetic:
+    """`scaling`: λ, one factor for the sum of the task vectors; 0.3 is the value of the papers' vision tables."""
+
+    scaling: float = real(0.3)
+
+
+@method("task_arithmetic", TaskArithmetic)
+def task_arithmetic(experts: Experts, h: TaskArithmetic) -> Iterator[tuple[str, Tensor]]:
+    """θ = θ0 + λ Σ_t τ_t for every tensor (Ilharco et al. 2023, Section 2)."""
+    for name in experts.names:
+        base = experts.base(name)
+        total = experts.task_vector(experts.tasks[0], name)
+        for task in experts.tasks[1:]:
+            total += experts.expert(task, name) - base
+        yield name, base + h.scaling * total

@@ -1,0 +1,139 @@
+"""Where things live, and how files appear: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fusionbench_lite.errors import InputError
+
+CACHE_VARIABLE = "FUSIONBENCH_LITE_CACHE"
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
+    """Return the cache directory: the configured one, else $FUSIONBENCH_LITE_CACHE, else the platform's own."""
+    chosen = configured or os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("fusionbench_lite", appauthor=False))
+
+
+def config_dir() -> Path:
+    """Return the directory of the Hydra configuration."""
+    return _data_dir("conf")
+
+
+def experiments_dir() -> Path:
+    """Return the directory of the experiment files."""
+    return _data_dir("experiments")
+
+
+def _data_dir(name: str) -> Path:
+    """Return a directory that lies beside the package in a checkout and inside it in an installed wheel."""
+    for candidate in (_PACKAGE.parent / name, _PACKAGE / "_data" / name):
+        if candidate.is_dir():
+            return candidate
+    raise InputError(f"{name}/ is neither in {_PACKAGE.parent} nor in {_PACKAGE / '_data'}: reinstall the package")
+
+
+@contextlib.contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """Yield a fresh directory that becomes `final` when the block ends without an error.
+
+    The directory is written under a temporary name beside `final`, flushed to disk and renamed; an existing `final`
+    is replaced. After an error nothing is left. Raises InputError naming `final` when the file system refuses.
+    """
+    temporary: Path | None = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        for path in temporary.rglob("*"):
+            _flush(path)
+        if final.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old.tmp", dir=final.parent))
+            final.rename(retired / final.name)
+            temporary.rename(final)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            temporary.rename(final)
+        _flush(final.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(final, error)) from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Yield a temporary path whose file becomes `final` when the block ends without an error.
+
+    Raises InputError naming `final` when the file system refuses; after an error nothing is left.
+    """
+    temporary: Path | None = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        _flush(temporary)
+        temporary.replace(final)
+        _flush(final.parent)
+    except OSError as error:
+        raise InputError(_cannot_write(final, error)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"cannot write {path}: {reason}; nothing was left there, free some space or choose another directory"
+
+
+def _flush(path: Path) -> None:
+    """Ask the file system to put a file or a directory entry on disk (a no-op where directories cannot be opened)."""
+    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
+    try:
+        handle = os.open(path, flags)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes for the length of the block; a second process waits."""
+    import filelock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        lock.acquire()
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,172 @@
+"""Methods, found by name.
+
+A method is one file in `fusionbench_lite.methods` (data-free) or `fusionbench_lite.adaptation` (adaptive): a frozen
+dataclass of hyperparameters whose fields state their ranges, and a function that carries the id. There is no list to
+edit; the files are scanned. Nothing here imports torch, so a configuration is checked before torch is paid for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import math
+import numbers
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fusionbench_lite.errors import MergeError, did_you_mean
+
+_PACKAGES = ("fusionbench_lite.methods", "fusionbench_lite.adaptation")
+_REGISTERED: dict[str, Method] = {}
+
+Check = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoHyperparameters:
+    """The hyperparameters of a method that has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method as the registry knows it.
+
+    `inputs` names the extra mappings that the method reads besides the weights, such as the statistics of Fisher
+    merging; `per_task` says that it keeps one model per task; `adaptive` that it needs unlabelled data.
+    """
+
+    id: str
+    function: Callable[..., Any]
+    hyperparameters: type
+    per_task: bool = False
+    adaptive: bool = False
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyperparameter names and default values, in the order of their declaration."""
+        return {field.name: field.default for field in dataclasses.fields(self.hyperparameters)}
+
+    def configure(self, **given: Any) -> Any:
+        """Return the checked hyperparameters; raises MergeError for an unknown name or a value out of range."""
+        fields = {field.name: field for field in dataclasses.fields(self.hyperparameters)}
+        for name in given:
+            if name not in fields:
+                known = did_you_mean(name, fields) if fields else "it has none"
+                raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {known}")
+        checked = {}
+        for name, value in given.items():
+            try:
+                checked[name] = fields[name].metadata["check"](value)
+            except (TypeError, ValueError) as error:
+                raise MergeError(f"method {self.id!r}: {name} must be {error}, got {value!r}") from None
+        return self.hyperparameters(**checked)
+
+
+def method(
+    id: str, hyperparameters: type = NoHyperparameters, *, per_task: bool = False, adaptive: bool = False,
+    inputs: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the method `id`."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _REGISTERED[id] = Method(id, function, hyperparameters, per_task, adaptive, inputs)
+        return function
+
+    return register
+
+
+@functools.cache
+def _scan() -> None:
+    for package_name in _PACKAGES:
+        package = importlib.import_module(package_name)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package_name}.{module.name}")
+
+
+def names() -> list[str]:
+    """Return the ids of all methods, sorted."""
+    _scan()
+    return sorted(_REGISTERED)
+
+
+def get(id: str) -> Method:
+    """Return the method of this id; raises MergeError with the nearest id for an unknown one."""
+    _scan()
+    if not isinstance(id, str) or id not in _REGISTERED:
+        raise MergeError(f"unknown method {id!r}: {did_you_mean(str(id), _REGISTERED)}")
+    return _REGISTERED[id]
+
+
+# Hyperparameter fields -----------------------------------------------------------------------------------------------
+
+
+def _field(default: Any, check: Check) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def real(
+    default: float | None, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False,
+    open_high: bool = False, optional: bool = False,
+) -> Any:
+    """Declare a finite real hyperparameter in an interval; `optional` allows None."""
+    left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
+    wanted = f"a finite number in {left}{low:g}, {high:g}{right}" + (" or null" if optional else "")
+
+    def check(value: Any) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, (bool, str)) or not isinstance(value, numbers.Real):
+            raise TypeError(wanted)
+        number = float(value)
+        below = number <= low if open_low else number < low
+        above = number >= high if open_high else number > high
+        if not math.isfinite(number) or below or above:
+            raise ValueError(wanted)
+        return number
+
+    return _field(default, check)
+
+
+def integer(default: int, *, low: int | None = None) -> Any:
+    """Declare an integer hyperparameter with an optional lower end."""
+    wanted = "an integer" if low is None else f"an integer of at least {low}"
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(wanted)
+        if low is not None and int(value) < low:
+            raise ValueError(wanted)
+        return int(value)
+
+    return _field(default, check)
+
+
+def choice(default: str, choices: tuple[str, ...]) -> Any:
+    """Declare a hyperparameter that is one of some words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            hint = did_you_mean(str(value), choices) if isinstance(value, str) else ""
+            raise ValueError(f"one of {', '.join(choices)}" + (f" ({hint})" if hint.startswith("did") else ""))
+        return value
+
+    return _field(default, check)
+
+
+def flag(default: bool) -> Any:
+    """Declare a hyperparameter that is true or false."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError("true or false")
+        return value
+
+    return _field(default, check)
+
+
+def describe(hyperparameters: Any) -> Mapping[str, Any]:
+    """Return the values of a hyperparameter object by name."""
+    return dataclasses.asdict(hyperparameters)

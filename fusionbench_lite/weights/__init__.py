@@ -1,0 +1,1 @@
+"""State dicts: validation, task vectors, decompositions and files."""

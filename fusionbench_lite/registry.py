@@ -83,6 +83,8 @@ def _scan() -> None:
     for package_name in _PACKAGES:
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
+            if module.ispkg:
+                continue
             importlib.import_module(f"{package_name}.{module.name}")
 
 

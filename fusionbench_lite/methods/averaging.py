@@ -31,8 +31,7 @@ class TaskArithmetic:
 def task_arithmetic(experts: Experts, h: TaskArithmetic) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t τ_t for every tensor (Ilharco et al. 2023, Section 2)."""
     for name in experts.names:
-        base = experts.base(name)
-        total = experts.task_vector(experts.tasks[0], name)
-        for task in experts.tasks[1:]:
-            total += experts.expert(task, name) - base
-        yield name, base + h.scaling * total
+        merged = experts.base(name).clone()
+        for task in experts.tasks:
+            merged.add_(experts.task_vector(task, name), alpha=h.scaling)
+        yield name, merged

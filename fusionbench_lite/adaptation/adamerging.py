@@ -1,0 +1,51 @@
+"""AdaMerging: merging coefficients learned by entropy minimisation (Yang et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.registry import flag, method, real
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaMerging:
+    """`scaling`: the initial λ everywhere. `clamp`: limit λ to [0, 1] in the merge, as the authors' code does and
+    FusionBench does not. `lr`: Adam's learning rate."""
+
+    scaling: float = real(0.3)
+    clamp: bool = flag(True)
+    lr: float = real(1e-3, low=0, open_low=True)
+
+
+@method("adamerging_taskwise", AdaMerging, adaptive=True)
+def adamerging_taskwise(experts: Experts, h: AdaMerging) -> Parametrisation:
+    """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ_tl (AdaMerging, Section 3.2)."""
+    return _parametrisation(experts, h, shared=True)
+
+
+@method("adamerging_layerwise", AdaMerging, adaptive=True)
+def adamerging_layerwise(experts: Experts, h: AdaMerging) -> Parametrisation:
+    """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ_tl (AdaMerging, Section 3.2).
+
+    A "layer" of the paper is one tensor of the state dict, biases and norms included.
+    """
+    return _parametrisation(experts, h, shared=False)
+
+
+def _parametrisation(experts: Experts, h: AdaMerging, *, shared: bool) -> Parametrisation:
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+
+    vectors = {name: task_vectors(experts, name) for name in experts.names}
+    return Parametrisation(experts, vectors, h.scaling, lr=h.lr, clamp=h.clamp, shared=shared)
+
+
+def task_vectors(experts: Experts, name: str) -> Vectors:
+    """Return θ0 and the task vectors of one tensor."""
+    from fusionbench_lite.adaptation.engine.parametrisation import Vectors
+
+    return Vectors(experts.base(name), experts.task_vectors(name))

@@ -1,0 +1,1 @@
+"""The adaptation engine: merged weights as leaves, gradients of the small parameters in closed form."""

@@ -1,0 +1,123 @@
+"""Run an adaptation under Lightning's trainer: devices, precision, progress, checkpoint and resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fusionbench_lite.torchvision_ops  # noqa: F401  (before Lightning: its metrics import torchvision)
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from fusionbench_lite.adaptation.engine.core import Head, MergedEncoder
+from fusionbench_lite.adaptation.engine.module import Adaptation, Batch, Steps, TaskParallelStrategy
+from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.paths import atomic_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How an adaptation runs, none of which changes its result on one device.
+
+    `checkpoint`: file to resume from and to save to, every `checkpoint_every` steps; None saves nothing. `devices`
+    share the tasks. `chunk`: examples in one forward pass, None for all of a step. `precision`: Lightning's name.
+    """
+
+    checkpoint: Path | None = None
+    checkpoint_every: int = 25
+    devices: int = 1
+    accelerator: str = "cpu"
+    precision: str = "32-true"
+    chunk: int | None = None
+    loggers: Sequence[Any] = ()
+
+
+def fit(
+    parametrisation: Parametrisation, model: nn.Module, heads: Mapping[str, Head], batch_of: Callable[[int], Batch],
+    steps: int, settings: Settings | None = None, callbacks: Sequence[Callback] = (),
+) -> Adaptation:
+    """Adapt φ for `steps` steps and return the module that holds it, resumed from the checkpoint if there is one.
+
+    `batch_of(step)` returns the inputs of this process's tasks. Raises MergeError for a loss that is not finite.
+    """
+    settings = settings or Settings()
+    tasks = parametrisation.experts.tasks
+    module = Adaptation(parametrisation, MergedEncoder(model, heads, parametrisation, settings.chunk), tasks)
+    checkpoint = settings.checkpoint
+    callbacks = list(callbacks)
+    if checkpoint is not None:
+        callbacks.append(SaveCheckpoint(checkpoint, settings.checkpoint_every))
+    with _quiet():
+        trainer = lightning.Trainer(
+            max_epochs=1, max_steps=steps, accelerator=settings.accelerator, callbacks=callbacks,
+            precision=settings.precision,  # type: ignore[arg-type]
+            logger=list(settings.loggers) or False, log_every_n_steps=1, plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **_devices(settings),
+        )
+        resume = str(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
+        loader = Steps(module, batch_of, steps).loader()
+        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+    return module
+
+
+def _devices(settings: Settings) -> dict[str, Any]:
+    """Return the trainer's device arguments; a launcher such as torchrun has already decided the number."""
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
+    nodes = int(os.environ.get("WORLD_SIZE", devices)) // devices
+    if devices * nodes == 1:
+        return {"devices": 1}
+    return {"devices": devices, "num_nodes": nodes, "strategy": TaskParallelStrategy()}
+
+
+class SaveCheckpoint(Callback):
+    """Save φ, optimizer, history and generator every few steps, after the other callbacks of the step have run."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save where the number of finished steps is a multiple of `every`."""
+        if module.completed % self.every == 0:
+            trainer.save_checkpoint(self.path)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, which appear whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write to a temporary file, flush it, rename it."""
+        with atomic_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advertisements and hints about data loaders out of the output."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def move_to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

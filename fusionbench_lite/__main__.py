@@ -1,0 +1,79 @@
+"""`python -m fusionbench_lite`: compose and check the configuration first, import torch after."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fusionbench_lite import config as configuration
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.paths import config_dir
+
+configuration.register()
+
+_refused: list[InputError] | None = None
+"""What jobs of this process refused; None in a worker of a launcher, where the exception itself travels back."""
+
+
+@hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
+def application(config: DictConfig) -> None:
+    """Run one job: a single record, or a whole experiment."""
+    try:
+        _job(config)
+    except InputError as error:
+        if _refused is None:
+            raise
+        _refused.append(error)
+
+
+def _job(config: DictConfig) -> None:
+    from fusionbench_lite import plan
+
+    if config.experiment is not None:
+        from fusionbench_lite import experiment
+
+        experiment.main(config, overrides=list(HydraConfig.get().overrides.task))
+        return
+    resolved = plan.resolve(config)
+    from fusionbench_lite import run
+
+    run.main(resolved)
+
+
+def main() -> int:
+    """Return the exit status: 0 done, 2 bad input or configuration, 1 anything else."""
+    global _refused
+    _refused = []
+    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
+    try:
+        application()
+    except InputError as error:
+        if verbose:
+            raise
+        return _refuse(error)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if verbose or (type(error) is ValueError and not str(error).startswith("Config group override")):
+            raise
+        return _refuse(configuration.explain(error, sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 1
+    for error in _refused:
+        _refuse(error)
+    return 2 if _refused else 0
+
+
+def _refuse(error: InputError) -> int:
+    print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The typed configuration and the one-line form of Hydra's complaints about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import II, MISSING
+
+from fusionbench_lite.errors import InputError, did_you_mean
+
+
+class Select(enum.Enum):
+    """Which evaluation of an adaptation counts; `best_test` looks at test labels, as AdaRank's code does."""
+
+    last = "last"
+    best_test = "best_test"
+
+
+class Precision(enum.Enum):
+    """Arithmetic of forward and backward passes; weights are always merged in float32 or better."""
+
+    fp32 = "32-true"
+    bf16 = "bf16-mixed"
+
+
+@dataclasses.dataclass
+class Checkpoints:
+    """Where experts come from: `dir` overrides the cache, `seed` that of the embedded suite's data and training."""
+
+    dir: str | None = None
+    seed: int = II("seed")
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Trainer:
+    """How an adaptation runs; see adaptation.engine.fit.Settings."""
+
+    devices: int = 1
+    checkpoint_every: int = 25
+    chunk: int | None = None
+
+
+@dataclasses.dataclass
+class Config:
+    """Every key of the command line. `tasks` is a number, the name of a task set, or a list of task names."""
+
+    method: Any = MISSING
+    model: Any = MISSING
+    tasks: Any = "mini8"
+    experiment: str | None = None
+    checkpoints: Checkpoints = dataclasses.field(default_factory=Checkpoints)
+    trainer: Trainer = dataclasses.field(default_factory=Trainer)
+    logger: Any = MISSING
+    results_dir: str = "results"
+    cache_dir: str | None = None
+    data_dir: str | None = None
+    seed: int = 0
+    steps: int | None = None
+    limit: int | None = None
+    select: Select = Select.last
+    device: str = "auto"
+    precision: Precision = Precision.fp32
+    overwrite: bool = False
+
+
+def register() -> None:
+    """Make the typed configuration known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def explain(error: Exception, overrides: list[str]) -> InputError:
+    """Return Hydra's or OmegaConf's error as one line that names the key or value and the nearest valid one."""
+    text = str(error)
+    if missing := re.search(r"Could not find '(?:[\w/]*/)?([^'/]+)'", text):
+        group = re.search(r"Available options in '([^']+)'", text)
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        name = group.group(1) if group else "configuration"
+        return InputError(f"unknown {name} {missing.group(1)!r}: {did_you_mean(missing.group(1), options)}")
+    if re.search(r"Key '\S+' (is not in struct|not in )", text + str(error.__cause__)):
+        full = re.search(r"full_key: (\S+)|Could not override '([^']+)'", text + str(error.__cause__))
+        return _unknown_key(next(filter(None, full.groups())) if full else "?", overrides)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(unknown.group(1), overrides)
+    if group := re.match(r"Config group override must be", text):
+        return InputError(f"{group.string}: write a name, such as method=ties_merging")
+    cause = str(error.__cause__ or error).strip().splitlines()[0]
+    merging = re.search(r"Error merging override (\S+)", text)
+    return InputError(f"{merging.group(1) if merging else 'cannot read the command line'}: {cause}")
+
+
+def _unknown_key(key: str, overrides: list[str]) -> InputError:
+    parent = key.rpartition(".")[0]
+    known = known_keys(overrides)
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    return InputError(f"unknown key {key!r}: {did_you_mean(key, siblings or known)}")
+
+
+def known_keys(overrides: list[str]) -> list[str]:
+    """Return the dotted keys of the configuration, with the groups that `overrides` choose where they exist."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from fusionbench_lite.paths import config_dir
+
+    groups = [override for override in overrides if re.fullmatch(r"(method|model|trainer|logger)=[\w-]+", override)]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            try:
+                config = compose("config", overrides=groups)
+            except Exception:  # the group override is wrong as well: the defaults still name most keys
+                config = compose("config")
+    finally:
+        GlobalHydra.instance().clear()
+    return _flatten(OmegaConf.to_container(config, resolve=False))
+
+
+def _flatten(node: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, dict):
+            keys += _flatten(value, f"{prefix}{name}.")
+    return keys
+
+
+__all__ = ["Checkpoints", "Config", "Precision", "Select", "Trainer", "explain", "known_keys", "register"]

@@ -1,0 +1,1 @@
+"""Evaluation of a merged model: predictions per task."""

@@ -1,0 +1,172 @@
+"""From a configuration to what will be run: every name resolved, every value checked, torch not yet imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fusionbench_lite import presets, registry, tasksets
+from fusionbench_lite.adaptation.streams import KINDS
+from fusionbench_lite.config import Config
+from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.tasksets import TaskSet
+
+EMBEDDED_MODELS = ("vit_mini",)
+_KEYS = tuple(field.name for field in dataclasses.fields(Config))
+_ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sourced:
+    """A setting and where it comes from: "given", "default" or "preset: ..."."""
+
+    value: Any
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run, resolved. `settings` are those of the adaptation (empty for a data-free method)."""
+
+    method: str
+    hyperparameters: Mapping[str, Sourced]
+    settings: Mapping[str, Sourced]
+    model: str
+    tasks: TaskSet
+    data_dir: Path | None
+    seed: int
+    checkpoints_seed: int
+    limit: int | None
+    select: str
+    device: str
+    precision: str
+    overwrite: bool
+    results_dir: Path
+    cache_dir: str | None
+    trainer: Mapping[str, Any]
+    logger: Mapping[str, Any]
+    checkpoints: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Hyperparameter values by name, as the method takes them."""
+        return {name: setting.value for name, setting in self.hyperparameters.items()}
+
+    def setting(self, name: str) -> Any:
+        """Return the value of an adaptation setting."""
+        return self.settings[name].value
+
+
+def resolve(config: DictConfig) -> Plan:
+    """Return the plan of a composed configuration; raises InputError naming the key, the value and the fix."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for key in plain:
+        if key not in _KEYS:
+            raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+    data_dir = Path(plain["data_dir"]).expanduser() if plain["data_dir"] else None
+    tasks = tasksets.resolve(plain["tasks"], data_dir)
+    model = plain["model"]["name"]
+    _check_suite(model, tasks, plain["tasks"], data_dir)
+    given = dict(plain["method"])
+    method = registry.get(_method_id(given))
+    adaptation = given.pop("adaptation", None) or {}
+    preset = presets.lookup(method.id, model, tasks)
+    hyperparameters = _hyperparameters(method, given, preset)
+    settings = _settings(method, adaptation, plain["steps"], preset)
+    _check_integers(plain)
+    return Plan(
+        method.id, hyperparameters, settings, model, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
+        plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
+        Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
+        plain["checkpoints"], _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
+    )
+
+
+def _method_id(given: dict[str, Any]) -> str:
+    """Take `id` and `base` out of the method's section: adarank with base tsvm is adarank_tsvm."""
+    id, base = given.pop("id"), given.pop("base", None)
+    if base is None:
+        return str(id)
+    bases = [name.removeprefix(f"{id}_") for name in registry.names() if name.startswith(f"{id}_")]
+    if base not in bases:
+        raise InputError(f"unknown method.base {base!r}: {did_you_mean(str(base), bases)}")
+    return f"{id}_{base}"
+
+
+def _check_suite(model: str, tasks: TaskSet, asked: Any, data_dir: Path | None) -> None:
+    drawn = tasksets.resolve("mini8", None).names
+    if model in EMBEDDED_MODELS and data_dir is None:
+        for name in tasks.names:
+            if name not in drawn:
+                raise InputError(
+                    f"model {model} has no data for task {name!r} of tasks={asked}: use tasks=mini8, or add data_dir "
+                    f"with {name}.npz and {name}.json"
+                )
+
+
+def _hyperparameters(
+    method: registry.Method, given: Mapping[str, Any], preset: Mapping[str, tuple[Any, str]]
+) -> dict[str, Sourced]:
+    chosen: dict[str, Sourced] = {}
+    for name, default in method.defaults.items():
+        value = given.get(name)
+        if value is not None and value != default:
+            chosen[name] = Sourced(value, "given")
+        elif value is None and name in preset:
+            chosen[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
+        else:
+            chosen[name] = Sourced(default, "default")
+    unknown = {name: value for name, value in given.items() if name not in method.defaults}
+    checked = method.configure(**unknown, **{name: s.value for name, s in chosen.items() if s.source != "default"})
+    values = registry.describe(checked)
+    return {name: dataclasses.replace(setting, value=values[name]) for name, setting in chosen.items()}
+
+
+def _settings(
+    method: registry.Method, given: Mapping[str, Any], steps: Any, preset: Mapping[str, tuple[Any, str]]
+) -> dict[str, Sourced]:
+    if not method.adaptive:
+        if steps is not None:
+            raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
+        return {}
+    given = {**given, **({"steps": steps} if steps is not None else {})}
+    result: dict[str, Sourced] = {}
+    for name in _ADAPTATION:
+        if given.get(name) is not None:
+            result[name] = Sourced(given[name], "given")
+        elif name in preset:
+            result[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
+        else:
+            raise InputError(f"method {method.id!r} has no preset for {name}: give method.adaptation.{name}")
+    for name, setting in result.items():
+        low = 0 if name == "steps" else 1
+        if name == "stream":
+            if setting.value not in KINDS:
+                raise MergeError(f"unknown stream {setting.value!r}: {did_you_mean(str(setting.value), KINDS)}")
+        elif isinstance(setting.value, bool) or not isinstance(setting.value, int) or setting.value < low:
+            raise InputError(f"{name} must be an integer of at least {low}, got {setting.value!r}")
+    return result
+
+
+def _check_integers(plain: Mapping[str, Any]) -> None:
+    limits = {
+        "limit": (plain["limit"], 1), "seed": (plain["seed"], 0), "checkpoints.seed": (plain["checkpoints"]["seed"], 0),
+        "trainer.devices": (plain["trainer"]["devices"], 1), "trainer.chunk": (plain["trainer"]["chunk"], 1),
+        "trainer.checkpoint_every": (plain["trainer"]["checkpoint_every"], 1),
+    }
+    for key, (value, low) in limits.items():
+        if value is not None and value < low:
+            raise InputError(f"{key} must be at least {low}, got {value}")
+    if plain["device"] != "auto" and not str(plain["device"]).split(":")[0] in ("cpu", "cuda", "mps"):
+        raise InputError(f"unknown device {plain['device']!r}: {did_you_mean(plain['device'], ('auto', 'cpu', 'cuda'))}")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    return [_jsonable(entry) for entry in value] if isinstance(value, list) else value

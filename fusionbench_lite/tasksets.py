@@ -1,0 +1,67 @@
+"""Task sets: a number, a name or a list of task names becomes the tasks of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.paths import config_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSet:
+    """`label` names the set in records and tables; `names` are the tasks in order."""
+
+    label: str
+    names: tuple[str, ...]
+
+
+def resolve(value: Any, data_dir: Path | None) -> TaskSet:
+    """Return the task set that the `tasks` key means.
+
+    A number or name is looked up in the configuration's task_sets.yaml; a list holds task names. Raises InputError for
+    an unknown set or task with the nearest one, for an empty or repeated task, for a missing data directory.
+    """
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"data_dir {data_dir} is not a directory: give the folder that holds NAME.npz and NAME.json")
+    sets = _sets()
+    if isinstance(value, bool) or not isinstance(value, (int, str, Sequence)):
+        raise InputError(f"tasks must be a number, a name or a list of task names, got {value!r}")
+    if isinstance(value, (int, str)):
+        label = str(value)
+        if label in sets:
+            return _named(label, sets[label], data_dir)
+        value = [label]
+    names = tuple(str(name) for name in value)
+    if not names:
+        raise InputError("tasks is empty: give at least one task name")
+    known = _known_tasks(sets, data_dir)
+    for name in names:
+        if name not in known:
+            choices = [*sets, *known] if len(names) == 1 else known
+            raise InputError(f"unknown task or task set {name!r}: {did_you_mean(name, choices)}")
+        if names.count(name) > 1:
+            raise InputError(f"tasks lists {name!r} {names.count(name)} times: list each task once")
+    return TaskSet("+".join(names), names)
+
+
+def _named(label: str, entry: dict[str, Any], data_dir: Path | None) -> TaskSet:
+    if entry.get("needs_data_dir") and data_dir is None:
+        raise InputError(f"tasks={label} reads NAME.npz and NAME.json files: add data_dir=FOLDER")
+    return TaskSet(label, tuple(entry["tasks"]))
+
+
+def _sets() -> dict[str, dict[str, Any]]:
+    return {str(label): entry for label, entry in yaml.safe_load((config_dir() / "task_sets.yaml").read_text()).items()}
+
+
+def _known_tasks(sets: dict[str, dict[str, Any]], data_dir: Path | None) -> list[str]:
+    known = {name for entry in sets.values() for name in entry["tasks"]}
+    if data_dir is not None:
+        known |= {path.stem for path in data_dir.glob("*.npz")}
+    return sorted(known)

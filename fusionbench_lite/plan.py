@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionbench_lite import presets, registry, tasksets
 from fusionbench_lite.adaptation.streams import KINDS
-from fusionbench_lite.config import Config
+from fusionbench_lite.config import Config, Precision
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.tasksets import TaskSet
 
@@ -51,6 +51,11 @@ class Plan:
     logger: Mapping[str, Any]
     checkpoints: Mapping[str, Any]
     config: Mapping[str, Any]
+
+    @property
+    def config_precision(self) -> str:
+        """Lightning's name of the precision."""
+        return str(Precision[self.precision].value)
 
     @property
     def values(self) -> dict[str, Any]:

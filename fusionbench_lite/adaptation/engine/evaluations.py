@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ class Evaluations(Callback):
 
     `predict(encode, tasks)` returns (predictions, correct) of each task. `accuracies` keeps {task: accuracy} of every
     evaluation by step; `kept` the predictions of the latest evaluation ("last") and of the one with the highest
-    average accuracy on the test labels ("best_test", the first of equals). Both survive a resume.
+    average accuracy on the test labels ("best_test", the first of equals); `seconds` what the evaluations took. All
+    survive a resume.
     """
 
     def __init__(self, predict: Predict, every: int, steps: int) -> None:
@@ -28,6 +30,7 @@ class Evaluations(Callback):
         self.steps = steps
         self.accuracies: dict[int, dict[str, float]] = {}
         self.kept: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate the start, unless a checkpoint already holds it."""
@@ -41,6 +44,7 @@ class Evaluations(Callback):
             self._evaluate(pl_module)
 
     def _evaluate(self, module: Adaptation) -> None:
+        start = time.perf_counter()
         module.encoder.refresh()
         mine = own_tasks(module.tasks)
         results = _gathered(dict(self.predict(module.encoder.encode, mine)))
@@ -55,15 +59,17 @@ class Evaluations(Callback):
         if best is None or _average(self.accuracies[step]) > _average(self.accuracies[best["step"]]):
             self.kept["best_test"] = latest
         self.kept["last"] = latest
+        self.seconds += time.perf_counter() - start
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""
-        return {"accuracies": self.accuracies, "kept": self.kept}
+        return {"accuracies": self.accuracies, "kept": self.kept, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what a checkpoint stored."""
         self.accuracies = state_dict["accuracies"]
         self.kept = state_dict["kept"]
+        self.seconds = state_dict["seconds"]
 
 
 def _average(accuracies: Mapping[str, float]) -> float:

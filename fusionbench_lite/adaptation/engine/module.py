@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,9 +23,10 @@ Batch = Mapping[str, Tensor]
 
 @dataclasses.dataclass
 class History:
-    """What a run has seen: the total loss and each task's loss of every step."""
+    """What a run has seen: the total loss and each task's loss of every step, and the seconds its steps took."""
 
     losses: list[float] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
     task_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
@@ -60,6 +62,7 @@ class Adaptation(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """Run one step; raises MergeError when a task's loss is not finite, leaving φ as it was."""
+        start = time.perf_counter()
         self.encoder.refresh()
         losses = self._shared_losses(self.encoder.accumulate(batch))
         for task, loss in losses.items():
@@ -75,6 +78,7 @@ class Adaptation(lightning.LightningModule):
         for task in self.tasks:
             self.history.task_losses[task].append(losses[task])
         self.history.losses.append(sum(losses[task] for task in self.tasks))
+        self.history.seconds += time.perf_counter() - start
         if self._trainer is not None and self.trainer.loggers:
             self.log_dict({"loss": self.history.losses[-1]} | {f"loss/{task}": losses[task] for task in self.tasks})
 

@@ -1,0 +1,194 @@
+"""What a run leaves behind: result.json, predictions, the course of an adaptation and what it learned."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import fusionbench_lite
+from fusionbench_lite.evaluation.evaluator import Evaluation
+from fusionbench_lite.plan import Plan
+from fusionbench_lite.tables import records, schema, statistics
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.engine.evaluations import Evaluations
+    from fusionbench_lite.adaptation.engine.module import Adaptation
+    from fusionbench_lite.suite import Suite
+
+_LIBRARIES = ("torch", "torchvision", "lightning", "open_clip_torch", "numpy", "hydra-core")
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The predictions that one selection rule picks, and the step they were made at."""
+
+    step: int
+    uses_test_labels: bool
+    evaluation: Evaluation
+
+
+def identity(plan: Plan, suite: Suite) -> dict[str, Any]:
+    """Return everything that determines the numbers of a run; its hash names the record.
+
+    Which evaluation is shown (`select`) is left out: a record holds all of them.
+    """
+    return {
+        "schema": schema.VERSION,
+        "version": fusionbench_lite.__version__,
+        "method": plan.method,
+        "hyperparameters": plan.values,
+        "settings": {name: setting.value for name, setting in plan.settings.items()},
+        "model": plan.model,
+        "tasks": list(plan.tasks.names),
+        "checkpoints": dict(suite.files),
+        "data": suite.data_hashes,
+        "seed": plan.seed,
+        "limit": plan.limit,
+        "device": torch.device(suite.device).type,
+        "precision": plan.precision,
+        "chunk": plan.trainer["chunk"],
+    }
+
+
+def result(
+    plan: Plan, suite: Suite, key: str, selections: Mapping[str, Selection], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the content of result.json (design section 6)."""
+    return {
+        "schema_version": schema.VERSION,
+        "key": key,
+        "config": plan.config,
+        "method": plan.method,
+        "hyperparameters": {
+            name: dataclasses.asdict(setting) for name, setting in {**plan.hyperparameters, **plan.settings}.items()
+        },
+        "model": plan.model,
+        "tasks": list(plan.tasks.names),
+        "task_set": plan.tasks.label,
+        "checkpoints": {"family": suite.family, "files": dict(suite.files)},
+        "data": suite.data_hashes,
+        "select": plan.select,
+        "seeds": {"seed": plan.seed, "checkpoints": plan.checkpoints_seed},
+        "limit": plan.limit,
+        "versions": _versions(),
+        "git_revision": _git_revision(),
+        "device": str(suite.device),
+        "device_name": _device_name(suite.device),
+        "precision": plan.precision,
+        "selections": {name: _selection(chosen) for name, chosen in selections.items()},
+        "seconds": dict(seconds),
+        "peak_bytes": peak_bytes(suite.device),
+    }
+
+
+def samples(selections: Mapping[str, Selection]) -> dict[str, Any]:
+    """Return the arrays of samples.npz: predictions and correctness per selection rule, task and example."""
+    return {
+        f"{name}/{task}/{part}": getattr(outcome, part)
+        for name, chosen in selections.items()
+        for task, outcome in chosen.evaluation.items()
+        for part in ("predictions", "correct")
+    }
+
+
+def adaptation_files(module: Adaptation, evaluations: Evaluations) -> dict[str, Callable[[Path], None]]:
+    """Return writers of history.csv and learned.safetensors."""
+    return {
+        "history.csv": lambda path: _write_history(path, module, evaluations),
+        "learned.safetensors": lambda path: _write_learned(path, module),
+    }
+
+
+def _write_history(path: Path, module: Adaptation, evaluations: Evaluations) -> None:
+    """Write one line per number of finished steps: the losses of that step, and the accuracies where evaluated."""
+    history, tasks = module.history, module.tasks
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss", *(f"loss/{t}" for t in tasks), "average", *(f"accuracy/{t}" for t in tasks)])
+        for step in range(module.completed + 1):
+            losses: list[Any] = [""] * (1 + len(tasks))
+            if step:
+                losses = [history.losses[step - 1], *(history.task_losses[task][step - 1] for task in tasks)]
+            accuracies: list[Any] = [""] * (1 + len(tasks))
+            if step in evaluations.accuracies:
+                values = [evaluations.accuracies[step][task] for task in tasks]
+                accuracies = [sum(values) / len(values), *values]
+            writer.writerow([step, *losses, *accuracies])
+
+
+def _write_learned(path: Path, module: Adaptation) -> None:
+    """Write `coefficients/<tensor>` [T] and `masks/<matrix>` [T, r] in task order."""
+    from safetensors.torch import save_file
+
+    parametrisation = module.parametrisation
+    tensors = {f"coefficients/{name}": value for name, value in parametrisation.named_coefficients().items()}
+    tensors |= {f"masks/{name}": value for name, value in parametrisation.named_masks().items()}
+    save_file(tensors, path, metadata={"tasks": ",".join(module.tasks)})
+
+
+def write(plan: Plan, record: Mapping[str, Any], selections: Mapping[str, Selection], files: Mapping[str, Any]) -> None:
+    """Write the record, atomically."""
+    records.write(plan.results_dir, record, samples(selections), files)
+
+
+def _selection(chosen: Selection) -> dict[str, Any]:
+    per_task = {}
+    for task, outcome in chosen.evaluation.items():
+        correct, examples = int(outcome.correct.sum()), len(outcome.correct)
+        low, high = statistics.wilson(correct, examples)
+        per_task[task] = {
+            "metric": "accuracy", "value": correct / examples, "correct": correct, "examples": examples,
+            "interval": [low, high],
+        }
+    average = sum(cell["value"] for cell in per_task.values()) / len(per_task)
+    return {
+        "step": chosen.step, "uses_test_labels": chosen.uses_test_labels, "per_task": per_task, "average": average,
+    }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the largest memory the process has used so far: of the GPU where there is one, else resident memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _versions() -> dict[str, str]:
+    versions = {"fusionbench_lite": fusionbench_lite.__version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    """Return the commit of the checkout that runs, with "+" where it has local changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed.strip() else "")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

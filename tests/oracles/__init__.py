@@ -1,0 +1,4 @@
+"""Slow float64 re-derivations of every method, written from the specification and independent of the package.
+
+Nothing here imports `fusionbench_lite`. Clarity is the only goal: full SVDs, Python loops, one flat vector.
+"""

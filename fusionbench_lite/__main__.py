@@ -18,7 +18,8 @@ from fusionbench_lite.paths import config_dir
 configuration.register()
 
 _refused: list[InputError] | None = None
-"""What jobs of this process refused; None in a worker of a launcher, where the exception itself travels back."""
+"""What jobs of this process refused; None where the exception itself has to travel on: in a worker of a launcher, and
+when HYDRA_FULL_ERROR asks for tracebacks."""
 
 
 @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
@@ -49,8 +50,8 @@ def _job(config: DictConfig) -> None:
 def main() -> int:
     """Return the exit status: 0 done, 2 bad input or configuration, 1 anything else."""
     global _refused
-    _refused = []
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    _refused = None if verbose else []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
     try:
         application()
@@ -65,7 +66,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
         return 1
-    for error in _refused:
+    for error in _refused or []:
         _refuse(error)
     return 2 if _refused else 0
 

@@ -73,9 +73,11 @@ def merge(method: str, pretrained: StateDict, experts: Mapping[str, StateDict], 
         return Merged(method, registry.describe(configured), tuple(view.tasks), True, weights)
     merged = weights(None)
     view.check_unread()
-    return Merged(
-        method, registry.describe(configured), tuple(view.tasks), False, lambda task: {k: v.clone() for k, v in merged.items()}
-    )
+    return Merged(method, registry.describe(configured), tuple(view.tasks), False, lambda task: _copied(merged))
+
+
+def _copied(weights: StateDict) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -83,9 +85,10 @@ def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str
     changed = {}
     for name, tensor in produced:
         base = view.pretrained[name]
-        changed[name] = tensor.to(base.dtype).reshape(base.shape)
-        if changed[name].data_ptr() == base.data_ptr() or not changed[name].is_contiguous():
-            changed[name] = changed[name].clone().contiguous()
+        changed[name] = tensor.to(base.dtype).reshape(base.shape).contiguous()
+        inputs = {base.data_ptr(), *(weights[name].data_ptr() for weights in view.by_task.values())}
+        if changed[name].data_ptr() in inputs:
+            changed[name] = changed[name].clone()
     return {
         name: changed[name] if name in changed else tensor.detach().clone() for name, tensor in view.pretrained.items()
     }

@@ -32,7 +32,7 @@ def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
             yield name, mean
             continue
         rank = rank_of(h.rank_ratio, min(mean.shape), at_least=1)
-        total = mean.double()
+        total = mean.double().clone()
         for task in experts.tasks:
             centred = experts.expert(task, name) - mean
             left, values, right = top_singular(centred, rank, f"{name!r} of expert {task!r}")

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import NULL_RATIO, svd, top_singular
+from fusionbench_lite.weights.linalg import svd, top_singular
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SMALLEST_BY_GRAM = 1e-4
+"""Singular values below this part of the largest lose accuracy in a Gram matrix (1e-16 · 1e8 here): SVD instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ def isotropic(matrix: Tensor, what: str) -> Tensor:
     """Return σ̄ U Vᵀ [m, n] with σ̄ the mean of all min(m, n) singular values; a zero matrix stays zero."""
     size = min(matrix.shape)
     left, values, right = top_singular(matrix, size, what)
-    if values[0] > 0 and values[-1] <= values[0] * NULL_RATIO**0.5:
+    if values[0] > 0 and values[-1] <= values[0] * SMALLEST_BY_GRAM:
         # The Gram matrix squares the condition number; a direct SVD still resolves the small directions.
         left, values, right = svd(matrix.double(), what)
     return (values.mean() * (left @ right)).to(matrix.dtype)

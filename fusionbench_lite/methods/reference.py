@@ -38,4 +38,4 @@ def traditional_mtl(
     if trained.floating != experts.floating:
         raise MergeError("multitask does not list the tensors of the pretrained model")
     for name in trained.floating:
-        yield name, trained.expert("traditional_mtl", name)
+        yield name, trained.expert("traditional_mtl", name).clone()

@@ -33,6 +33,8 @@ class Experts:
             raise MergeError(f"experts must map task names to state dicts, got {type(experts).__name__}")
         if not experts:
             raise MergeError("no experts were given: a merge needs at least one {task: state dict}")
+        if not isinstance(pretrained, Mapping) or not all(isinstance(v, torch.Tensor) for v in pretrained.values()):
+            raise MergeError("pretrained must map names to tensors: pass model.state_dict()")
         self.pretrained = pretrained
         self.by_task = experts
         self.tasks = list(experts)
@@ -128,6 +130,8 @@ def _check_same_layout(pretrained: StateDict, task: str, weights: StateDict) -> 
             )
     for name, base in pretrained.items():
         tensor = weights[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise MergeError(f"expert {task!r}: {name!r} must be a tensor, got {type(tensor).__name__}")
         if tensor.shape != base.shape:
             raise MergeError(
                 f"expert {task!r}: {name!r} has shape {tuple(tensor.shape)}, the pretrained model {tuple(base.shape)}; "

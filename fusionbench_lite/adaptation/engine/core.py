@@ -41,7 +41,7 @@ class MergedEncoder:
         known = model.state_dict()
         pretrained = parametrisation.experts.pretrained
         self.leaves = {
-            name: torch.empty_like(part.origin).requires_grad_()
+            name: torch.empty_like(part.origin, dtype=pretrained[name].dtype).requires_grad_()
             for name, part in parametrisation.parts.items()
             if name in known
         }
@@ -52,7 +52,13 @@ class MergedEncoder:
         with torch.no_grad():
             for name, leaf in self.leaves.items():
                 leaf.grad = None
-                self.parametrisation.write(name, leaf)
+                origin = self.parametrisation.parts[name].origin
+                if leaf.dtype == origin.dtype:
+                    self.parametrisation.write(name, leaf)
+                else:  # a half-precision model: merged in the work dtype, run in its own
+                    merged = torch.empty_like(origin)
+                    self.parametrisation.write(name, merged)
+                    leaf.copy_(merged)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return features of the merged model."""
@@ -76,8 +82,11 @@ class MergedEncoder:
         return losses
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return G = ∂L/∂W of every merged tensor that the forward pass read."""
-        return {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
+        """Return G = ∂L/∂W, in the work dtype, of every merged tensor that the forward pass read."""
+        parts = self.parametrisation.parts
+        return {
+            name: leaf.grad.to(parts[name].origin.dtype) for name, leaf in self.leaves.items() if leaf.grad is not None
+        }
 
     def _accumulate_group(self, inputs: Tensor, segments: list[Segment]) -> dict[str, Tensor]:
         while True:

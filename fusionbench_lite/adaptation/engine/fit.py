@@ -16,7 +16,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor, nn
+from torch import nn
 
 from fusionbench_lite.adaptation.engine.core import Head, MergedEncoder
 from fusionbench_lite.adaptation.engine.module import Adaptation, Batch, Steps, TaskParallelStrategy
@@ -58,7 +58,8 @@ def fit(
     callbacks = list(callbacks)
     if checkpoint is not None:
         callbacks.append(SaveCheckpoint(checkpoint, settings.checkpoint_every))
-    with _quiet():
+    # Neither the caller's inference mode nor their random numbers are touched.
+    with _quiet(), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         trainer = lightning.Trainer(
             max_epochs=1, max_steps=steps, accelerator=settings.accelerator, callbacks=callbacks,
             precision=settings.precision,  # type: ignore[arg-type]
@@ -116,8 +117,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def move_to(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return the tensors on a device."""
-    return {name: tensor.to(device) for name, tensor in tensors.items()}

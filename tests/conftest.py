@@ -1,0 +1,39 @@
+"""Shared by all tests: few threads, a cache of the test session's own, a command line that is run in a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory that all workers of a test session share, so that small experts are trained once."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    cache = root / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
+
+
+@pytest.fixture
+def command(tmp_path: Path, shared_cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m fusionbench_lite ...` with results in a fresh folder; `module` chooses another module."""
+
+    def run(*arguments: str, module: str = "fusionbench_lite", env: dict[str, str] | None = None, timeout: float = 240):
+        environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(shared_cache), "COLUMNS": "200", **(env or {})}
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments], cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )
+
+    return run

@@ -172,14 +172,16 @@ class Block(nn.Module):
 
 
 class TinyEncoder(nn.Module):
-    """Two transformer blocks with open_clip key names; some tensors never enter the forward pass."""
+    """Transformer blocks with open_clip key names; some tensors never enter the forward pass."""
 
-    def __init__(self, width: int = 8, hidden: int = 12, features: int = 6, dropout: float = 0.0) -> None:
+    def __init__(
+        self, blocks: int = 1, width: int = 8, hidden: int = 12, features: int = 6, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 2, stride=2, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.positional_embedding = nn.Parameter(torch.zeros(5, width))
-        self.resblocks = nn.ModuleList(Block(width, 2, hidden, dropout) for _ in range(2))
+        self.resblocks = nn.ModuleList(Block(width, 2, hidden, dropout) for _ in range(blocks))
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.zeros(width, features))
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
@@ -243,10 +245,11 @@ def setting(
     dtype: torch.dtype = torch.float32,
     size: float = 0.15,
     dropout: float = 0.0,
+    blocks: int = 1,
 ) -> Setting:
     """A randomly initialised encoder, experts around it, heads of different widths, batches whose length changes."""
     g = rng(seed)
-    model = TinyEncoder(dropout=dropout).to(dtype)
+    model = TinyEncoder(blocks, dropout=dropout).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 0:

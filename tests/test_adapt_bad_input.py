@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fusionbench_lite as fbl
-from helpers import same_bits, setting, snapshot
+from tests.helpers import same_bits, setting, snapshot
 
 ADARANK = ["adarank_ta", "adarank_cart", "adarank_tsvm"]
 ALL = ["adamerging_taskwise", "adamerging_layerwise", *ADARANK]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from helpers import setting
-from oracles import adaptive, data_free
+from tests.helpers import setting
+from tests.oracles import adaptive, data_free
 
 DOUBLE = torch.float64
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
-from helpers import (
+from tests.helpers import (
     PRECISION,
     SVD_PRECISION,
     check_rounded,
@@ -24,7 +24,7 @@ from helpers import (
     snapshot,
     touched,
 )
-from oracles.data_free import ORACLES
+from tests.oracles.data_free import ORACLES
 
 ELEMENTWISE = [
     ("weight_averaging", {}),

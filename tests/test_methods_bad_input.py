@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fusionbench_lite as fbl
-from helpers import clip_state, experts_of, same_bits, snapshot
+from tests.helpers import clip_state, experts_of, same_bits, snapshot
 
 METHODS = ["pretrained", "individual", "weight_averaging", "task_arithmetic", "ties_merging", "tsv_m", "cart", "iso_c"]
 KEY = "visual.transformer.resblocks.0.mlp.c_fc.weight"

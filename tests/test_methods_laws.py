@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
-from helpers import distance, expert_of, experts_of, grid_state, rng, same_bits, snapshot, touched
-from oracles.data_free import array, is_factorised, truncated
+from tests.helpers import distance, expert_of, experts_of, grid_state, rng, same_bits, snapshot, touched
+from tests.oracles.data_free import array, is_factorised, truncated
 
 LAWS = settings(max_examples=50, deadline=None)
 SEED = st.integers(0, 2**31)
@@ -92,7 +92,7 @@ def test_positive_homogeneity(seed, count, factor):
         close(a, {n: v / factor for n, v in b.items()}, 1e-6)
 
 
-@LAWS
+@settings(LAWS, max_examples=30)
 @given(seed=SEED, count=st.integers(2, 4), scaling=st.floats(-3, 3))
 def test_update_is_linear_in_the_scale(seed, count, scaling):
     base = draw(seed)
@@ -125,7 +125,7 @@ def test_average_lies_in_the_hull(seed, count, dtype):
         assert bool((state[name] <= stack.amax(0) + slack).all())
 
 
-@LAWS
+@settings(LAWS, max_examples=25)
 @given(seed=SEED, count=st.integers(1, 4))
 def test_a_zero_task_vector_adds_nothing(seed, count):
     base = draw(seed)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import clip_state, experts_of
-from oracles import data_free as oracle
+from tests.helpers import clip_state, experts_of
+from tests.oracles import data_free as oracle
 
 
 def one(values: list[float], name: str = "w") -> dict[str, torch.Tensor]:

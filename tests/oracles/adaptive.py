@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oracles.data_free import array, is_factorised, merged_names, polar
+from tests.oracles.data_free import array, is_factorised, merged_names, polar
 
 
 @dataclass

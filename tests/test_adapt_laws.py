@@ -63,6 +63,20 @@ def test_zero_steps_of_adarank_is_its_static_start(method, static, extra, dtype)
     assert got.losses.shape == (0,)
 
 
+@pytest.mark.parametrize("kind", ["zero", "rank one"])
+def test_zero_steps_of_adarank_tsvm_is_tsv_m_when_a_task_has_fewer_components(kind):
+    """Directions of a zero singular value are arbitrary; neither method may let them enter the whitening."""
+    s = setting(dtype=DOUBLE)
+    g = torch.Generator().manual_seed(5)
+    for name, value in s.pretrained.items():
+        if value.ndim == 2:
+            a, b = (torch.randn(n, generator=g, dtype=DOUBLE) for n in value.shape)
+            s.experts["task1"][name] = value + 0.1 * torch.outer(a, b) * (kind == "rank one")
+    want = fbl.merge("tsv_m", s.pretrained, s.experts, matrices="attn_mlp").state_dict()
+    got = run("adarank_tsvm", s, 0).state_dict()
+    assert all(distance(got[n], want[n]) <= 1e-8 for n in touched(want))
+
+
 @pytest.mark.parametrize("method", ["adarank_ta", "adarank_cart", "adarank_tsvm"])
 @pytest.mark.parametrize("ratio", [0.25, 0.6, 1.0])
 def test_number_of_bits_at_the_start(method, ratio):
@@ -197,6 +211,18 @@ def test_plain_functions_serve_as_heads_and_iterators_as_batches(method):
     streams = {t: iter(b) for t, b in s.batches.items()}
     got = fbl.adapt(method, s.model, s.pretrained, s.experts, heads, streams, 5)
     assert same_bits(got.coefficients, want.coefficients)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_views_and_parameters_are_accepted(method):
+    s = setting()
+    want = run(method, s)
+    for state in (s.pretrained, *s.experts.values()):
+        for name in ("proj", "resblocks.0.mlp.c_fc.weight"):
+            state[name] = torch.nn.Parameter(state[name].T.contiguous().T)
+    got = run(method, s)
+    assert all(torch.allclose(got.coefficients[n], v, atol=1e-5) for n, v in want.coefficients.items())
+    assert not any(v.requires_grad for v in got.state_dict().values())
 
 
 def test_more_batches_than_steps_are_left_alone():

@@ -157,6 +157,21 @@ def test_iso_of_an_ill_conditioned_sum(condition, seed):
     check_state(fbl.merge("iso_c", base, experts).state_dict(), ORACLES["iso_c"](base, experts), base, 1e-6)
 
 
+@pytest.mark.parametrize("case", ELEMENTWISE + FACTORISED, ids=identify)
+def test_mixed_precisions_in_one_state_dict(case):
+    method, given_ = case
+    g = rng(12)
+    base = {
+        "a.attn": torch.randn(5, 5, generator=g, dtype=torch.float64),
+        "b": torch.randn(7, generator=g),
+        "c.mlp": torch.randn(6, 4, generator=g),
+        "d": torch.randn(9, generator=g, dtype=torch.float64),
+    }
+    experts = experts_of(base)
+    state = fbl.merge(method, base, experts, **given_).state_dict()
+    check_state(state, ORACLES[method](base, experts, **given_), base, 1e-5 if case in FACTORISED else 1e-6)
+
+
 @pytest.mark.parametrize("method", ["tsv_m", "cart"])
 def test_encoder_linear_policy(method):
     g = rng(8)

@@ -1,1 +1,6 @@
-"""The adaptation engine: merged weights as leaves, gradients of the small parameters in closed form."""
+"""The adaptation engine: merged weights as leaves, gradients of the small parameters in closed form.
+
+Lightning's metrics import torchvision, so the operators that torchvision may lack are defined before anything here.
+"""
+
+import fusionbench_lite.torchvision_ops  # noqa: F401

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before Lightning: its metrics import torchvision)
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback

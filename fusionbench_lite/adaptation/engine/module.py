@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before Lightning: its metrics import torchvision)
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy

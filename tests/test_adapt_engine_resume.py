@@ -1,0 +1,67 @@
+"""A run killed with SIGKILL and started again ends with the same bits as an undisturbed one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+JOB = str(Path(__file__).parent / "engine_job.py")
+STEPS = 37
+
+
+def _run(*arguments: object) -> int:
+    return subprocess.run([sys.executable, JOB, *map(str, arguments)], check=False, capture_output=True).returncode
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equality to the last bit of nested containers of tensors."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+@pytest.fixture(scope="module", params=["adamerging_layerwise", "adarank_ta", "adarank_cart", "adarank_tsvm"])
+def undisturbed(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out.pt"
+    assert _run(out, request.param, STEPS) == 0
+    return request.param, torch.load(out, weights_only=False)
+
+
+# 3: before the first checkpoint; 10: at an evaluation, after which step 12 saves; 29: between evaluation and save.
+@pytest.mark.parametrize("stops", [[3], [10], [29], [13, 30]], ids=str)
+def test_killed_and_started_again(undisturbed, tmp_path, stops):
+    method, expected = undisturbed
+    out, checkpoint = tmp_path / "out.pt", tmp_path / "last.ckpt"
+    for stop in stops:
+        assert _run(out, method, STEPS, checkpoint, stop) == -signal.SIGKILL
+        assert not out.exists()
+        assert checkpoint.exists() == (stop >= 4)
+    assert _run(out, method, STEPS, checkpoint) == 0
+    assert same(torch.load(out, weights_only=False), expected)
+
+
+def test_masks_and_coefficients_do_move(undisturbed):
+    method, expected = undisturbed
+    assert expected["losses"][-1] < expected["losses"][0]
+    assert list(expected["accuracies"]) == [0, 10, 20, 30, STEPS]
+    if method == "adarank_ta":
+        assert not all(mask.all() for mask in expected["masks"].values())
+
+
+def test_a_finished_checkpoint_is_not_trained_further(undisturbed, tmp_path):
+    method, expected = undisturbed
+    out, checkpoint = tmp_path / "out.pt", tmp_path / "last.ckpt"
+    assert _run(out, method, 36, checkpoint) == 0
+    assert _run(out, method, 36, checkpoint) == 0
+    assert len(torch.load(out, weights_only=False)["losses"]) == 36
+    assert same(torch.load(out, weights_only=False)["losses"], expected["losses"][:36])

@@ -236,8 +236,8 @@ def test_more_batches_than_steps_are_left_alone():
 
 
 @pytest.mark.parametrize("method", ALL)
-@pytest.mark.parametrize("order", [["task2", "task0", "task1"], ["task1", "task0", "task2"]])
-def test_permuting_the_tasks_permutes_what_is_learned(method, order):
+def test_permuting_the_tasks_permutes_what_is_learned(method):
+    order = ["task2", "task0", "task1"]
     s = setting(dtype=DOUBLE, steps=20)
     given_ = {"lr": 0.02, **({"rank_ratio": 0.5} if method.startswith("adarank") else {})}
     a, b = run(method, s, 20, **given_), run(method, s.permuted(order), 20, **given_)
@@ -252,8 +252,8 @@ def test_permuting_the_tasks_permutes_what_is_learned(method, order):
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), method=st.sampled_from(ALL), order=st.permutations(["task0", "task1", "task2"]))
 def test_permutation_over_random_settings(seed, method, order):
-    s = setting(seed=seed, dtype=DOUBLE, steps=3)
-    a, b = run(method, s, 3), run(method, s.permuted(order), 3)
+    s = setting(seed=seed, dtype=DOUBLE, steps=2)
+    a, b = run(method, s, 2), run(method, s.permuted(order), 2)
     index = [list(s.experts).index(t) for t in order]
     assert all(torch.allclose(v[index], b.coefficients[n], atol=1e-6) for n, v in a.coefficients.items())
 

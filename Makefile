@@ -1,13 +1,15 @@
 # make demo    the embedded suite: experts, every method, one table
 # make test    the test suite
 # make bench   cost of an adaptation step
+# make docs    result pages and configuration headers from records
+# make lint    ruff and mypy --strict
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench setup lint format types check-python clean
+.PHONY: help demo test bench docs setup lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +34,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

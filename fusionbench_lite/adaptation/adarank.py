@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, flag, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import inverse_root, rank_of, svd
+from fusionbench_lite.weights.linalg import NULL_RATIO, inverse_root, rank_of, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def adarank_tsvm(experts: Experts, h: AdaRankTsvM) -> Parametrisation:
 
 def _parametrisation(
     experts: Experts, h: AdaRankTa, ratio: float, origin: Callable[[str], Tensor], unmasked: Callable[[Tensor], Tensor],
-    *, whiten: Callable[[Tensor, Tensor, int, str], None] | None = None,
+    *, whiten: Callable[[Tensor, Tensor, Tensor, int, str], None] | None = None,
 ) -> Parametrisation:
     from fusionbench_lite.adaptation.engine.parametrisation import Factors, Parametrisation, Part, Vectors
 
@@ -94,7 +94,7 @@ def _parametrisation(
         rank = values.shape[1]
         active = rank_of(ratio, rank)
         if whiten is not None:
-            whiten(left, right, active, name)
+            whiten(left, values, right, active, name)
         if h.top_only:
             left, values, right = (tensor[:, :active].contiguous() for tensor in (left, values, right))
         exact = whiten is None and not h.top_only
@@ -122,10 +122,12 @@ def _decompose(experts: Experts, name: str, deltas: Tensor) -> tuple[Tensor, Ten
     return torch.stack(left), torch.stack(values), torch.stack(right)
 
 
-def _whiten_leading(left: Tensor, right: Tensor, active: int, name: str) -> None:
+def _whiten_leading(left: Tensor, values: Tensor, right: Tensor, active: int, name: str) -> None:
     """Replace the leading components of all tasks by their polar factor, in place: rows u and v become orthonormal
-    across tasks."""
+    across tasks. Components that are numerically zero have arbitrary vectors and take no part, as in static TSV-M."""
+    present = (values > NULL_RATIO**0.5 * values[:, :1])[:, :active, None]
     for rows, side in ((left, "left"), (right, "right")):
+        rows[:, :active] *= present
         leading = rows[:, :active].reshape(-1, rows.shape[2]).double()
         if len(leading):
             root = inverse_root(leading @ leading.T, f"the {side} singular vectors of {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,11 @@ def trim_threshold(experts: Experts, task: str, keep: float, virtual_zeros: int)
     k = size - int(keep * size)
     if k == 0 or not experts.names:
         return torch.zeros(())
-    return kth_magnitude(lambda: (experts.task_vector(task, name) for name in experts.names), k, virtual_zeros)
+    # One dtype for all tensors, because bit patterns are compared: the widest, which holds every value exactly.
+    wide = functools.reduce(torch.promote_types, map(experts.work_dtype, experts.names))
+    return kth_magnitude(
+        lambda: (experts.task_vector(task, name).to(wide) for name in experts.names), k, virtual_zeros
+    )
 
 
 def trim(experts: Experts, name: str, thresholds: dict[str, Tensor]) -> Tensor:

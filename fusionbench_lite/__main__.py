@@ -66,8 +66,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
         return 1
-    for error in _refused or []:
-        _refuse(error)
+    for refused in _refused or []:
+        _refuse(refused)
     return 2 if _refused else 0
 
 

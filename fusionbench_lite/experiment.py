@@ -59,7 +59,8 @@ def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]
 
 def _plan(overrides: list[str]) -> Plan:
     config = compose("config", overrides=overrides)
-    if config.steps is not None and config.method.id in registry.names() and not registry.get(config.method.id).adaptive:
+    known = config.method.id in registry.names()
+    if config.steps is not None and known and not registry.get(config.method.id).adaptive:
         config.steps = None
     return planning.resolve(config)
 

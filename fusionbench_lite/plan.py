@@ -17,6 +17,7 @@ from fusionbench_lite.tasksets import TaskSet
 
 EMBEDDED_MODELS = ("vit_mini",)
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
+_DEVICES = ("auto", "cpu", "cuda")
 _ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
 
 
@@ -167,8 +168,9 @@ def _check_integers(plain: Mapping[str, Any]) -> None:
     for key, (value, low) in limits.items():
         if value is not None and value < low:
             raise InputError(f"{key} must be at least {low}, got {value}")
-    if plain["device"] != "auto" and not str(plain["device"]).split(":")[0] in ("cpu", "cuda", "mps"):
-        raise InputError(f"unknown device {plain['device']!r}: {did_you_mean(plain['device'], ('auto', 'cpu', 'cuda'))}")
+    device = str(plain["device"])
+    if device.partition(":")[0] not in _DEVICES:
+        raise InputError(f"unknown device {device!r}: {did_you_mean(device, _DEVICES)}")
 
 
 def _jsonable(value: Any) -> Any:

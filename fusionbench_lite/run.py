@@ -58,7 +58,8 @@ def main(plan: Plan) -> None:
 
     console = Console()
     terminal.print_table(frame.from_records([record], plan.select), console)
-    console.print(f"{'recorded in' if fresh else 'found in'} {record.path}", style="dim", highlight=False, soft_wrap=True)
+    where = "recorded in" if fresh else "found in"
+    console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)
 
 
 def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:

@@ -30,7 +30,7 @@ class AdaRankTa:
     keeps its start. `top_only`: only the initially active components exist. `matrices`: which tensors carry masks."""
 
     scaling: float = real(0.3)
-    rank_ratio: float = real(1.0, low=0, high=1, open_low=True)
+    rank_ratio: float | None = real(1.0, low=0, high=1, open_low=True)
     temperature: float = real(10.0, low=0, open_low=True)
     lr: float = real(1e-3, low=0, open_low=True)
     learn: str = choice("both", LEARN)
@@ -43,7 +43,7 @@ class AdaRankCart(AdaRankTa):
     """As AdaRankTa, around the average of the experts; defaults are those of ViT-B/32 with 8 tasks."""
 
     scaling: float = real(2.3)
-    rank_ratio: float = real(0.16, low=0, high=1, open_low=True)
+    rank_ratio: float | None = real(0.16, low=0, high=1, open_low=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,31 +57,29 @@ class AdaRankTsvM(AdaRankTa):
 @method("adarank_ta", AdaRankTa, adaptive=True)
 def adarank_ta(experts: Experts, h: AdaRankTa) -> Parametrisation:
     """θ_l = θ0_l + Σ_t λ_tl U_tl diag(b_tl ⊙ s_tl) V_tlᵀ from the task vectors θ_t - θ0 (AdaRank, Eq. 5)."""
-    return _parametrisation(experts, h, h.rank_ratio, experts.base, lambda vectors: vectors)
+    return _parametrisation(experts, h, experts.base, lambda vectors: vectors)
 
 
 @method("adarank_cart", AdaRankCart, adaptive=True)
 def adarank_cart(experts: Experts, h: AdaRankCart) -> Parametrisation:
     """As adarank_ta with the average θ̄ in place of θ0, for every tensor: task vectors θ_t - θ̄ sum to zero."""
-    return _parametrisation(experts, h, h.rank_ratio, experts.mean, lambda vectors: vectors)
+    return _parametrisation(experts, h, experts.mean, lambda vectors: vectors)
 
 
 @method("adarank_tsvm", AdaRankTsvM, adaptive=True)
 def adarank_tsvm(experts: Experts, h: AdaRankTsvM) -> Parametrisation:
     """As adarank_ta with the leading ⌊ρr⌋ components of all tasks whitened together; the tensors without a mask
     start at θ0 plus the mean task vector."""
-    ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
-    return _parametrisation(
-        experts, h, ratio, experts.base, lambda vectors: vectors / len(experts), whiten=_whiten_leading
-    )
+    return _parametrisation(experts, h, experts.base, lambda vectors: vectors / len(experts), whiten=_whiten_leading)
 
 
 def _parametrisation(
-    experts: Experts, h: AdaRankTa, ratio: float, origin: Callable[[str], Tensor], unmasked: Callable[[Tensor], Tensor],
+    experts: Experts, h: AdaRankTa, origin: Callable[[str], Tensor], unmasked: Callable[[Tensor], Tensor],
     *, whiten: Callable[[Tensor, Tensor, Tensor, int, str], None] | None = None,
 ) -> Parametrisation:
     from fusionbench_lite.adaptation.engine.parametrisation import Factors, Parametrisation, Part, Vectors
 
+    ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
     parts: dict[str, Part] = {}
     masks: dict[str, Tensor] = {}
     for name in experts.names:

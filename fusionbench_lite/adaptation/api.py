@@ -70,9 +70,10 @@ def adapt(
     parametrisation = entry.function(view, configured)
     queue = _first_batches(batches, view.tasks, steps)
     module = _fit(parametrisation, model, heads, queue, steps)
+    losses = torch.tensor(module.history.losses if module else [], dtype=torch.float64)
     return Adapted(
         method, registry.describe(configured), tuple(view.tasks), parametrisation.named_coefficients(),
-        parametrisation.named_masks(), torch.tensor(module.history.losses if module else [], dtype=torch.float64), parametrisation.merged,
+        parametrisation.named_masks(), losses, parametrisation.merged,
     )
 
 
@@ -129,7 +130,9 @@ def _first_batches(
         for task, iterator in iterators.items():
             number, inputs = next(iterator, (None, None))
             if number is None:
-                raise MergeError(f"task {task!r} has {step} batches, {steps} steps need {steps}: add batches or lower steps")
+                raise MergeError(
+                    f"task {task!r} has {step} batches, {steps} steps need {steps}: add batches or lower steps"
+                )
             batch[task] = _checked_inputs(task, step, inputs)
         return batch
 

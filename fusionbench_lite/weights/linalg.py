@@ -28,7 +28,7 @@ def svd(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
     precise = matrix.double()
     try:
         left, values, right = torch.linalg.svd(precise, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         left, values, right = _svd_by_gram(precise, what)
     return left.to(matrix.dtype), values.to(matrix.dtype), right.to(matrix.dtype)
 
@@ -68,6 +68,6 @@ def _eigh(gram: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (ascending) and eigenvectors of a symmetric float64 matrix."""
     try:
         values, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise MergeError(f"the eigendecomposition of {what} did not converge: check the expert's values") from error
     return values, vectors

@@ -41,7 +41,9 @@ class MergedEncoder:
         known = model.state_dict()
         pretrained = parametrisation.experts.pretrained
         self.leaves = {
-            name: torch.empty_like(part.origin, dtype=pretrained[name].dtype).requires_grad_()
+            name: torch.empty(
+                part.origin.shape, dtype=pretrained[name].dtype, device=part.origin.device, requires_grad=True
+            )
             for name, part in parametrisation.parts.items()
             if name in known
         }
@@ -49,16 +51,9 @@ class MergedEncoder:
 
     def refresh(self) -> None:
         """Merge with the present φ into the leaves and forget their gradients."""
-        with torch.no_grad():
-            for name, leaf in self.leaves.items():
-                leaf.grad = None
-                origin = self.parametrisation.parts[name].origin
-                if leaf.dtype == origin.dtype:
-                    self.parametrisation.write(name, leaf)
-                else:  # a half-precision model: merged in the work dtype, run in its own
-                    merged = torch.empty_like(origin)
-                    self.parametrisation.write(name, merged)
-                    leaf.copy_(merged)
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        self.parametrisation.write({name: leaf.detach() for name, leaf in self.leaves.items()})
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return features of the merged model."""
@@ -76,7 +71,7 @@ class MergedEncoder:
 
         Tasks whose inputs have one shape run as one concatenated forward pass.
         """
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for inputs, segments in _concatenated(batch):
             losses |= self._accumulate_group(inputs, segments)
         return losses

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from fusionbench_lite.weights.experts import Experts
 
-
 BLOCK = 1 << 17
-"""Elements of a tensor that are merged at a time: half a megabyte in float32."""
+"""Elements of a tensor that a processor merges at a time: half a megabyte in float32 stays in its cache."""
+
+PRODUCT = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Elements of one U G product at most: small matrices of several tasks share a product, large ones stay in cache."""
 
 
 class Part(Protocol):
@@ -25,7 +27,7 @@ class Part(Protocol):
     origin: Tensor
 
     def combine(self, coefficients: Tensor, out: Tensor) -> None:
-        """Write the merged tensor into `out`."""
+        """Write the merged tensor into `out`; coefficients are in the processor's memory."""
 
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Return ∂L/∂λ [T] from G, the gradient at the merged tensor, and set the gradients of own learnables."""
@@ -35,20 +37,23 @@ class Vectors:
     """W = θ_o + Σ_t λ_t Δ_t with constant Δ [T, *shape]; ∂L/∂λ_t = ⟨G, Δ_t⟩ (specification 1.4-1)."""
 
     def __init__(self, origin: Tensor, deltas: Tensor) -> None:
-        self.origin = origin
-        self.deltas = deltas
+        self.origin = origin.contiguous()
         self._flat = deltas.flatten(1)
+        self._block = BLOCK if deltas.device.type == "cpu" else max(origin.numel(), 1)
+        pieces = zip(*(torch.split(row, self._block) for row in self._flat), strict=True)
+        self._blocks = list(zip(torch.split(self.origin.view(-1), self._block), pieces, strict=True))
 
     def combine(self, coefficients: Tensor, out: Tensor) -> None:
         """Write θ_o + Σ_t λ_t Δ_t into `out`, adding tasks in order as task arithmetic does.
 
-        Large tensors are summed in blocks that stay in the processor's cache between tasks.
+        A processor sums large tensors in blocks that stay in its cache between tasks.
         """
-        weights, origin, target = coefficients.tolist(), self.origin.reshape(-1), out.view(-1)
-        for start in range(0, target.numel(), BLOCK):
-            block = target[start : start + BLOCK].copy_(origin[start : start + BLOCK])
-            for weight, delta in zip(weights, self._flat, strict=True):
-                block.add_(delta[start : start + BLOCK], alpha=weight)
+        first, *others = coefficients.tolist()
+        targets = torch.split(out.view(-1), self._block)
+        for target, (origin, (delta, *deltas)) in zip(targets, self._blocks, strict=True):
+            torch.add(origin, delta, alpha=first, out=target)
+            for weight, delta in zip(others, deltas, strict=True):
+                target.add_(delta, alpha=weight)
 
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Return ⟨G, Δ_t⟩ for every task."""
@@ -83,23 +88,32 @@ class Parametrisation(nn.Module):
         self._frozen_masks = dict(masks or {})
 
     @torch.no_grad()
-    def write(self, name: str, out: Tensor) -> None:
-        """Write one merged tensor into `out`."""
-        self.parts[name].combine(self._effective(name), out)
+    def write(self, targets: Mapping[str, Tensor]) -> None:
+        """Write merged tensors into contiguous `targets`, rounded from the work dtype where theirs is another."""
+        coefficients = self._effective()
+        for name, target in targets.items():
+            part = self.parts[name]
+            out = target if target.dtype == part.origin.dtype else torch.empty_like(target, dtype=part.origin.dtype)
+            part.combine(coefficients[self.rows[name]], out)
+            if out is not target:
+                target.copy_(out)
 
     @torch.no_grad()
     def pull_back(self, gradients: Mapping[str, Tensor]) -> None:
         """Set the gradient of every learnable from G = ∂L/∂W; a tensor that is not listed contributes nothing."""
+        coefficients = self._effective()
         gradient = torch.zeros_like(self.coefficients)
         for name, merged in gradients.items():
-            gradient[self.rows[name]] += self.parts[name].pull_back(self._effective(name), merged)
+            row = self.rows[name]
+            gradient[row] += self.parts[name].pull_back(coefficients[row], merged)
         if self.clamp:
             gradient *= (self.coefficients >= 0) & (self.coefficients <= 1)
         self.coefficients.grad = gradient if self.coefficients.requires_grad else None
 
-    def _effective(self, name: str) -> Tensor:
-        row = self.coefficients.detach()[self.rows[name]]
-        return row.clamp(0, 1) if self.clamp else row
+    def _effective(self) -> Tensor:
+        """Return the λ of the merge in the processor's memory: one transfer for all tensors."""
+        coefficients = self.coefficients.detach().cpu()
+        return coefficients.clamp(0, 1) if self.clamp else coefficients
 
     def named_coefficients(self) -> dict[str, Tensor]:
         """Return the raw λ of every floating-point tensor, {name: [T]}."""
@@ -116,12 +130,8 @@ class Parametrisation(nn.Module):
         """Return the merged weights in the keys, order and dtypes of the pretrained model."""
         result = {}
         for name, base in self.experts.pretrained.items():
-            if name in self.parts:
-                result[name] = torch.empty_like(self.parts[name].origin)
-                self.write(name, result[name])
-                result[name] = result[name].to(base.dtype)
-            else:
-                result[name] = base.detach().clone()
+            result[name] = base.detach().clone(memory_format=torch.contiguous_format)
+        self.write({name: tensor for name, tensor in result.items() if name in self.parts})
         return result
 
 
@@ -133,10 +143,12 @@ class Factors(nn.Module):
 
         ∂L/∂λ_t = Σ_r b_tr q_tr        ∂L/∂b̃_tr = λ_t q_tr m_tr (1 - m_tr) / κ
 
-    `left` [T, r, m] and `right` [T, r, n] hold u and v as rows, `values` [T, r] the singular values. Where all
-    components together are known as dense `deltas` [T, m, n] (exact singular value decompositions), a mostly full
-    mask is merged from those less the pruned components, so a merge never multiplies more than half of all
-    components. Both ways depend on the current mask alone: a resumed run repeats them bit for bit.
+    `left` [T, r, m] and `right` [T, r, n] hold u and v as rows, `values` [T, r] the singular values. At the start the
+    first `active` components of every task are on; their sums Δ_t are kept as dense matrices, which cost the memory of
+    one task vector each. A merge takes those and the components flipped since, or the active components alone,
+    whichever are fewer: it depends on the current mask only, so a resumed run repeats it bit for bit. `deltas`
+    [T, m, n], where given, are the sums of all components (exact singular value decompositions); their memory is taken
+    over.
     """
 
     origin: Tensor
@@ -146,14 +158,17 @@ class Factors(nn.Module):
         deltas: Tensor | None = None, rank: int | None = None, learn: bool = True,
     ) -> None:
         super().__init__()
-        self.origin = origin
+        self.origin = origin.contiguous()
         self.left, self.values, self.right = left, values, right
         self.temperature = temperature
-        self.dense = None if deltas is None else Vectors(origin, deltas)
         self.rank = rank or values.shape[1]
         logits = torch.full_like(values, -0.1)
         logits[:, :active] = 0.1
         self.logits = nn.Parameter(logits, requires_grad=learn)
+        self._start = self.bits()
+        if deltas is None or not bool(self._start.all()):
+            deltas = self._sums(self._start, deltas)
+        self._dense = Vectors(origin, deltas)
 
     def bits(self) -> Tensor:
         """Return the hard mask b [T, r] of the components that are held."""
@@ -165,36 +180,54 @@ class Factors(nn.Module):
         return nn.functional.pad(bits, (0, self.rank - bits.shape[1]))
 
     def combine(self, coefficients: Tensor, out: Tensor) -> None:
-        """Write the merged tensor into `out`, from the active components or from all less the pruned ones."""
+        """Write the merged tensor into `out`, from its start and the flipped components or from the active ones."""
         bits = self.bits()
-        if self.dense is not None and 2 * int(bits.sum()) > bits.numel():
-            self.dense.combine(coefficients, out)
-            self._add_components(~bits, -coefficients, out)
+        scale = coefficients.to(bits.device)[:, None] * self.values
+        flipped = bits != self._start
+        if int(flipped.sum()) <= int(bits.sum()):
+            self._dense.combine(coefficients, out)
+            self._add_components(flipped, torch.where(bits, scale, -scale), out)
         else:
             out.copy_(self.origin)
-            self._add_components(bits, coefficients, out)
+            self._add_components(bits, scale, out)
 
-    def _add_components(self, chosen: Tensor, coefficients: Tensor, out: Tensor) -> None:
+    def _add_components(self, chosen: Tensor, scale: Tensor, out: Tensor) -> None:
         task, component = chosen.nonzero(as_tuple=True)
         if len(task):
-            scale = coefficients[task] * self.values[task, component]
-            left = self.left[task, component].mul_(scale[:, None])
+            left = self.left[task, component].mul_(scale[task, component, None])
             out.addmm_(left.T, self.right[task, component])
+
+    def _sums(self, bits: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return Δ_t = U_t diag(b_t ⊙ s_t) V_tᵀ of every task, [T, m, n], in `out` if given."""
+        if out is None:
+            out = self.origin.new_empty((len(bits), *self.origin.shape))
+        for target, chosen, left, values, right in zip(out, bits, self.left, self.values, self.right, strict=True):
+            torch.mm((left[chosen] * values[chosen, None]).T, right[chosen], out=target)
+        return out
 
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Return Σ_r b_tr q_tr for every task and set the gradient of the mask logits."""
-        inner = torch.empty_like(self.values)
-        product = torch.empty_like(self.right[0])
-        for task, (left, right) in enumerate(zip(self.left, self.right, strict=True)):
-            torch.mm(left, gradient, out=product)
-            torch.sum(product.mul_(right), dim=1, out=inner[task])
-        inner *= self.values
+        inner = self._inner_products(gradient).mul_(self.values)
         if self.logits.requires_grad:
             soft = torch.sigmoid(self.logits.detach() / self.temperature)
-            self.logits.grad = coefficients[:, None] * inner * (soft * (1 - soft) / self.temperature)
+            scale = coefficients.to(inner.device)[:, None]
+            self.logits.grad = scale * inner * (soft * (1 - soft) / self.temperature)
         return (inner * self.bits()).sum(1)
+
+    def _inner_products(self, gradient: Tensor) -> Tensor:
+        """Return u_trᵀ G v_tr, [T, r]: one product with the longer side's vectors, then row by row with the others."""
+        first, second = self.left, self.right
+        if gradient.shape[0] < gradient.shape[1]:
+            first, second, gradient = second, first, gradient.T
+        tasks, rank, width = second.shape
+        together = max(1, min(tasks, PRODUCT.get(gradient.device.type, BLOCK) // max(rank * width, 1)))
+        rows = [
+            (some.flatten(0, 1) @ gradient).mul_(others.flatten(0, 1)).sum(1)
+            for some, others in zip(torch.split(first, together), torch.split(second, together), strict=True)
+        ]
+        return torch.cat(rows).view(tasks, rank)
 
     def frozen(self) -> Vectors:
         """Return the same merge with the mask at its present value for ever: constant Δ_t = U_t diag(b_t s_t) V_tᵀ."""
-        scaled = self.left * (self.values * self.bits())[:, :, None]
-        return Vectors(self.origin, torch.bmm(scaled.transpose(1, 2), self.right))
+        bits = self.bits()
+        return self._dense if torch.equal(bits, self._start) else Vectors(self.origin, self._sums(bits))

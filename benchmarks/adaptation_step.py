@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=[*SIZES, "all"], default="all")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement; two rounds at least")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement; two rounds at least")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: own time, for a busy machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every timing")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for the documentation")

@@ -29,11 +29,12 @@ class Precision(enum.Enum):
 
 @dataclasses.dataclass
 class Checkpoints:
-    """Where experts come from: `dir` overrides the cache, `seed` that of the embedded suite's data and training."""
+    """Where experts come from: `dir` overrides the cache, `seed` that of the embedded suite's data
+    and training, `recipe` numbers of the training recipe, as in {finetune_steps: 100}."""
 
     dir: str | None = None
     seed: int = II("seed")
-    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: Any = None
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError
+
+log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "FUSIONBENCH_LITE_CACHE"
 _PACKAGE = Path(__file__).resolve().parent
@@ -124,7 +127,11 @@ def locked(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("another process is at work behind %s: waiting for it", path)
+            lock.acquire()
     except OSError as error:
         raise InputError(_cannot_write(path, error)) from error
     try:

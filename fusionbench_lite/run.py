@@ -103,8 +103,7 @@ def _compute(
     if registry.get(plan.method).adaptive:
         return _adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress)
     with clock.stage("merge"):
-        extra = {"multitask": suite.multitask} if plan.method == "traditional_mtl" else {}
-        merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **extra)
+        merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **_inputs(plan, suite))
     with clock.stage("evaluate"):
         evaluation: Evaluation
         if merged.per_task:
@@ -114,6 +113,15 @@ def _compute(
         else:
             evaluation = suite.evaluator.evaluate(suite.encoder(merged.state_dict()))
     return {"last": Selection(0, False, evaluation)}, {}
+
+
+def _inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
+    """Return what the method reads besides the experts."""
+    if "multitask" not in registry.get(plan.method).inputs:
+        return {}
+    if suite.multitask is None:
+        raise InputError(f"method {plan.method!r} needs traditional_mtl.safetensors in checkpoints.dir: put it there")
+    return {"multitask": suite.multitask}
 
 
 def _adapt(

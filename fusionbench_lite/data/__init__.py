@@ -1,0 +1,7 @@
+"""Classification data: files of the user's own, and the embedded tasks that are drawn by code."""
+
+from __future__ import annotations
+
+from fusionbench_lite.data.arrays import TaskData, load_task, normalise, reads_files
+
+__all__ = ["TaskData", "load_task", "normalise", "reads_files"]

@@ -1,0 +1,122 @@
+"""The arrays of one task, from NAME.npz and NAME.json in a folder or drawn and kept in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionbench_lite import randomness
+from fusionbench_lite.data import files, mini
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.paths import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_DRAWN_WITH = ("numpy", "scipy", "scikit-learn", "matplotlib", "pillow")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskData:
+    """One classification task: images uint8 [N, 32, 32, 3], labels int64 [N] from 0 to the number of classes - 1."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the name, the class names and every array with its shape, in hexadecimal."""
+        digest = hashlib.sha256(repr((self.name, self.classes)).encode())
+        for field in ARRAYS:
+            array = np.ascontiguousarray(getattr(self, field))
+            digest.update(repr((field, array.dtype.str, array.shape)).encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Return uint8 images [B, H, W, 3] as float32 [B, 3, H, W], 0 to 255 mapped to -2 to 2."""
+    return ((images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
+
+
+def reads_files(name: str, data_dir: Path | None) -> bool:
+    """True when this task comes from files of `data_dir`: one of NAME.npz and NAME.json is there."""
+    return data_dir is not None and any((data_dir / f"{name}{suffix}").exists() for suffix in (".npz", ".json"))
+
+
+def load_task(
+    name: str, *, data_dir: Path | None, seed: int, cache_dir: Path, train: int = mini.TRAIN, test: int = mini.TEST
+) -> TaskData:
+    """Return the data of a task.
+
+    NAME.npz with NAME.json in `data_dir` wins; else the task is one of the drawn ones, with `train` and `test`
+    images drawn from `seed`. Raises InputError for an unknown task or for files that are not as they should be.
+    """
+    if data_dir is not None and reads_files(name, data_dir):
+        classes, arrays = files.read(data_dir, name)
+        return TaskData(name, classes, *(arrays[field] for field in ARRAYS))
+    if name not in mini.names():
+        known = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
+        where = f"neither drawn nor in {data_dir}" if data_dir else "not drawn, and no data_dir is given"
+        raise InputError(f"task {name!r} is {where}: {did_you_mean(name, known)}")
+    return _drawn(name, seed, (train, test), cache_dir / "data")
+
+
+def _drawn(name: str, seed: int, counts: tuple[int, int], folder: Path) -> TaskData:
+    """Draw a task, or find what was drawn before by the same code; a damaged file is drawn anew."""
+    key = hashlib.sha256(repr((name, seed, counts, _drawing_version())).encode()).hexdigest()[:16]
+    path = folder / f"{name}-seed{seed}-{key}.npz"
+    if path.exists():
+        found = _kept(name, path)
+        if found is not None:
+            return found
+        log.warning("%s is damaged: drawing %s again", path, name)
+    parts = (mini.draw(name, part, seed, count) for part, count in zip(("train", "test"), counts, strict=True))
+    (train_images, train_labels), (test_images, test_labels) = parts
+    drawn = TaskData(name, mini.DRAWINGS[name].classes, train_images, train_labels, test_images, test_labels)
+    arrays: dict[str, Any] = {field: getattr(drawn, field) for field in ARRAYS}
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, sha256=np.array(drawn.sha256), **arrays)
+    return drawn
+
+
+def _kept(name: str, path: Path) -> TaskData | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            expected = str(archive["sha256"])
+            kept = TaskData(name, mini.DRAWINGS[name].classes, *(archive[field] for field in ARRAYS))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+    return kept if kept.sha256 == expected else None
+
+
+@functools.cache
+def _drawing_version() -> str:
+    """Return a hash of all that decides what is drawn: the drawing code, and the libraries it draws with."""
+    digest = hashlib.sha256()
+    for source in (*sorted(Path(mini.__file__).parent.glob("*.py")), Path(randomness.__file__)):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update(repr([(library, importlib.metadata.version(library)) for library in _DRAWN_WITH]).encode())
+    return digest.hexdigest()

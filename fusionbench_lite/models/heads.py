@@ -1,0 +1,30 @@
+"""Frozen classification heads in CLIP's form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ZeroShotHead(nn.Module):
+    """Logits as scaled cosines between features and class embeddings, as in CLIP's zero-shot head.
+
+    `weight` [C, d] holds one unit row per class; `scale` is the factor of the cosines (100 in CLIP).
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", nn.functional.normalize(weight, dim=-1))
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits [B, C] of features [B, d]."""
+        return self.scale * nn.functional.normalize(features, dim=-1) @ self.weight.T
+
+
+def random_embeddings(classes: int, width: int, seed: int) -> Tensor:
+    """Return unit rows [classes, width] drawn from a seed: what a text tower would give, without one."""
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(classes, width, generator=generator), dim=-1)

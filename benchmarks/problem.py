@@ -41,7 +41,7 @@ class Size:
 
 
 SIZES = {
-    "vit_mini": Size(image=32, patch=8, width=128, layers=4, heads=4, output=128, images=16),
+    "vit_mini": Size(image=32, patch=8, width=128, layers=4, heads=4, output=64, images=16),
     "vit_b32": Size(image=224, patch=32, width=768, layers=12, heads=12, output=512, images=2),
 }
 

@@ -85,7 +85,8 @@ class MergedEncoder:
 
     def _accumulate_group(self, inputs: Tensor, segments: list[Segment]) -> dict[str, Tensor]:
         while True:
-            kept = {name: leaf.grad for name, leaf in self.leaves.items()}
+            # Copies: autograd adds to gradients in place. There are none to copy before the first group of inputs.
+            kept = {name: None if leaf.grad is None else leaf.grad.clone() for name, leaf in self.leaves.items()}
             try:
                 return self._accumulate_chunks(inputs, segments)
             except torch.OutOfMemoryError as error:

@@ -31,18 +31,22 @@ COUNTS = ("one", "two", "three", "four", "five", "six")
 GARMENTS = ("t-shirt", "pullover", "coat", "dress", "skirt", "trousers", "sneaker", "boot", "bag", "hat")
 
 
+_FACES = ((4,), (0, 8), (0, 4, 8), (0, 2, 6, 8), (0, 2, 4, 6, 8), (0, 2, 3, 5, 6, 8))  # cells of a 3 x 3 board
+
+
 def draw_counts(rng: np.random.Generator, labels: NDArray[np.int64], part: str) -> Floats:
-    """One to six balls that do not overlap, on a plain cloth."""
+    """One to six balls laid out as on a die, some faces mirrored, on a plain cloth."""
     n = len(labels)
     images = fill(n, colour(rng, n, saturation=(0.1, 0.5), value=(0.1, 0.3)))
     shade(images, 0.2 * clouds(rng, n, 2))
-    frame = place(rng, n)
-    cells = np.argsort(rng.random((n, 9)), axis=1)  # a random order of the cells of a 3 x 3 board
+    frame = place(rng, n, scale=(0.9, 1.0), turn=0.06, shift=0.05)
+    mirrored = np.where(rng.random(n) < 0.5, -1.0, 1.0).astype(np.float32)
     radius = per_image(rng, n, 0.19, 0.23)
     tint = colour(rng, n, saturation=(0.55, 0.9), value=(0.85, 1.0))
+    cells = np.array([face + (0,) * (6 - len(face)) for face in _FACES])[labels]
     for ball in range(6):
-        x = ((cells[:, ball] % 3 - 1) * 0.62).astype(np.float32)[:, None, None] + per_image(rng, n, -0.07, 0.07)
-        y = ((cells[:, ball] // 3 - 1) * 0.62).astype(np.float32)[:, None, None] + per_image(rng, n, -0.07, 0.07)
+        x = (mirrored * (cells[:, ball] % 3 - 1) * 0.6).astype(np.float32)[:, None, None] + per_image(rng, n, -0.05, 0.05)
+        y = ((cells[:, ball] // 3 - 1) * 0.6).astype(np.float32)[:, None, None] + per_image(rng, n, -0.05, 0.05)
         there = (labels >= ball).astype(np.float32)[:, None, None]
         paint(images, there * 0.5 * frame.cover(disc(frame, radius, x + 0.06, y + 0.08)), fixed(0.0, 0.0, 0.0))
         paint(images, there * frame.cover(disc(frame, radius, x, y)), tint)

@@ -32,16 +32,16 @@ class Recipe:
     `head_scale` is the factor of their cosines. `shift` moves training images by up to so many pixels.
     """
 
-    pretrain_steps: int = 450
+    pretrain_steps: int = 400
     pretrain_batch: int = 8
     pretrain_lr: float = 1e-3
-    ambiguity: float = 0.6
+    ambiguity: float = 0.5
     finetune_steps: int = 300
     finetune_batch: int = 32
-    finetune_lr: float = 2e-4
+    finetune_lr: float = 3e-4
     multitask_steps: int = 300
     multitask_batch: int = 8
-    multitask_lr: float = 2e-4
+    multitask_lr: float = 3e-4
     weight_decay: float = 0.01
     warmup: int = 20
     head_scale: float = 20.0
@@ -52,8 +52,8 @@ DRAWN = Recipe()
 """The recipe of the drawn tasks."""
 
 FILES = Recipe(
-    pretrain_steps=1200, pretrain_batch=16, finetune_steps=1500, finetune_batch=64, finetune_lr=4e-4,
-    multitask_steps=2000, multitask_batch=16, multitask_lr=4e-4, weight_decay=0.05, shift=3,
+    pretrain_steps=1500, pretrain_batch=16, ambiguity=0.0, finetune_steps=800, finetune_batch=64, finetune_lr=3e-4,
+    multitask_steps=800, multitask_batch=16, multitask_lr=3e-4, weight_decay=0.05, shift=3,
 )
 """The recipe of tasks that come from files: more steps, and augmentation against the small numbers of real images."""
 

@@ -1,0 +1,87 @@
+"""Tables from finished records alone: python -m fusionbench_lite.tables mini/demo --format latex."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionbench_lite.errors import InputError
+
+FORMATS = ("text", "csv", "latex", "markdown", "html", "png")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m fusionbench_lite.tables",
+        description="Build the table of an experiment from its finished records. Runs nothing and never imports torch.",
+        epilog="Without an experiment: the experiments that have finished rows.",
+    )
+    arguments.add_argument("experiment", nargs="?", help="such as mini/demo")
+    arguments.add_argument("--format", choices=FORMATS, default="text", help="default: text, for the terminal")
+    arguments.add_argument("--results-dir", default="results", metavar="DIR", help="default: results")
+    arguments.add_argument(
+        "--select",
+        choices=("last", "best_test"),
+        default="last",
+        help="which step of adaptive methods: the last, or the best on test labels (such rows carry a dagger)",
+    )
+    arguments.add_argument("--output", metavar="FILE", help="write there instead of printing (png: default table.png)")
+    arguments.add_argument("--baseline", metavar="ROW", help="add the paired difference to this row (label or method)")
+    arguments.add_argument("--compare", nargs=2, metavar=("A", "B"), help="print the paired comparison of two rows")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 2 bad input."""
+    given = parser().parse_args(argv)
+    try:
+        _answer(given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _answer(given: argparse.Namespace) -> None:
+    # pandas and matplotlib take a second to import: --help and a mistyped name should not wait for them.
+    from fusionbench_lite.tables.rows import experiments, load_records, read_rows, table_dir
+
+    if given.experiment is None:
+        ready = experiments(given.results_dir)
+        if not ready:
+            raise InputError(f"no experiment has rows in {Path(given.results_dir)}; run python -m fusionbench_lite first")
+        print("\n".join(ready))
+        return
+    rows = read_rows(given.results_dir, given.experiment)
+    records = load_records(given.results_dir, rows)
+    if given.compare:
+        from fusionbench_lite.tables.compare import compare
+        from fusionbench_lite.tables.terminal import print_comparison
+
+        print_comparison(compare(rows, records, *given.compare, select=given.select))
+        return
+    from fusionbench_lite.tables.frame import build
+
+    table = build(rows, records, given.select, baseline=given.baseline)
+    if given.format == "text" and given.output is None:
+        from fusionbench_lite.tables.terminal import print_table
+
+        print_table(table)
+        return
+    from fusionbench_lite.tables.output import SUFFIXES, TEXT_FORMATS, save
+
+    if given.format in TEXT_FORMATS and given.output is None:
+        sys.stdout.write(TEXT_FORMATS[given.format](table))
+        return
+    name = given.output or table_dir(given.results_dir, given.experiment) / f"table{SUFFIXES[given.format]}"
+    print(save(table, given.format, name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

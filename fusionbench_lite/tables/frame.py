@@ -1,0 +1,192 @@
+"""Records to pandas: a long frame (row x seed x task) and the wide table (one line per row) that every format shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.tables.compare import compare, find_row
+from fusionbench_lite.tables.families import REFERENCE, family, label
+from fusionbench_lite.tables.notes import notes
+from fusionbench_lite.tables.records import Record
+from fusionbench_lite.tables.rows import Row, Rows
+from fusionbench_lite.tables.statistics import average_interval
+
+AVERAGE = "average"
+SELECTIONS = ("last", "best_test")
+DETAILS = ("method", "family", "select", "uses_test_labels", "trial", "seeds")
+TIMES = ("seconds", "seconds_total")
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be shown: `frame` has one line per row (index: label), accuracies in percent.
+
+    Columns of `frame`: DETAILS, then per task and for the average NAME, NAME_low, NAME_high, NAME_std (mean over seeds,
+    95 % interval, sample standard deviation over seeds), then `seconds` (merge and adapt: what the method itself costs),
+    `seconds_total` (with loading and evaluation), with a baseline DIFFERENCE (points of average), and `records`.
+    `long` has one line per row, seed and task. Reference rows come first in `frame`; the others keep their order.
+    """
+
+    name: str
+    title: str
+    question: str
+    select: str
+    tasks: tuple[str, ...]
+    frame: pd.DataFrame
+    long: pd.DataFrame
+    notes: tuple[str, ...]
+    trial: bool = False
+    baseline: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of accuracies: the tasks, then the average."""
+        return (*self.tasks, AVERAGE)
+
+    @property
+    def seeds(self) -> int:
+        """The largest number of seeds of any row."""
+        return int(self.frame["seeds"].max())
+
+
+def build(rows: Rows, records: Iterable[Record], select: str = "last", *, baseline: str | None = None) -> Table:
+    """Aggregate the records of `rows` under a selection rule, with the paired difference to a `baseline` row if given.
+
+    Trials (records with a limit) are left out unless every record is one; the table is then marked as a trial.
+    Raises InputError when nothing is left, when rows have different tasks, or for an unknown selection or baseline.
+    """
+    if select not in SELECTIONS:
+        raise InputError(f"unknown selection '{select}': choose one of {', '.join(SELECTIONS)}")
+    wanted = {record.key: record for record in records if record.key in set(rows.keys)}
+    if not wanted:
+        raise InputError(f"experiment {rows.experiment}: none of its {len(rows.keys)} records is there; run it first")
+    trial = all(record.limit is not None for record in wanted.values())
+    kept = {key: record for key, record in wanted.items() if trial or record.limit is None}
+    tasks = _tasks(rows, kept)
+    long = _long(rows, kept, select)
+    frame = _wide(rows, long, tasks)
+    if baseline is not None:
+        baseline = find_row(rows, baseline).name
+        frame = _with_difference(frame, rows, kept, baseline, select)
+    remarks = notes(rows, frame, list(wanted.values()), trial=trial, select=select, baseline=baseline)
+    return Table(
+        rows.experiment, rows.title, rows.question, select, tasks, frame, long, remarks, trial=trial, baseline=baseline
+    )
+
+
+def from_records(records: Iterable[Record], select: str = "last", *, title: str = "") -> Table:
+    """A table of records outside any experiment: one row per method and model, their seeds pooled.
+
+    Runs of one method that differ in more than the seed get rows of their own, told apart by their key.
+    """
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        settings = {name: entry for name, entry in record.data["hyperparameters"].items() if name != "seed"}
+        groups.setdefault((record.method, record.model, repr(sorted(settings.items()))), []).append(record)
+    several = [group[0] for group in groups]
+    lines = []
+    for (method, _, _), runs in groups.items():
+        name = label(method) if several.count(method) == 1 else f"{label(method)} {runs[0].key[:6]}"
+        lines.append(Row(name, method, tuple(run.key for run in runs)))
+    return build(Rows("", title, tuple(lines)), [run for runs in groups.values() for run in runs], select)
+
+
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """Read a table.csv back as the `frame` it was written from."""
+    frame = pd.read_csv(path, index_col="label", keep_default_na=False, na_values=[""], float_precision="round_trip")
+    return frame.fillna({"select": "", "records": ""})
+
+
+def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[str, ...]:
+    first = next(record for key in rows.keys if (record := kept.get(key)) is not None)
+    for record in kept.values():
+        if set(record.tasks) != set(first.tasks):
+            raise InputError(
+                f"averages over different tasks do not compare: {first.path.name} has {first.tasks}, "
+                f"{record.path.name} has {record.tasks}; put them in tables of their own"
+            )
+    reserved = {*DETAILS, *TIMES, *DIFFERENCE, AVERAGE, "records", "label"}
+    clash = reserved.intersection(first.tasks)
+    if clash:
+        raise InputError(f"a task called '{clash.pop()}' would hide the table's own column of that name; rename it")
+    return tuple(first.tasks)
+
+
+def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
+    lines: list[dict[str, Any]] = []
+    for row in rows.rows:
+        for record in (kept[key] for key in row.keys if key in kept):
+            used, selection = record.selection(select)
+            common = {
+                "label": row.name,
+                "method": row.method,
+                "family": family(row.method, record.adapted),
+                "key": record.key,
+                "seed": record.seeds.get("seed"),
+                "select": used,
+                "step": selection["step"],
+                "uses_test_labels": bool(selection["uses_test_labels"]) or used == "best_test",
+                "trial": record.limit is not None,
+                "seconds": sum(record.data["seconds"].get(part, 0.0) for part in ("merge", "adapt")),
+                "seconds_total": record.data["seconds"].get("total"),
+            }
+            cells = selection["per_task"]
+            for task, cell in cells.items():
+                low, high = cell["interval"]
+                lines.append({**common, "task": task, "value": cell["value"], "low": low, "high": high})
+            values = [cell["value"] for cell in cells.values()]
+            low, high = average_interval(values, [(cell["interval"][0], cell["interval"][1]) for cell in cells.values()])
+            lines.append({**common, "task": AVERAGE, "value": sum(values) / len(values), "low": low, "high": high})
+    long = pd.DataFrame(lines)
+    # Ten decimals: enough for any count, and 0.57 * 100 reads 57 instead of 56.99999999999999.
+    long[["value", "low", "high"]] = (100 * long[["value", "low", "high"]]).round(10)
+    return long
+
+
+def _wide(rows: Rows, long: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
+    """One line per row. Limits of the interval are averaged over seeds, as if all seeds shared their test examples:
+    right when they do (the seeds' errors move together), too wide, never too narrow, when they do not."""
+    cells = long.groupby(["label", "task"], sort=False).agg(
+        mean=("value", "mean"), low=("low", "mean"), high=("high", "mean"), std=("value", "std")
+    )
+    runs = long[long["task"] == AVERAGE].groupby("label", sort=False)
+    names = [row.name for row in rows.rows]
+    columns: dict[str, Any] = {
+        "method": pd.Series({row.name: row.method for row in rows.rows}),
+        "family": pd.Series({row.name: family(row.method) for row in rows.rows}),
+        "select": runs["select"].agg(lambda used: "+".join(dict.fromkeys(used))).reindex(names, fill_value=""),
+        "uses_test_labels": runs["uses_test_labels"].any().reindex(names, fill_value=False),
+        "trial": runs["trial"].any().reindex(names, fill_value=False),
+        "seeds": runs.size().reindex(names, fill_value=0),
+    }
+    columns["family"].update(runs["family"].first())
+    for task in (*tasks, AVERAGE):
+        block = cells.xs(task, level="task")
+        for statistic, suffix in (("mean", ""), ("low", "_low"), ("high", "_high"), ("std", "_std")):
+            columns[task + suffix] = block[statistic].astype(float)
+    for name in TIMES:
+        columns[name] = runs[name].mean().astype(float)
+    columns["records"] = runs["key"].agg(" ".join).reindex(names, fill_value="")
+    frame = pd.DataFrame(columns).reindex(names)
+    frame.index.name = "label"
+    return pd.concat([frame[frame["family"] == REFERENCE], frame[frame["family"] != REFERENCE]])
+
+
+def _with_difference(
+    frame: pd.DataFrame, rows: Rows, kept: dict[str, Record], baseline: str, select: str
+) -> pd.DataFrame:
+    """Add average minus the baseline's average, in points, with its paired bootstrap interval."""
+    lines = {}
+    for name in frame.index[frame["seeds"] > 0]:
+        if name != baseline:
+            paired = compare(rows, kept.values(), name, baseline, select).paired
+            values = (paired.difference, *paired.interval)
+            lines[name] = {column: round(100 * value, 10) for column, value in zip(DIFFERENCE, values, strict=True)}
+    return frame.join(pd.DataFrame.from_dict(lines, orient="index", columns=list(DIFFERENCE)).astype(float))

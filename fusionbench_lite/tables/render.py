@@ -1,0 +1,132 @@
+"""A table as text that people read: formatted cells, ranks, and the CSV, Markdown and HTML formats."""
+
+from __future__ import annotations
+
+import html
+import math
+
+import pandas as pd
+
+from fusionbench_lite.tables.families import REFERENCE
+from fusionbench_lite.tables.frame import AVERAGE, Table
+from fusionbench_lite.tables.notes import DAGGER
+
+BEST, SECOND = 1, 2
+AVERAGE_HEADER, INTERVAL_HEADER, SECONDS_HEADER = "Average", "95% interval", "Seconds"
+ABSENT = "—"
+
+
+def heading(table: Table) -> str:
+    """The title, with the selection rule where it is not the last step, and the mark of a trial."""
+    title = table.title or table.name or "Runs"
+    chosen = "" if table.select == "last" else f" (selection: {table.select})"
+    return ("TRIAL: " if table.trial else "") + title + chosen
+
+
+def reference(table: Table) -> list[bool]:
+    """Per row, whether it is a reference (no merging method): set apart and never ranked."""
+    return [bool(name == REFERENCE) for name in table.frame["family"]]
+
+
+def cells(table: Table, *, std: bool = True) -> pd.DataFrame:
+    """The table as strings, one decimal: tasks, average, interval, difference to the baseline, seconds.
+
+    Rows whose step was chosen on test labels carry a dagger. std: show standard deviations where there are several seeds.
+    """
+    shown = pd.DataFrame(index=[f"{name} {DAGGER}" if flag else name for name, flag in _flags(table)])
+    for name in table.columns:
+        header = AVERAGE_HEADER if name == AVERAGE else name
+        spread = table.frame[f"{name}_std"] if std else [math.nan] * len(table.frame)
+        shown[header] = [_number(value, deviation) for value, deviation in zip(table.frame[name], spread, strict=True)]
+    ends = zip(table.frame[f"{AVERAGE}_low"], table.frame[f"{AVERAGE}_high"], strict=True)
+    shown[INTERVAL_HEADER] = [ABSENT if math.isnan(low) else f"{low:.1f}–{high:.1f}" for low, high in ends]
+    if table.baseline is not None:
+        columns = (table.frame[column] for column in ("difference", "difference_low", "difference_high"))
+        shown[f"vs {table.baseline}"] = [
+            ABSENT if math.isnan(value) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+            for value, low, high in zip(*columns, strict=True)
+        ]
+    shown[SECONDS_HEADER] = [_seconds(value) for value in table.frame["seconds"]]
+    return shown
+
+
+def ranks(table: Table) -> pd.DataFrame:
+    """Per accuracy column: BEST, SECOND or 0, in the shape of `cells` (other columns are 0).
+
+    Numbers are compared as printed, so two that read the same share their rank; the second is the next number below.
+    Reference rows are not ranked, and a column with one ranked row has no best.
+    """
+    shown = cells(table)
+    ranked = pd.DataFrame(0, index=shown.index, columns=shown.columns)
+    methods = [not apart for apart in reference(table)]
+    for name in table.columns:
+        printed = table.frame[name].round(1).where(methods)
+        distinct = sorted(printed.dropna().unique(), reverse=True)
+        if printed.notna().sum() < 2:
+            continue
+        for rank, value in zip((BEST, SECOND), distinct, strict=False):
+            ranked.loc[(printed == value).to_numpy(), AVERAGE_HEADER if name == AVERAGE else name] = rank
+    return ranked
+
+
+def to_csv(table: Table) -> str:
+    """Plain numbers at full precision, percent; `select` and `uses_test_labels` say how each row's step was chosen."""
+    text: str = table.frame.to_csv(lineterminator="\n")
+    return text
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table: best bold, second italic, reference rows first; the remarks follow."""
+    shown, ranked = cells(table), ranks(table)
+    lines = [f"**{_markdown(heading(table))}**", ""]
+    lines.append("| " + " | ".join(["Method", *map(_markdown, shown.columns)]) + " |")
+    lines.append("|:---|" + "---:|" * len(shown.columns))
+    marks = {BEST: "**", SECOND: "*", 0: ""}
+    for position, name in enumerate(shown.index):
+        row = zip(shown.iloc[position], ranked.iloc[position], strict=True)
+        lines.append("| " + " | ".join([_markdown(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
+    legend = "Best **bold**, second *italic*; reference rows are not ranked."
+    return "\n".join([*lines, "", legend, *(_markdown(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
+
+
+def to_html(table: Table) -> str:
+    """A self-contained fragment through pandas Styler: best bold, second underlined, reference rows grey."""
+    shown, ranked = cells(table), ranks(table)
+    style = {BEST: "font-weight: bold", SECOND: "text-decoration: underline", 0: ""}
+    css = ranked.map(style.__getitem__)
+    for position, apart in enumerate(reference(table)):
+        if apart:
+            css.iloc[position] = "color: #666"
+    css.index, shown.index = [range(len(shown))] * 2
+    styler = shown.style.format(escape="html").format_index(escape="html", axis="columns")
+    styler = styler.apply(lambda _: css, axis=None).set_caption(html.escape(heading(table)))
+    names = dict(enumerate(cells(table).index))
+    styler = styler.format_index(lambda position: html.escape(names[position]), axis="index")
+    styler = styler.set_table_styles([{"selector": "td", "props": "text-align: right; padding: 0.1em 0.6em"}])
+    styler = styler.set_uuid("results").set_table_attributes('style="border-collapse: collapse"')
+    notes = "".join(f"<p><small>{html.escape(note)}</small></p>\n" for note in table.notes)
+    text: str = styler.to_html()
+    return text + notes
+
+
+def _flags(table: Table) -> list[tuple[str, bool]]:
+    return [(str(name), bool(flag)) for name, flag in table.frame["uses_test_labels"].items()]
+
+
+def _number(value: float, deviation: float) -> str:
+    if math.isnan(value):
+        return ABSENT
+    return f"{value:.1f}" if math.isnan(deviation) else f"{value:.1f} ± {deviation:.1f}"
+
+
+def _seconds(value: float) -> str:
+    if math.isnan(value):
+        return ABSENT
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def _markdown(text: object) -> str:
+    escaped = str(text)
+    for character in "\\|*_<":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped

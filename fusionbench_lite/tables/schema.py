@@ -1,0 +1,134 @@
+"""What a result.json must hold (schema version 1), and how it must agree with samples.npz."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusionbench_lite.errors import InputError
+
+VERSION = 1
+
+_TOP: dict[str, type | tuple[type, ...]] = {
+    "key": str,
+    "config": dict,
+    "method": str,
+    "hyperparameters": dict,
+    "model": str,
+    "tasks": list,
+    "task_set": str,
+    "checkpoints": dict,
+    "data": dict,
+    "select": str,
+    "seeds": dict,
+    "limit": (int, type(None)),
+    "versions": dict,
+    "git_revision": (str, type(None)),
+    "device": str,
+    "selections": dict,
+    "seconds": dict,
+    "peak_bytes": (int, type(None)),
+}
+_SELECTION: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "uses_test_labels": bool,
+    "per_task": dict,
+    "average": (int, float),
+}
+_CELL: dict[str, type | tuple[type, ...]] = {
+    "metric": str,
+    "value": (int, float),
+    "examples": int,
+    "interval": list,
+}
+
+
+def check(data: Any) -> None:
+    """Raise InputError, in one line that names the entry, unless `data` is a result.json of this schema."""
+    if not isinstance(data, dict):
+        raise InputError(f"result.json holds a {type(data).__name__}, not an object")
+    if data.get("schema_version") != VERSION:
+        raise InputError(f"schema_version is {data.get('schema_version')!r}, this version reads {VERSION}")
+    _fields(data, _TOP, "")
+    if not re.fullmatch(r"[0-9a-f]{16}", data["key"]):
+        raise InputError(f"key is {data['key']!r}, not 16 hex digits")
+    tasks = data["tasks"]
+    if not tasks or not all(isinstance(task, str) for task in tasks) or len(set(tasks)) < len(tasks):
+        raise InputError(f"tasks must be different names, at least one, got {tasks}")
+    for name, seconds in data["seconds"].items():
+        _number(seconds, f"seconds.{name}")
+    if "last" not in data["selections"]:
+        raise InputError("selections.last is missing")
+    for name, selection in data["selections"].items():
+        _check_selection(selection, tasks, f"selections.{name}")
+
+
+def _check_selection(selection: Any, tasks: list[str], where: str) -> None:
+    _fields(selection, _SELECTION, f"{where}.")
+    if set(selection["per_task"]) != set(tasks):
+        raise InputError(f"{where}.per_task holds {sorted(selection['per_task'])}, the tasks are {sorted(tasks)}")
+    for task, cell in selection["per_task"].items():
+        _check_cell(cell, f"{where}.per_task.{task}")
+    mean = math.fsum(cell["value"] for cell in selection["per_task"].values()) / len(tasks)
+    if not math.isclose(selection["average"], mean, abs_tol=1e-6):
+        raise InputError(f"{where}.average is {selection['average']}, its tasks average {mean}")
+
+
+def _check_cell(cell: Any, where: str) -> None:
+    _fields(cell, _CELL, f"{where}.")
+    interval = cell["interval"]
+    if len(interval) != 2:
+        raise InputError(f"{where}.interval must be [low, high], got {interval}")
+    for end in interval:
+        _number(end, f"{where}.interval")
+    if not interval[0] - 1e-9 <= cell["value"] <= interval[1] + 1e-9:
+        raise InputError(f"{where}.value {cell['value']} lies outside its interval {interval}")
+    if cell["metric"] == "accuracy":
+        correct, examples = cell.get("correct"), cell["examples"]
+        if type(correct) is not int or not 0 <= correct <= examples or examples < 1:
+            raise InputError(f"{where}: {correct} correct of {examples} examples is no accuracy")
+        if not math.isclose(cell["value"], correct / examples, abs_tol=1e-6):
+            raise InputError(f"{where}.value is {cell['value']}, {correct} of {examples} is {correct / examples}")
+
+
+def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
+    """Raise InputError unless the per-example arrays are there and agree with the counts of result.json."""
+    for name, selection in data["selections"].items():
+        for task, cell in selection["per_task"].items():
+            where = f"{name}/{task}"
+            for part in ("predictions", "correct") if cell["metric"] == "accuracy" else ("predictions",):
+                if f"{where}/{part}" not in samples:
+                    raise InputError(f"samples.npz lacks {where}/{part}")
+                size = np.shape(samples[f"{where}/{part}"])
+                if len(size) < 1 or size[0] != cell["examples"]:
+                    raise InputError(f"samples.npz: {where}/{part} has shape {size} for {cell['examples']} examples")
+            if cell["metric"] == "accuracy":
+                correct = np.asarray(samples[f"{where}/correct"])
+                if correct.dtype != np.bool_ or int(correct.sum()) != cell["correct"]:
+                    raise InputError(
+                        f"samples.npz: {where}/correct ({correct.dtype}) sums to {int(correct.sum())}, "
+                        f"result.json counts {cell['correct']}"
+                    )
+
+
+def _fields(data: Any, fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    if not isinstance(data, dict):
+        raise InputError(f"{where.rstrip('.') or 'result.json'} is a {type(data).__name__}, not an object")
+    for name, kind in fields.items():
+        if name not in data:
+            raise InputError(f"{where}{name} is missing")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(data[name], kinds) or (isinstance(data[name], bool) and bool not in kinds):
+            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise InputError(f"{where}{name} is {data[name]!r}, expected {wanted}")
+        if isinstance(data[name], float):
+            _number(data[name], f"{where}{name}")
+
+
+def _number(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{where} is {value!r}, not a finite number")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import fusionbench_lite
-from fusionbench_lite.evaluation.evaluator import Evaluation
+from fusionbench_lite.evaluation.evaluator import Evaluation, average
 from fusionbench_lite.plan import Plan
 from fusionbench_lite.tables import records, schema, statistics
 
@@ -150,9 +150,9 @@ def _selection(chosen: Selection) -> dict[str, Any]:
             "metric": "accuracy", "value": correct / examples, "correct": correct, "examples": examples,
             "interval": [low, high],
         }
-    average = sum(cell["value"] for cell in per_task.values()) / len(per_task)
     return {
-        "step": chosen.step, "uses_test_labels": chosen.uses_test_labels, "per_task": per_task, "average": average,
+        "step": chosen.step, "uses_test_labels": chosen.uses_test_labels, "per_task": per_task,
+        "average": average(chosen.evaluation),
     }
 
 

@@ -32,7 +32,7 @@ def _load_native_library() -> bool:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         for library in sorted(folder.glob(f"_C*{suffix}")):
             try:
-                torch.ops.load_library(str(library))
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
             except OSError:  # built for another torch (or for CUDA libraries that are not here)
                 continue
             return True
@@ -47,10 +47,10 @@ def define_missing_operators() -> torch.library.Library | None:
     """Define the schemas of ``torchvision::nms`` and ``::qnms`` that are missing; None when none is."""
     if all(_is_defined(name) for name in _OPERATORS) or _load_native_library():
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in _OPERATORS:
         if not _is_defined(name):
-            library.define(f"{name}{_SIGNATURE}")
+            library.define(f"{name}{_SIGNATURE}")  # type: ignore[no-untyped-call]
     return library
 
 

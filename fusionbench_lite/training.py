@@ -161,7 +161,8 @@ def _shifted(images: np.ndarray, shift: int, stream: np.random.Generator) -> np.
     height, width = images.shape[1:3]
     rows = np.clip(np.arange(height) + stream.integers(-shift, shift + 1, (len(images), 1)), 0, height - 1)
     columns = np.clip(np.arange(width) + stream.integers(-shift, shift + 1, (len(images), 1)), 0, width - 1)
-    return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    moved: np.ndarray = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return moved
 
 
 def _cosine(step: int, steps: int, warmup: int) -> float:

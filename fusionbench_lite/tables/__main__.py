@@ -64,7 +64,7 @@ def _answer(given: argparse.Namespace) -> None:
         from fusionbench_lite.tables.compare import compare
         from fusionbench_lite.tables.terminal import print_comparison
 
-        print_comparison(compare(rows, records, *given.compare, select=given.select))
+        print_comparison(compare(rows, records, given.compare[0], given.compare[1], given.select))
         return
     from fusionbench_lite.tables.frame import build
 

@@ -99,8 +99,7 @@ def _grid(table: Table, shown: pd.DataFrame, ranked: pd.DataFrame, columns: Sequ
             style = "" if apart[position] else _STYLES[int(ranked[column].iloc[position])]
             texts.append(Text(str(shown[column].iloc[position]), style=style, no_wrap=True))
         last_reference = apart[position] and position + 1 < len(apart) and not apart[position + 1]
-        style = "dim" if apart[position] else None
-        grid.add_row(Text(str(name)), *texts, style=style, end_section=last_reference)
+        grid.add_row(Text(str(name)), *texts, style="dim" if apart[position] else None, end_section=last_reference)
     return grid
 
 

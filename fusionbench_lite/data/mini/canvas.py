@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 32
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32; numpy's own annotations do not keep track of that
 Number = float | Floats
 
 
@@ -40,7 +41,7 @@ class Frame:
 
     def cover(self, distance: Floats) -> Floats:
         """Coverage of each pixel by the shape with this signed distance: one pixel of soft edge."""
-        return np.clip(0.5 - distance / self.pixel, 0.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(0.5 - distance / self.pixel, 0.0, 1.0), dtype=np.float32)
 
 
 def per_image(rng: np.random.Generator, n: int, low: float, high: float) -> Floats:
@@ -123,7 +124,7 @@ def colour(
     h, s, v = (rng.uniform(low, high, (n, 1)) for low, high in (hue, saturation, value))
     wheel = (np.array([5.0, 3.0, 1.0]) + 6.0 * h) % 6.0
     rgb = v * (1.0 - s * np.clip(np.minimum(wheel, 4.0 - wheel), 0.0, 1.0))
-    return rgb[:, None, None, :].astype(np.float32)
+    return np.asarray(rgb[:, None, None, :], dtype=np.float32)
 
 
 def fixed(red: float, green: float, blue: float) -> Floats:

@@ -63,7 +63,7 @@ def _triangle(frame: Frame, turn: float) -> Floats:
 
 def _arrow(images: Floats, frame: Frame, turn: float) -> None:
     """A white arrow that points up before it is turned clockwise by ``turn`` radians."""
-    f = frame.turned(np.float32(turn))
+    f = frame.turned(float(np.float32(turn)))
     shaft = box(f, 0.13, 0.38, 0.0, 0.17)
     head = polygon(f, [(-0.42, 0.0), (0.0, -0.58), (0.42, 0.0)])
     paint(images, f.cover(np.minimum(shaft, head)), _WHITE)
@@ -97,7 +97,7 @@ def _instruction(images: Floats, frame: Frame, rng: np.random.Generator, sign: s
     _plate(images, frame, disc(frame, 0.95), _WHITE, _BLUE, 0.06)
     if sign == "roundabout":
         for turn in (0.0, 2 * np.pi / 3, 4 * np.pi / 3):
-            f = frame.turned(np.float32(turn))
+            f = frame.turned(float(np.float32(turn)))
             arc = np.maximum(np.abs(np.hypot(f.x, f.y) - 0.5) - 0.11, -np.minimum(f.x * 0.5 + f.y * 0.87, f.x + 0.1))
             head = polygon(f, [(-0.05, 0.22), (-0.05, 0.78), (-0.4, 0.5)])
             paint(images, f.cover(np.minimum(arc, head)), _WHITE)

@@ -99,10 +99,10 @@ def _outline(name: str, f: Frame, rng: np.random.Generator) -> Floats:
         return polygon(f, shaft)
     if name == "bag":
         strap = np.abs(np.hypot(f.x / (0.45 + vary), (f.y + 0.25) / 0.6) - 1.0) * 0.45 - 0.06
-        return np.minimum(box(f, 0.78, 0.5 + vary, 0.0, 0.3), np.maximum(strap, f.y + 0.1)).astype(np.float32)
+        return np.asarray(np.minimum(box(f, 0.78, 0.5 + vary, 0.0, 0.3), np.maximum(strap, f.y + 0.1)), dtype=np.float32)
     crown = np.maximum(np.hypot(f.x / 0.5, (f.y - 0.2) / (0.75 + vary)) - 1.0, f.y - 0.3) * 0.5
     brim = (np.hypot(f.x / 0.95, (f.y - 0.3) / 0.2) - 1.0) * 0.2
-    return np.minimum(crown, brim).astype(np.float32)
+    return np.asarray(np.minimum(crown, brim), dtype=np.float32)
 
 
 def _details(name: str, images: Floats, f: Frame, light: Floats, dark: Floats) -> None:

@@ -57,7 +57,7 @@ def main(plan: Plan) -> None:
     from fusionbench_lite.tables import frame, terminal
 
     console = Console()
-    terminal.print_table(frame.from_records([record], plan.select), console)
+    terminal.print_table(frame.from_records([record], plan.select, title=f"{plan.model}, tasks={plan.tasks.label}"), console)
     where = "recorded in" if fresh else "found in"
     console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)
 

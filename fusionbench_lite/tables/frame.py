@@ -100,7 +100,7 @@ def from_records(records: Iterable[Record], select: str = "last", *, title: str 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
     """Read a table.csv back as the `frame` it was written from."""
-    frame = pd.read_csv(path, index_col="label", keep_default_na=False, na_values=[""], float_precision="round_trip")
+    frame = pd.read_csv(path, index_col="label", keep_default_na=False, na_values=[""])
     return frame.fillna({"select": "", "records": ""})
 
 

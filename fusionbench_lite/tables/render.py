@@ -18,7 +18,7 @@ ABSENT = "—"
 
 def heading(table: Table) -> str:
     """The title, with the selection rule where it is not the last step, and the mark of a trial."""
-    title = table.title or table.name or "Runs"
+    title = table.title or table.name or "Results"
     chosen = "" if table.select == "last" else f" (selection: {table.select})"
     return ("TRIAL: " if table.trial else "") + title + chosen
 

@@ -68,8 +68,8 @@ def _top(f: Frame, rng: np.random.Generator, sleeve: float, length: float) -> Fl
     tip = 0.62 + 0.28 * (reach + 0.8)
     tip = np.minimum(tip, 0.92).astype(np.float32)
     body = _mirrored([(0.18, -0.82), (0.45, -0.75), (wide, length)])
-    arm = [(0.3, -0.8), (0.5, -0.74), (tip, reach), (tip - 0.26, reach + 0.1), (0.38, -0.3)]
-    left = [(-x, y) for x, y in arm]
+    arm: list[tuple[Number, Number]] = [(0.3, -0.8), (0.5, -0.74), (tip, reach), (tip - 0.26, reach + 0.1), (0.38, -0.3)]
+    left: list[tuple[Number, Number]] = [(-x, y) for x, y in arm]
     return np.minimum(polygon(f, body), np.minimum(polygon(f, arm), polygon(f, left)))
 
 
@@ -89,13 +89,15 @@ def _outline(name: str, f: Frame, rng: np.random.Generator) -> Floats:
     if name == "skirt":
         return polygon(f, _mirrored([(0.3 + vary, -0.55), (0.78 + vary, 0.6)]))
     if name == "trousers":
-        legs = [(0.38, -0.9), (0.45 + vary, 0.92), (0.16 + vary, 0.92), (0.02, -0.25)]
+        legs: list[tuple[Number, Number]] = [(0.38, -0.9), (0.45 + vary, 0.92), (0.16 + vary, 0.92), (0.02, -0.25)]
         return polygon(f, _mirrored(legs))
     if name == "sneaker":
-        shoe = [(-0.85, -0.35), (-0.45, -0.42), (-0.25, -0.25), (0.2, 0.02 + vary), (0.75, 0.12), (0.9, 0.3), (0.9, 0.45)]
+        shoe: list[tuple[Number, Number]] = [(-0.85, -0.35), (-0.45, -0.42), (-0.25, -0.25), (0.2, 0.02 + vary)]
+        shoe += [(0.75, 0.12), (0.9, 0.3), (0.9, 0.45)]
         return polygon(f, [*shoe, (-0.85, 0.45)])
     if name == "boot":
-        shaft = [(-0.55, -0.9), (0.05 + vary, -0.9), (0.08, 0.15), (0.6, 0.3), (0.75, 0.55), (0.75, 0.85), (-0.55, 0.85)]
+        shaft: list[tuple[Number, Number]] = [(-0.55, -0.9), (0.05 + vary, -0.9), (0.08, 0.15), (0.6, 0.3), (0.75, 0.55)]
+        shaft += [(0.75, 0.85), (-0.55, 0.85)]
         return polygon(f, shaft)
     if name == "bag":
         strap = np.abs(np.hypot(f.x / (0.45 + vary), (f.y + 0.25) / 0.6) - 1.0) * 0.45 - 0.06

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
+
+# isort: split
+
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Size:
     """The numbers of the architecture; `output` is the width of the features."""

@@ -52,8 +52,8 @@ DRAWN = Recipe()
 """The recipe of the drawn tasks."""
 
 FILES = Recipe(
-    pretrain_steps=1500, pretrain_batch=16, ambiguity=0.0, finetune_steps=800, finetune_batch=64, finetune_lr=3e-4,
-    multitask_steps=800, multitask_batch=16, multitask_lr=3e-4, weight_decay=0.05, shift=3,
+    pretrain_steps=900, ambiguity=0.0, finetune_steps=1600, finetune_lr=2e-3, multitask_steps=900, multitask_lr=1e-3,
+    weight_decay=0.05, shift=1,
 )
 """The recipe of tasks that come from files: more steps, and augmentation against the small numbers of real images."""
 

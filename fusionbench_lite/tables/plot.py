@@ -138,7 +138,8 @@ def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", color=_FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel("Average over tasks (%), 95% interval", fontsize=8.5, color=_SOFT)
+    ticks = ", ticks: single seeds" if table.seeds > 1 else ""
+    axes.set_xlabel(f"Average over tasks (%), 95% interval{ticks}", fontsize=8.5, color=_SOFT)
     best = ranks(table)[AVERAGE_HEADER]
     for position, (row, name) in enumerate(zip(frame.itertuples(), names, strict=True)):
         y, colour = layout.y(position), COLOURS[str(row.family)]
@@ -166,6 +167,7 @@ def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
         if row.seeds > 1:
             seeds = table.long[(table.long["label"] == row.Index) & (table.long["task"] == AVERAGE)]["value"]
             axes.plot(seeds, [y] * len(seeds), "|", color=_INK, markersize=6, markeredgewidth=0.9, zorder=4)
+            right = max(right, float(seeds.max()))
         axes.annotate(
             f"{value:.1f}",
             (right, y),

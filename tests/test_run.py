@@ -154,6 +154,19 @@ def test_a_sweep_with_joblib(command, tmp_path):
     assert {r.method for r in records.read_all(tmp_path / "results")} == {"pretrained", "weight_averaging"}
 
 
+def test_a_sweep_in_jobs_of_their_own(command, tmp_path):
+    done = command("-m", "method=pretrained", *SMALL, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=15")
+    assert done.returncode == 0, done.stderr
+    assert _record(tmp_path).method == "pretrained"
+
+
+@pytest.mark.parametrize(("logger", "left"), [("csv", "metrics.csv"), ("wandb", "run-*.wandb")])
+def test_loggers(command, tmp_path, logger, left):
+    done = command("method=adamerging_taskwise", "steps=1", *SMALL, *SHORT, f"logger={logger}")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "results" / "logs").rglob(left))
+
+
 def test_a_full_disk_leaves_no_record(tmp_path, shared_cache):
     code = (
         "import errno, os, sys, fusionbench_lite.paths as p\n"

@@ -17,6 +17,9 @@ from fusionbench_lite.paths import config_dir
 
 configuration.register()
 
+TRACEBACKS = "HYDRA_FULL_ERROR"
+"""Hydra's own switch for tracebacks in place of one line."""
+
 _refused: list[InputError] | None = None
 """What jobs of this process refused; None where the exception itself has to travel on: in a worker of a launcher, and
 when HYDRA_FULL_ERROR asks for tracebacks."""
@@ -50,9 +53,10 @@ def _job(config: DictConfig) -> None:
 def main() -> int:
     """Return the exit status: 0 done, 2 bad input or configuration, 1 anything else."""
     global _refused
-    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    verbose = os.environ.get(TRACEBACKS) == "1"
     _refused = None if verbose else []
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
+    before = os.environ.get(TRACEBACKS)
+    os.environ[TRACEBACKS] = "1"  # hand exceptions to us instead of printing them
     try:
         application()
     except InputError as error:
@@ -66,6 +70,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
         return 1
+    finally:
+        if before is None:
+            del os.environ[TRACEBACKS]
+        else:
+            os.environ[TRACEBACKS] = before
     for refused in _refused or []:
         _refuse(refused)
     return 2 if _refused else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -87,6 +88,11 @@ def test_refusals_do_not_import_torch(command):
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 False False"
+
+
+def test_the_environment_is_left_as_it_was(refuse):
+    refuse("method.scaling=abc")
+    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 def test_full_error_on_request(command):

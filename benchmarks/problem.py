@@ -100,7 +100,7 @@ def build(size: Size, method: Method, device: torch.device, *, dense: bool = Tru
     pretrained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     vectors, factors = {}, {}
     for index, (name, tensor) in enumerate(pretrained.items()):
-        if method.kind == "factors" and is_factorised(name, tensor, "attn_mlp"):
+        if method.kind == "factors" and is_factorised(name, tensor.shape, "attn_mlp"):
             factors[name] = _svd(tensor, size.tasks, index, method, dense)
         else:
             vectors[name] = NORM * torch.randn((size.tasks, *tensor.shape), device=device)

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fusionbench_lite import presets, registry, tasksets
+from fusionbench_lite import collect, presets, registry, tasksets
 from fusionbench_lite.adaptation.streams import KINDS
 from fusionbench_lite.config import Config, Precision
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
@@ -31,7 +31,7 @@ class Sourced:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One run, resolved. `settings` are those of the adaptation (empty for a data-free method)."""
+    """One run, resolved. `settings` are those of the adaptation or of the statistics (empty where there is neither)."""
 
     method: str
     hyperparameters: Mapping[str, Sourced]
@@ -64,7 +64,7 @@ class Plan:
         return {name: setting.value for name, setting in self.hyperparameters.items()}
 
     def setting(self, name: str) -> Any:
-        """Return the value of an adaptation setting."""
+        """Return the value of a setting of the adaptation or of the statistics."""
         return self.settings[name].value
 
 
@@ -81,9 +81,14 @@ def resolve(config: DictConfig) -> Plan:
     given = dict(plain["method"])
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
+    statistics = (given.pop("statistics", None) or {}) if collect.is_needed(method) else {}
     preset = presets.lookup(method.id, model, tasks)
     hyperparameters = _hyperparameters(method, given, preset)
     settings = _settings(method, adaptation, plain["steps"], preset)
+    if collect.is_needed(method):
+        settings = _sourced(method, "statistics", collect.SETTINGS, statistics, preset)
+        for name, setting in settings.items():
+            collect.check(name, setting.value)
     _check_integers(plain)
     return Plan(
         method.id, hyperparameters, settings, model, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
@@ -141,14 +146,7 @@ def _settings(
             raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
         return {}
     given = {**given, **({"steps": steps} if steps is not None else {})}
-    result: dict[str, Sourced] = {}
-    for name in _ADAPTATION:
-        if given.get(name) is not None:
-            result[name] = Sourced(given[name], "given")
-        elif name in preset:
-            result[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
-        else:
-            raise InputError(f"method {method.id!r} has no preset for {name}: give method.adaptation.{name}")
+    result = _sourced(method, "adaptation", _ADAPTATION, given, preset)
     for name, setting in result.items():
         low = 0 if name == "steps" else 1
         if name == "stream":
@@ -156,6 +154,27 @@ def _settings(
                 raise MergeError(f"unknown stream {setting.value!r}: {did_you_mean(str(setting.value), KINDS)}")
         elif isinstance(setting.value, bool) or not isinstance(setting.value, int) or setting.value < low:
             raise InputError(f"{name} must be an integer of at least {low}, got {setting.value!r}")
+    return result
+
+
+def _sourced(
+    method: registry.Method, section: str, names: tuple[str, ...], given: Mapping[str, Any],
+    preset: Mapping[str, tuple[Any, str]],
+) -> dict[str, Sourced]:
+    """Return the settings of a section of the method's configuration: what is given wins over a preset."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"method.{section} must map {', '.join(names[:-1])} and {names[-1]}, got {given!r}")
+    for name in given:
+        if name not in names:
+            raise InputError(f"unknown key 'method.{section}.{name}': {did_you_mean(name, names)}")
+    result: dict[str, Sourced] = {}
+    for name in names:
+        if given.get(name) is not None:
+            result[name] = Sourced(given[name], "given")
+        elif name in preset:
+            result[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
+        else:
+            raise InputError(f"method {method.id!r} has no preset for {name}: give method.{section}.{name}")
     return result
 
 

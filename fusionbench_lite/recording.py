@@ -51,6 +51,7 @@ def identity(plan: Plan, suite: Suite) -> dict[str, Any]:
         "model": plan.model,
         "tasks": list(plan.tasks.names),
         "checkpoints": dict(suite.files),
+        "recipe": dict(plan.checkpoints["recipe"] or {}),
         "data": suite.data_hashes,
         "seed": plan.seed,
         "limit": plan.limit,

@@ -169,6 +169,24 @@ def flag(default: bool) -> Any:
     return _field(default, check)
 
 
+def real_per_task(default: float, *, low: float = -math.inf) -> Any:
+    """Declare a finite real hyperparameter, given as one number or as a mapping {task: number}.
+
+    Whether the mapping has exactly the tasks is for the method to say, which knows them.
+    """
+    single = real(default, low=low).metadata["check"]
+
+    def check(value: Any) -> float | dict[str, float]:
+        if not isinstance(value, Mapping):
+            return float(single(value))
+        try:
+            return {str(task): float(single(number)) for task, number in value.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{error} for every task") from None
+
+    return _field(default, check)
+
+
 def describe(hyperparameters: Any) -> Mapping[str, Any]:
     """Return the values of a hyperparameter object by name."""
     return dataclasses.asdict(hyperparameters)

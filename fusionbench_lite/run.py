@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionbench_lite import recording, registry
+from fusionbench_lite import collect, recording, registry
 from fusionbench_lite.adaptation.streams import Stream
 from fusionbench_lite.data import normalise
 from fusionbench_lite.errors import InputError
@@ -117,11 +117,7 @@ def _compute(
 
 def _inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
     """Return what the method reads besides the experts."""
-    if "multitask" not in registry.get(plan.method).inputs:
-        return {}
-    if suite.multitask is None:
-        raise InputError(f"method {plan.method!r} needs traditional_mtl.safetensors in checkpoints.dir: put it there")
-    return {"multitask": suite.multitask}
+    return collect.inputs(plan, suite)
 
 
 def _adapt(

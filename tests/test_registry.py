@@ -28,6 +28,7 @@ def test_every_method_has_a_config_with_its_hyperparameters(id):
     content = yaml.safe_load((config_dir() / "method" / f"{id}.yaml").read_text())
     method = registry.get(id)
     expected = {"id", *method.defaults} | ({"adaptation"} if method.adaptive else set())
+    expected |= {"statistics"} if {"fisher", "gram"} & set(method.inputs) else set()
     assert set(content) == expected
     given = {name: content[name] for name in method.defaults if content[name] is not None}
     for name, value in given.items():

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, flag, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import NULL_RATIO, inverse_root, rank_of, svd
+from fusionbench_lite.weights.linalg import NULL_RATIO, decompose, inverse_root, rank_of
+from fusionbench_lite.weights.parallel import each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ def _parametrisation(
     for name in experts.names:
         start = origin(name)
         deltas = experts.stack(name).sub_(start)
-        if not is_factorised(name, start, h.matrices):
+        if not is_factorised(name, start.shape, h.matrices):
             parts[name] = Vectors(start, unmasked(deltas))
             continue
         left, values, right = _decompose(experts, name, deltas)
@@ -111,12 +112,12 @@ def _parametrisation(
 
 def _decompose(experts: Experts, name: str, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return u as rows [T, r, m], s [T, r] descending and v as rows [T, r, n] of the matrices [T, m, n]."""
-    left, values, right = [], [], []
-    for task, delta in zip(experts.tasks, deltas, strict=True):
-        u, s, v = svd(delta, f"{name!r} of expert {task!r}")
-        left.append(u.T)
-        values.append(s)
-        right.append(v)
+
+    def rows(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        left, values, right = decompose(deltas[number], f"{name!r} of expert {experts.tasks[number]!r}")
+        return left.T.to(deltas.dtype), values.to(deltas.dtype), right.to(deltas.dtype)
+
+    left, values, right = zip(*each(rows, range(len(experts))), strict=True)
     return torch.stack(left), torch.stack(values), torch.stack(right)
 
 

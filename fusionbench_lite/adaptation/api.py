@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.experts import Experts, StateDict
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.layout import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

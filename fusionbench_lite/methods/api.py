@@ -1,38 +1,49 @@
-"""`fusionbench_lite.merge`: one call for every data-free method."""
+"""`fusionbench_lite.merge`: one call for every data-free method, in memory or from files to files."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
-from fusionbench_lite.weights.experts import Experts, StateDict
+from fusionbench_lite.weights.compact import PerTask
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.layout import StateDict
+from fusionbench_lite.weights.readers import SHARD_BYTES, open_weights, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Weights = StateDict | str | os.PathLike[str]
+"""A state dict, or the path of a safetensors file or directory; for experts also of a PEFT adapter."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """A merged model, or one model per task.
+    """A merged model, or one model per task in compact form.
 
     Attributes: `method`, the id; `hyperparameters`, the values used; `tasks`, the task names; `per_task`, whether
-    `state_dict` needs a task.
+    `state_dict` needs a task; `storage`, the bytes that a server of all tasks keeps: the `pretrained` model where the
+    stored form is a difference from it, what all tasks have in common (`shared`) and what the T tasks need in
+    addition (`per_task`).
     """
 
     method: str
     hyperparameters: Mapping[str, Any]
     tasks: tuple[str, ...]
     per_task: bool
+    storage: Mapping[str, int]
     _state_dict: Callable[[str | None], dict[str, Tensor]] = dataclasses.field(repr=False)
 
     def state_dict(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights: the keys, order, shapes and dtypes of `pretrained`, in memory of their own.
 
-        `task` is needed where the method keeps one model per task and ignored where it does not. Raises MergeError
-        for a missing or unknown task.
+        `task` is needed where the method keeps one model per task and ignored where it does not. Tensors that are
+        tied in `pretrained` are tied again. Raises MergeError for a missing or unknown task.
         """
         if task is None and self.per_task:
             raise MergeError(
@@ -43,16 +54,77 @@ class Merged:
         return self._state_dict(task)
 
 
-def merge(method: str, pretrained: StateDict, experts: Mapping[str, StateDict], **hyperparameters: Any) -> Merged:
+def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hyperparameters: Any) -> Merged:
     """Merge experts that were fine-tuned from one pretrained model.
 
     `pretrained` maps names to tensors; `experts` maps each task to such a mapping with the same keys, shapes and
-    dtypes, and its order is the task order. Hyperparameters are those of `registry.get(method).defaults`;
-    `traditional_mtl` takes the trained weights as `multitask`. Inputs are never modified.
+    dtypes, and its order is the task order. Either may be a path instead: a .safetensors file, a directory of them, or
+    for experts a PEFT adapter, whose s·B·A is added to the pretrained weights; files are read one tensor at a time.
+    Hyperparameters are those of `registry.get(method).defaults`; `traditional_mtl` takes the trained weights as
+    `multitask`, `fisher_merging` and `regmean` their statistics as `fisher` and `gram`. Inputs are never modified.
 
     Raises MergeError naming the task, the key, both values and the fix: unknown method or hyperparameter, a value out
-    of range, missing or extra keys, shape or dtype mismatch, non-finite values, no experts.
+    of range, missing or extra keys, shape or dtype mismatch, non-finite values, no experts, unreadable files.
     """
+    view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
+    tasks = tuple(view.tasks)
+    if entry.per_task:
+        stored: dict[str, PerTask] = dict(produced())
+        view.check_unread()
+        unfold = {name: part.tensor for name, part in stored.items()}
+        return Merged(
+            method, produced.hyperparameters, tasks, True, _storage(view, stored),
+            lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items())),  # type: ignore[arg-type]
+        )
+    merged = _complete(view, produced())
+    view.check_unread()
+    size = sum(layout.nbytes for layout in view.layout.values())
+    return Merged(
+        method, produced.hyperparameters, tasks, False, {"pretrained": 0, "shared": size, "per_task": 0},
+        lambda task: _retied(view, {name: tensor.clone() for name, tensor in merged.items() if name not in view.tied}),
+    )
+
+
+def merge_files(
+    method: str, pretrained: Weights, experts: Mapping[str, Weights], out: str | os.PathLike[str], *,
+    shard_bytes: int = SHARD_BYTES, **hyperparameters: Any,
+) -> Path:
+    """Merge as `merge` does and write the result to the directory `out` as safetensors, shard by shard.
+
+    Memory holds one tensor of every expert and one shard of the output; bits are those of `merge`. A method that keeps
+    one model per task writes `out/TASK` for each. Returns `out`. Raises MergeError as `merge` does, and InputError
+    when the directory cannot be written; then nothing is left there.
+    """
+    if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
+        raise MergeError(f"shard_bytes must be an integer of at least 1, got {shard_bytes!r}")
+    view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
+    folder = Path(out).expanduser()
+    if not entry.per_task:
+        write_shards(folder, _finished(view, produced()), shard_bytes)
+        return folder
+    stored: dict[str, PerTask] = dict(produced())
+    for task in view.tasks:
+        if not task or Path(task).name != task:
+            raise MergeError(f"task {task!r} cannot name a directory below {folder}: rename it")
+        models = ((name, part.tensor(task)) for name, part in stored.items())
+        write_shards(folder / task, _finished(view, models), shard_bytes)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Produced:
+    """The method with everything it needs, ready to be called."""
+
+    hyperparameters: Mapping[str, Any]
+    call: Callable[[], Iterator[tuple[str, Any]]]
+
+    def __call__(self) -> Iterator[tuple[str, Any]]:
+        return self.call()
+
+
+def _prepare(
+    method: str, pretrained: Weights, experts: Mapping[str, Weights], hyperparameters: dict[str, Any]
+) -> tuple[Experts, registry.Method, _Produced]:
     entry = registry.get(method)
     if entry.adaptive:
         raise MergeError(f"method {method!r} learns from unlabelled data: call fusionbench_lite.adapt")
@@ -62,33 +134,54 @@ def merge(method: str, pretrained: StateDict, experts: Mapping[str, StateDict], 
             raise MergeError(f"method {method!r} needs the argument {name!r}: see its documentation")
         extra[name] = hyperparameters.pop(name)
     configured = entry.configure(**hyperparameters)
-    view = Experts(pretrained, experts)
+    base = open_weights(pretrained, None, "pretrained")
+    if not isinstance(experts, Mapping):
+        raise MergeError(f"experts must map task names to state dicts, got {type(experts).__name__}")
+    view = Experts(base, {task: open_weights(weights, base, f"expert {task!r}") for task, weights in experts.items()})
+    return view, entry, _Produced(registry.describe(configured), lambda: entry.function(view, configured, **extra))
 
-    def weights(task: str | None) -> dict[str, Tensor]:
-        extra_task = {"task": task} if entry.per_task else {}
-        return _complete(view, entry.function(view, configured, **extra, **extra_task))
 
-    if entry.per_task:
-        view.check_unread()
-        return Merged(method, registry.describe(configured), tuple(view.tasks), True, weights)
-    merged = weights(None)
+def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a full state dict: produced ones in the dtype of the base, then the rest from the base."""
+    repeats: dict[str, list[str]] = {}
+    for name, first in view.tied.items():
+        repeats.setdefault(first, []).append(name)
+    missing = dict.fromkeys(view.layout)
+    for name, tensor in produced:
+        if name in view.tied:
+            continue
+        layout = view.layout[name]
+        done = tensor.to(layout.dtype).reshape(layout.shape).contiguous()
+        for listed in (name, *repeats.get(name, ())):
+            del missing[listed]
+            yield listed, done
+    for name in missing:
+        yield name, view.pretrained[name].detach().clone()
     view.check_unread()
-    return Merged(method, registry.describe(configured), tuple(view.tasks), False, lambda task: _copied(merged))
-
-
-def _copied(weights: StateDict) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return a full state dict: produced tensors in the dtype of the base, all others copied from the base."""
-    changed = {}
-    for name, tensor in produced:
-        base = view.pretrained[name]
-        changed[name] = tensor.to(base.dtype).reshape(base.shape).contiguous()
-        inputs = {base.data_ptr(), *(weights[name].data_ptr() for weights in view.by_task.values())}
-        if changed[name].data_ptr() in inputs:
-            changed[name] = changed[name].clone()
+    """Return the full state dict in the order of the base, sharing no memory with the inputs."""
+    done = {}
+    for name, tensor in _finished(view, produced):
+        done[name] = tensor.clone() if _is_input(view, name, tensor) else tensor
+    return _retied(view, done)
+
+
+def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
+    in_memory = [weights for weights in (view.pretrained, *view.by_task.values()) if not hasattr(weights, "layout")]
+    return any(weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
+
+
+def _retied(view: Experts, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weights[view.tied.get(name, name)] for name in view.layout}
+
+
+def _storage(view: Experts, stored: Mapping[str, PerTask]) -> dict[str, int]:
+    buffers = {buffer.key: buffer for part in stored.values() for buffer in part.buffers()}
+    on_base = any(part.on_base for part in stored.values())
     return {
-        name: changed[name] if name in changed else tensor.detach().clone() for name, tensor in view.pretrained.items()
+        "pretrained": sum(layout.nbytes for layout in view.layout.values()) if on_base else 0,
+        "shared": sum(buffer.nbytes for buffer in buffers.values() if buffer.shared),
+        "per_task": sum(buffer.nbytes for buffer in buffers.values() if not buffer.shared),
     }

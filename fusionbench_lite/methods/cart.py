@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import rank_of, top_singular
+from fusionbench_lite.weights.linalg import Components, rank_of, top_singular
+from fusionbench_lite.weights.parallel import each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +27,22 @@ class Cart:
 
 @method("cart", Cart)
 def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
-    """θ = θ̄ + λ Σ_t SVD_k(θ_t - θ̄) for matrices with k = max(1, ⌊ρp⌋); every other tensor is the average θ̄."""
+    """θ = θ̄ + λ Σ_t SVD_k(θ_t - θ̄) for matrices with k = max(1, ⌊ρp⌋); every other tensor is the average θ̄.
+
+    Cost: T eigenproblems of side p per matrix, shared through the decomposition cache.
+    """
     for name in experts.names:
         mean = experts.mean(name)
-        if not is_factorised(name, mean, h.matrices) or h.rank_ratio == 1:
+        if not is_factorised(name, experts.shape(name), h.matrices) or h.rank_ratio == 1:
             yield name, mean
             continue
         rank = rank_of(h.rank_ratio, min(mean.shape), at_least=1)
+        parts = each(functools.partial(_centred_components, experts, name, mean, rank), experts.tasks)
         total = mean.double().clone()
-        for task in experts.tasks:
-            centred = experts.expert(task, name) - mean
-            left, values, right = top_singular(centred, rank, f"{name!r} of expert {task!r}")
-            total += h.scaling * ((left * values) @ right)
+        for left, values, right in parts:
+            total.addmm_(left * values, right, alpha=h.scaling)
         yield name, total.to(mean.dtype)
+
+
+def _centred_components(experts: Experts, name: str, mean: Tensor, rank: int, task: str) -> Components:
+    return top_singular(experts.expert(task, name) - mean, rank, f"{name!r} of expert {task!r}")

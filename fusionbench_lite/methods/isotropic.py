@@ -1,4 +1,5 @@
-"""Iso-C: the sum of the task vectors with a flat spectrum (Marczak et al. 2025)."""
+"""Isotropic merging: the summed task vectors with a flat spectrum, Iso-C, and with a share of directions for every
+task, Iso-CTS (Marczak et al. 2025)."""
 
 from __future__ import annotations
 
@@ -6,43 +7,107 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.tsv import orthogonal_components
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import svd, top_singular
+from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, top_singular
+from fusionbench_lite.weights.ranks import RANKS, Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-SMALLEST_BY_GRAM = 1e-4
-"""Singular values below this part of the largest lose accuracy in a Gram matrix (1e-16 · 1e8 here): SVD instead."""
+@dataclasses.dataclass(frozen=True)
+class IsoC:
+    """The settings of Iso-C.
+
+    `scaling`: α, for matrices and averaged tensors alike. `matrices`: which tensors are made isotropic. `rank`: with
+    "numerical" only directions that the sum numerically has get the mean of their values; "fixed" gives it to noise too.
+    """
+
+    scaling: float = real(1.0)
+    matrices: str = choice("all_2d", MATRIX_POLICIES)
+    rank: str = choice("fixed", RANKS)
 
 
 @dataclasses.dataclass(frozen=True)
-class IsoC:
-    """`scaling`: α, for matrices and averaged tensors alike. `matrices`: which tensors are made isotropic."""
+class IsoCts:
+    """`scaling`: α, for matrices and averaged tensors alike. `common_fraction`: f, the part of the directions that the
+    sum keeps; the tasks share the rest. `matrices`: which tensors are made isotropic."""
 
     scaling: float = real(1.0)
+    common_fraction: float = real(0.8, low=0, high=1)
     matrices: str = choice("all_2d", MATRIX_POLICIES)
 
 
 @method("iso_c", IsoC)
 def iso_c(experts: Experts, h: IsoC) -> Iterator[tuple[str, Tensor]]:
-    """θ = θ0 + α σ̄ U Vᵀ for matrices, with Σ_t τ_t = U Σ Vᵀ; θ0 + α mean_t τ_t for the rest (Iso-C)."""
+    """θ = θ0 + α σ̄ U Vᵀ for matrices, with Σ_t τ_t = U Σ Vᵀ and σ̄ the mean of Σ; θ0 + α mean_t τ_t for the rest (Iso-C).
+
+    Cost: one eigenproblem of side p per matrix.
+    """
+    ranks = Ranks("iso_c")
     for name in experts.names:
-        base = experts.base(name)
-        vectors = experts.task_vectors(name)
-        if is_factorised(name, base, h.matrices):
-            yield name, base + h.scaling * isotropic(vectors.sum(0), f"the summed task vectors of {name!r}")
+        if not is_factorised(name, experts.shape(name), h.matrices):
+            yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
+            continue
+        what = f"the summed task vectors of {name!r}"
+        left, values, right = decompose(_summed(experts, name), what)
+        rank = numerical_rank(values, experts.rounding(name) * len(experts) ** 0.5)
+        if h.rank == "numerical":
+            left, values, right = left[:, :rank], values[:rank], right[:rank]
         else:
-            yield name, base + h.scaling * vectors.mean(0)
+            ranks.note(name, what, rank, len(values))
+        yield name, _flat(experts, name, h.scaling, left, values, right)
+    ranks.warn()
 
 
-def isotropic(matrix: Tensor, what: str) -> Tensor:
-    """Return σ̄ U Vᵀ [m, n] with σ̄ the mean of all min(m, n) singular values; a zero matrix stays zero."""
-    size = min(matrix.shape)
-    left, values, right = top_singular(matrix, size, what)
-    if values[0] > 0 and values[-1] <= values[0] * SMALLEST_BY_GRAM:
-        # The Gram matrix squares the condition number; a direct SVD still resolves the small directions.
-        left, values, right = svd(matrix.double(), what)
-    return (values.mean() * (left @ right)).to(matrix.dtype)
+@method("iso_cts", IsoCts)
+def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
+    """As iso_c with components of the sum (about fp) and of every task outside them (q = round((p - ⌊fp⌋)/T)), made
+    orthogonal as in TSV-M: θ = θ0 + α σ̄ U⊥ V⊥ᵀ (Iso-CTS).
+
+    Cost: 1 + T eigenproblems of side p, and two more, per matrix.
+    """
+    for name in experts.names:
+        shape = experts.shape(name)
+        if not is_factorised(name, shape, h.matrices):
+            yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
+            continue
+        common, own = _shares(min(shape), len(experts), h.common_fraction)
+        left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
+        space = left[:, :common]
+        parts: list[Components] = []
+        if own:
+            for task in experts.tasks:
+                vector = experts.task_vector(task, name).double()
+                vector -= space @ (space.T @ vector)
+                parts.append(top_singular(vector, own, f"{name!r} of expert {task!r} outside the common space"))
+        parts.append((space, values[:common], right[:common]))
+        yield name, _flat(experts, name, h.scaling, *orthogonal_components(parts, name))
+
+
+def _shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
+    """Return how many of `size` directions are common and how many every task gets.
+
+    Python rounds halves to even, as the released code does; where ⌊fp⌋ is so small that nothing common would be left,
+    the tasks get ⌊p/T⌋.
+    """
+    own = min(round((size - int(fraction * size)) / tasks), size // tasks)
+    return size - own * tasks, own
+
+
+def _summed(experts: Experts, name: str) -> Tensor:
+    total = torch.zeros(experts.shape(name), dtype=experts.work_dtype(name), device=experts.base(name).device)
+    for part, block in experts.blocks(name):
+        total.view(-1)[part] = block.sum(0)
+    return total
+
+
+def _flat(experts: Experts, name: str, scaling: float, left: Tensor, values: Tensor, right: Tensor) -> Tensor:
+    """Return θ0 + α σ̄ U Vᵀ, σ̄ the mean of the values; none at all, or only zeros, leave θ0."""
+    base = experts.base(name)
+    if not values.any():
+        return base.clone()
+    return base + scaling * (values.mean() * (left @ right)).to(base.dtype)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.registry import NoHyperparameters, method
-from fusionbench_lite.weights.experts import Experts, StateDict
+from fusionbench_lite.weights.compact import Own, PerTask
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.layout import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +22,10 @@ def pretrained(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Te
 
 
 @method("individual", per_task=True)
-def individual(experts: Experts, h: NoHyperparameters, task: str) -> Iterator[tuple[str, Tensor]]:
+def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, PerTask]]:
     """The expert of each task: T models, the upper reference."""
     for name in experts.floating:
-        yield name, experts.expert(task, name)
+        yield name, Own(experts, name)
 
 
 @method("traditional_mtl", inputs=("multitask",))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import choice, integer, method, real
+from fusionbench_lite.registry import choice, flag, integer, method, real
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.order import kth_magnitude
+from fusionbench_lite.weights.order import kth_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,68 +24,137 @@ class TiesMerging:
     entries combine; the OC8 and Hugging Face rows of the papers use "sum", the TIES paper and the 14/20-task rows
     "mean". `scaling`: λ. `virtual_zeros`: zero coordinates counted in the trimming quantile beyond those of the state
     dict, to reproduce checkpoints whose frozen text-side leftovers are not loaded (25,599,489 for ViT-B/32).
+    `count_tied`: whether a tensor that the state dict lists twice counts twice in the quantile, as in FusionBench;
+    the original T5 runs drop the repetitions.
     """
 
     keep: float = real(0.2, low=0, high=1, open_low=True)
     reduce: str = choice("sum", ("sum", "mean", "max"))
     scaling: float = real(0.3)
     virtual_zeros: int = integer(0, low=0)
+    count_tied: bool = flag(True)
 
 
 @method("ties_merging", TiesMerging)
 def ties_merging(experts: Experts, h: TiesMerging) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ τ_m, where τ_m merges the trimmed entries that agree with the elected sign.
 
+    Cost: O(Td), three passes.
+    """
+    vectors = Vectors.of(experts, [name for name in experts.names if h.count_tied or name not in experts.tied])
+    for name, merged in merged_vectors(vectors, h.keep, h.reduce, h.virtual_zeros):
+        yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Task vectors to be merged: `sizes` of the tensors by name, and `blocks(name)`, which walks τ [T, length]."""
+
+    sizes: Mapping[str, int]
+    blocks: Callable[[str], Iterator[tuple[slice, Tensor]]]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, experts: Experts, names: list[str]) -> Vectors:
+        """Return the plain task vectors of these tensors."""
+        # One dtype for all tensors, because bit patterns are compared: the widest, which holds every value exactly.
+        wide = functools.reduce(torch.promote_types, map(experts.work_dtype, names), torch.float32)
+        return cls({name: experts.numel(name) for name in names}, experts.blocks, wide)
+
+
+def merged_vectors(
+    vectors: Vectors, keep: float, reduce: str, virtual_zeros: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield τ_m of TIES, one flattened tensor after another.
+
     A coordinate whose trimmed entries cancel exactly takes the majority of all elected signs. That majority is known
     only at the end, so the few tensors with such a coordinate are computed once more then.
     """
-    thresholds = {task: trim_threshold(experts, task, h.keep, h.virtual_zeros) for task in experts.tasks}
+    thresholds = trim_thresholds(vectors, keep, virtual_zeros)
     balance, deferred = 0, []
-    for name in experts.names:
-        trimmed = trim(experts, name, thresholds)
-        sign = trimmed.sum(0).sign()
-        balance += int(sign.sum(dtype=torch.float64).item())
-        if bool(((sign == 0) & trimmed.any(0)).any()):
+    for name in vectors.sizes:
+        merged, votes, cancelled = _merge(vectors, name, thresholds, reduce, 0)
+        balance += votes
+        if cancelled:
             deferred.append(name)
         else:
-            yield name, experts.base(name) + h.scaling * disjoint_merge(trimmed, sign, h.reduce)
+            yield name, merged
     majority = (balance > 0) - (balance < 0)
     for name in deferred:
-        trimmed = trim(experts, name, thresholds)
-        sign = trimmed.sum(0).sign()
-        sign = torch.where(sign == 0, float(majority), sign)
-        yield name, experts.base(name) + h.scaling * disjoint_merge(trimmed, sign, h.reduce)
+        yield name, _merge(vectors, name, thresholds, reduce, majority)[0]
 
 
-def trim_threshold(experts: Experts, task: str, keep: float, virtual_zeros: int) -> Tensor:
-    """Return the magnitude from which an entry of the task vector is kept (TIES convention, specification §0.4).
+def trim_thresholds(vectors: Vectors, keep: float, virtual_zeros: int = 0) -> Tensor:
+    """Return, per task [T], the magnitude from which an entry is kept (TIES convention, specification §0.4).
 
     With d coordinates the threshold is the k-th smallest magnitude, k = d - ⌊keep·d⌋; where k is 0 it is 0 and
     nothing is trimmed.
     """
-    size = virtual_zeros + sum(experts.pretrained[name].numel() for name in experts.names)
+    size = virtual_zeros + sum(vectors.sizes.values())
     k = size - int(keep * size)
-    if k == 0 or not experts.names:
+    if k == 0 or not vectors.sizes:
         return torch.zeros(())
-    # One dtype for all tensors, because bit patterns are compared: the widest, which holds every value exactly.
-    wide = functools.reduce(torch.promote_types, map(experts.work_dtype, experts.names))
-    return kth_magnitude(
-        lambda: (experts.task_vector(task, name).to(wide) for name in experts.names), k, virtual_zeros
+    return kth_values(
+        lambda: (block.to(vectors.dtype) for name in vectors.sizes for _, block in vectors.blocks(name)),
+        k, virtual_zeros, magnitude=True,
     )
 
 
-def trim(experts: Experts, name: str, thresholds: dict[str, Tensor]) -> Tensor:
-    """Return the trimmed task vectors τ̂_t of one tensor, [T, *shape]."""
-    trimmed = experts.task_vectors(name)
-    for row, task in zip(trimmed, experts.tasks, strict=True):
-        row.mul_(row.abs() >= thresholds[task].to(row.device))
-    return trimmed
+def trim(block: Tensor, thresholds: Tensor) -> Tensor:
+    """Return τ̂ [T, length]: entries below their task's threshold are zero. `block` is overwritten."""
+    zero = torch.zeros((), dtype=block.dtype)
+    for row, threshold in zip(block, thresholds.expand(len(block)).tolist(), strict=True):
+        if threshold > 0:
+            # hardshrink keeps what is larger than its bound, here the largest number below the threshold.
+            bound = torch.tensor(threshold, dtype=block.dtype)
+            bound = torch.nextafter(bound, zero) if bound.item() >= threshold else bound
+            torch.hardshrink(row, bound.item(), out=row)
+    return block
+
+
+def _merge(
+    vectors: Vectors, name: str, thresholds: Tensor, reduce: str, majority: int
+) -> tuple[Tensor, int, bool]:
+    """Return τ_m of one tensor, the sum of its elected signs, and whether trimmed entries cancel somewhere."""
+    parts, balance, cancelled = [], 0, False
+    for _, block in vectors.blocks(name):
+        trimmed = trim(block, thresholds)
+        sign = ordered_sum(trimmed).sign_()
+        balance += int(sign.sum(dtype=torch.float64).item())
+        undecided = sign == 0
+        cancelled = cancelled or bool((undecided & _any(trimmed)).any())
+        if majority:
+            sign += majority * undecided.to(sign.dtype)
+        parts.append(disjoint_merge(trimmed, sign, reduce))
+    return torch.cat(parts), balance, cancelled
+
+
+def ordered_sum(rows: Tensor) -> Tensor:
+    """Return Σ_t of rows [T, length], added in task order."""
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total
+
+
+def _any(rows: Tensor) -> Tensor:
+    """Return where some row [T, length] is not zero: bit patterns combine faster than comparisons."""
+    patterns = rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
+    union = patterns[0].clone()
+    for row in patterns[1:]:
+        union |= row
+    return (union & torch.iinfo(union.dtype).max) != 0  # without the sign, which a negative zero has
 
 
 def disjoint_merge(trimmed: Tensor, sign: Tensor, reduce: str) -> Tensor:
-    """Return τ_m of one tensor from τ̂ [T, *shape] and the elected signs [*shape]; sign 0 counts as negative."""
-    agreeing = trimmed * torch.where(sign > 0, trimmed > 0, trimmed < 0)
+    """Return τ_m [length] from τ̂ [T, length] and the elected signs [length]; sign 0 counts as negative.
+
+    `trimmed` is overwritten.
+    """
+    side = sign - (sign == 0).to(sign.dtype)
+    # Times the elected side, agreeing entries are positive and the others are cut off.
+    agreeing = trimmed.mul_(side).relu_()
     if reduce == "max":
-        return sign * agreeing.abs().amax(0)
-    total = agreeing.sum(0)
+        return sign * agreeing.amax(0)
+    total = side * ordered_sum(agreeing)
     return total if reduce == "sum" else total / agreeing.count_nonzero(0).clamp_min(1)

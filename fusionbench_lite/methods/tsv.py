@@ -1,15 +1,20 @@
-"""TSV-Merge: task singular vectors made orthogonal before they are summed (Gargiulo et al. 2025)."""
+"""Task singular vectors: TSV-Merge makes them orthogonal before they are summed, TSV-Compress keeps the leading ones
+of every task (Gargiulo et al. 2025)."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.weights.compact import LowRank, Own, PerTask
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import inverse_root, rank_of, top_singular
+from fusionbench_lite.weights.linalg import Components, inverse_root, rank_of, top_singular
+from fusionbench_lite.weights.parallel import each
+from fusionbench_lite.weights.ranks import RANKS, Ranks, task_components
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,41 +26,75 @@ class TsvM:
 
     `scaling`: α, for matrices and averaged tensors alike. `rank_ratio`: part of the singular components each task
     keeps; None is 1/T. `matrices`: which tensors are factorised; "attn_mlp" is AdaRank's re-implementation.
+    `rank`: "numerical" takes no components beyond a task vector's numerical rank, which "fixed" fills with noise.
     """
 
     scaling: float = real(1.0)
     rank_ratio: float | None = real(None, low=0, high=1, open_low=True, optional=True)
     matrices: str = choice("all_2d", MATRIX_POLICIES)
+    rank: str = choice("fixed", RANKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class TsvC:
+    """`rank_ratio`: part of the singular components each task keeps; None is 1/T."""
+
+    rank_ratio: float | None = real(None, low=0, high=1, open_low=True, optional=True)
 
 
 @method("tsv_m", TsvM)
 def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α U⊥ Σ̄ V⊥ᵀ for matrices, θ0 + α mean_t τ_t for the rest (TSV-Merge).
 
-    A matrix of which ⌊ρp⌋ components are none stays at θ0.
+    A matrix of which ⌊ρp⌋ components are none stays at θ0. Cost: T eigenproblems of side p and two of side Tk per
+    matrix, shared through the decomposition cache.
+    """
+    ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
+    ranks = Ranks("tsv_m")
+    for name in experts.names:
+        shape = experts.shape(name)
+        if not is_factorised(name, shape, h.matrices):
+            yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
+            continue
+        wanted = rank_of(ratio, min(shape))
+        if wanted:
+            base = experts.base(name)
+            parts = each(functools.partial(task_components, experts, name, wanted, h.rank, ranks), experts.tasks)
+            left, values, right = orthogonal_components(parts, name)
+            merged = (left * values) @ right
+            yield name, base + h.scaling * merged.to(base.dtype)
+    ranks.warn()
+
+
+@method("tsv_c", TsvC, per_task=True)
+def tsv_c(experts: Experts, h: TsvC) -> Iterator[tuple[str, PerTask]]:
+    """θ̂_t = θ0 + SVD_k(τ_t) for every matrix with k = ⌊ρp⌋, the expert's own tensor else (TSV-Compress); one model per task.
+
+    Stored as k(m + n) numbers per matrix and task. Cost: T eigenproblems of side p per matrix.
     """
     ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
     for name in experts.names:
-        base = experts.base(name)
-        if not is_factorised(name, base, h.matrices):
-            yield name, base + h.scaling * experts.task_vectors(name).mean(0)
+        shape = experts.shape(name)
+        if len(shape) != 2:
+            yield name, Own(experts, name)
             continue
-        rank = rank_of(ratio, min(base.shape))
-        if rank:
-            left, values, right = orthogonal_components(experts, name, rank)
-            merged = (left * values) @ right
-            yield name, base + h.scaling * merged.to(base.dtype)
+        factors = each(functools.partial(_truncated, experts, name, rank_of(ratio, min(shape))), experts.tasks)
+        yield name, LowRank(experts, name, tuple(pair[0] for pair in factors), tuple(pair[1] for pair in factors))
 
 
-def orthogonal_components(experts: Experts, name: str, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U⊥ [m, Tk], Σ̄ [Tk] and V⊥ᵀ [Tk, n] in float64, the components of the tasks side by side.
+def _truncated(experts: Experts, name: str, rank: int, task: str) -> tuple[Tensor, Tensor]:
+    """Return U_k Σ_k [m, k] and V_kᵀ [k, n] of one task vector in the work dtype."""
+    left, values, right = top_singular(experts.task_vector(task, name), rank, f"{name!r} of expert {task!r}")
+    dtype = experts.work_dtype(name)
+    return (left * values).to(dtype), right.to(dtype, memory_format=torch.contiguous_format)
+
+
+def orthogonal_components(parts: list[Components], name: str) -> Components:
+    """Return U⊥ [m, K], Σ̄ [K] and V⊥ᵀ [K, n] in float64 from the components of the tasks, side by side.
 
     U⊥ and V⊥ are the polar factors of the concatenated singular vectors, Ū (ŪᵀŪ)^{-1/2}: the nearest matrices with
     orthonormal columns.
     """
-    parts = [
-        top_singular(experts.task_vector(task, name), rank, f"{name!r} of expert {task!r}") for task in experts.tasks
-    ]
     left = torch.cat([part[0] for part in parts], dim=1)
     values = torch.cat([part[1] for part in parts])
     right = torch.cat([part[2] for part in parts])

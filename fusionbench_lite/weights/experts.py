@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights.layout import StateDict, check_same, layouts, tied_names
+from fusionbench_lite.weights.parallel import each
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-StateDict = Mapping[str, "Tensor"]
+BLOCK = 1 << 19
+"""Elements of all experts together that one block holds: what fits a core's cache."""
+
+SPAN, PIECE = 1 << 20, 1 << 16
+"""Elements of a tensor that one thread sums up, and those it does at a time."""
 
 
 class Experts:
@@ -21,9 +29,9 @@ class Experts:
     read, so that a file behind a lazy mapping is read once. Arithmetic happens in `work_dtype(name)`: float32, or
     float64 where the base is float64. Nothing handed out shares memory with the inputs where it could be modified.
 
-    Attributes: `tasks`, the task names in order; `names`, the floating-point tensors that methods act on, in the order
-    of `pretrained`. Tensors with no dimension or no element, and integer buffers, are not listed: they stay as they
-    are in `pretrained`.
+    Attributes: `tasks`, the task names in order; `layout`, shape and dtype by name; `names`, the floating-point
+    tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage.
+    Tensors with no dimension or no element, and integer buffers, are not listed: they stay as they are in `pretrained`.
 
     Raises MergeError: no experts, missing or extra keys, shape or dtype mismatch, non-finite values.
     """
@@ -33,15 +41,15 @@ class Experts:
             raise MergeError(f"experts must map task names to state dicts, got {type(experts).__name__}")
         if not experts:
             raise MergeError("no experts were given: a merge needs at least one {task: state dict}")
-        if not isinstance(pretrained, Mapping) or not all(isinstance(v, torch.Tensor) for v in pretrained.values()):
-            raise MergeError("pretrained must map names to tensors: pass model.state_dict()")
+        self.layout = layouts(pretrained, "pretrained")
         self.pretrained = pretrained
         self.by_task = experts
         self.tasks = list(experts)
         for task, weights in experts.items():
-            _check_same_layout(pretrained, task, weights)
-        self.floating = [name for name, tensor in pretrained.items() if tensor.is_floating_point()]
-        self.names = [name for name in self.floating if pretrained[name].dim() > 0 and pretrained[name].numel() > 0]
+            check_same(self.layout, task, layouts(weights, f"expert {task!r}"))
+        self.floating = [name for name, layout in self.layout.items() if layout.dtype.is_floating_point]
+        self.names = [name for name in self.floating if self.layout[name].shape and self.layout[name].numel]
+        self.tied = tied_names(pretrained, experts)
         self._checked: set[tuple[str | None, str]] = set()
 
     def __len__(self) -> int:
@@ -49,7 +57,15 @@ class Experts:
 
     def work_dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which the tensor is merged."""
-        return torch.float64 if self.pretrained[name].dtype == torch.float64 else torch.float32
+        return torch.float64 if self.layout[name].dtype == torch.float64 else torch.float32
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the tensor, without reading it."""
+        return self.layout[name].shape
+
+    def numel(self, name: str) -> int:
+        """Return the number of elements of the tensor, without reading it."""
+        return self.layout[name].numel
 
     def base(self, name: str) -> Tensor:
         """Return the pretrained tensor θ0 in the work dtype."""
@@ -65,7 +81,8 @@ class Experts:
 
     def stack(self, name: str) -> Tensor:
         """Return θ_1 … θ_T as one new tensor [T, *shape] in the work dtype, in task order."""
-        stacked = self._empty_stack(name)
+        like = self._read(None, name)
+        stacked = torch.empty((len(self), *like.shape), dtype=self.work_dtype(name), device=like.device)
         for row, task in zip(stacked, self.tasks, strict=True):
             row.copy_(self._read(task, name))
         return stacked
@@ -74,25 +91,81 @@ class Experts:
         """Return τ_1 … τ_T as one new tensor [T, *shape] in the work dtype, in task order."""
         return self.stack(name).sub_(self.base(name))
 
+    def blocks(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the task vectors of one tensor block by block: a slice of the flattened tensor and τ [T, length].
+
+        A block stays in the processor's cache while a method works on it, so a chain of elementwise operations costs
+        one pass over memory and no temporary of the tensor's size.
+        """
+        base = self._read(None, name).reshape(-1)
+        flat = [self._read(task, name).reshape(-1) for task in self.tasks]
+        length = max(4096, BLOCK // len(self) & ~7)  # a multiple of 8, so that masks can be packed block by block
+        buffer = torch.empty((len(self), min(length, len(base))), dtype=self.work_dtype(name), device=base.device)
+        for start in range(0, len(base), length):
+            part = slice(start, min(start + length, len(base)))
+            block, origin = buffer[:, : part.stop - part.start], base[part].to(buffer.dtype)
+            for row, weights in zip(block, flat, strict=True):
+                torch.sub(weights[part].to(buffer.dtype), origin, out=row)
+            yield part, block
+
+    def new(self, name: str) -> Tensor:
+        """Return a new tensor of the work dtype whose values are yet to be written, flattened."""
+        device = None if callable(getattr(self.pretrained, "layout", None)) else self.pretrained[name].device
+        return torch.empty(self.numel(name), dtype=self.work_dtype(name), device=device)
+
+    def combination(self, name: str, weights: Sequence[float]) -> Tensor:
+        """Return θ0 + Σ_t w_t τ_t in the work dtype, with one pass over the inputs."""
+        base = self._raw(None, name).reshape(-1)
+        flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
+        result = torch.empty(len(base), dtype=self.work_dtype(name), device=base.device)
+        starts = range(0, len(base), SPAN)
+        finite = all(each(lambda start: _combine(base, flat, weights, result, slice(start, start + SPAN)), starts))
+        self._settle(name, finite)
+        return result.reshape(self.shape(name))
+
     def mean(self, name: str) -> Tensor:
         """Return θ̄ = (1/T) Σ θ_t in the work dtype."""
-        total = self.expert(self.tasks[0], name).clone()
+        total = self._raw(self.tasks[0], name).to(self.work_dtype(name), copy=True)
         for task in self.tasks[1:]:
-            total += self.expert(task, name)
+            total += self._raw(task, name)
+        self._settle(name, math.isfinite(total.sum().item()), base=False)
         return total.div_(len(self))
+
+    def inner_products(self, name: str) -> Tensor:
+        """Return ⟨τ_s, τ_t⟩ of one tensor as a matrix [T, T] in float64."""
+        products = torch.zeros((len(self), len(self)), dtype=torch.float64)
+        for _, block in self.blocks(name):
+            precise = block.double()
+            products += (precise @ precise.T).cpu()
+        return products
+
+    def factors(self, task: str, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return (B [m, r], A [r, n]) with τ_t = B A where the expert is a low-rank adapter, else None."""
+        read = getattr(self.by_task[task], "factors", None)
+        return read(name) if callable(read) else None
+
+    def rounding(self, name: str) -> float:
+        """Return the largest singular value that rounding to the stored dtype alone leaves in a task vector [m, n].
+
+        Entries of θ_t are rounded to half an epsilon of their size; a random matrix of entries with root mean square e
+        has a largest singular value of about e (√m + √n).
+        """
+        base = self.base(name)
+        size = torch.finfo(self.layout[name].dtype).eps * float(torch.linalg.vector_norm(base, dtype=torch.float64))
+        return size * sum(math.sqrt(side) for side in base.shape) / math.sqrt(base.numel())
 
     def check_unread(self) -> None:
         """Check the values of every floating-point tensor that no method has read yet."""
         for name in self.floating:
             for task in (None, *self.tasks):
-                self._read(task, name)
+                if (task, name) not in self._checked:
+                    self._read(task, name)
 
-    def _empty_stack(self, name: str) -> Tensor:
-        like = self.pretrained[name]
-        return torch.empty((len(self), *like.shape), dtype=self.work_dtype(name), device=like.device)
+    def _raw(self, task: str | None, name: str) -> Tensor:
+        return (self.pretrained if task is None else self.by_task[task])[name].detach()
 
     def _read(self, task: str | None, name: str) -> Tensor:
-        tensor = (self.pretrained if task is None else self.by_task[task])[name].detach()
+        tensor = self._raw(task, name)
         if (task, name) not in self._checked:
             count = _count_non_finite(tensor)
             if count:
@@ -103,59 +176,70 @@ class Experts:
             self._checked.add((task, name))
         return tensor
 
+    def _settle(self, name: str, finite: bool, *, base: bool = True) -> None:
+        """Take note that the inputs of a sum are finite, or find the one that is not."""
+        for task in (None, *self.tasks) if base else self.tasks:
+            if finite:
+                self._checked.add((task, name))
+            else:
+                self._read(task, name)
+
+
+def _combine(base: Tensor, flat: list[Tensor], weights: Sequence[float], result: Tensor, span: slice) -> bool:
+    """Write a span of θ0 + Σ_t w_t τ_t to `result`; return whether it is finite.
+
+    Neighbours of equal weight are added in groups of up to eight before as many times θ0 is taken off: fewer operations,
+    and no rounding where they equal θ0. What is not finite in an input is not finite in the sum, whatever its weight.
+    """
+    piece = PIECE
+    buffer = torch.empty(min(piece, len(result)), dtype=result.dtype, device=result.device)
+    groups = [
+        (weight, list(members)) for weight, run in itertools.groupby(zip(weights, flat, strict=True), key=lambda pair: pair[0])
+        for members in _groups(tensor for _, tensor in run)
+    ]
+    finite = True
+    for start in range(span.start, min(span.stop, len(result)), piece):
+        part = slice(start, min(start + piece, span.stop, len(result)))
+        origin, total, difference = base[part].to(result.dtype), result[part], buffer[: min(part.stop, len(result)) - start]
+        sum_so_far = origin
+        for weight, members in groups:
+            first = members[0][part].to(result.dtype)
+            for other in members[1:]:
+                first = torch.add(first, other[part].to(result.dtype), out=difference)
+            torch.sub(first, origin, alpha=len(members), out=difference)
+            sum_so_far = torch.add(sum_so_far, difference, alpha=weight, out=total)
+        finite = finite and math.isfinite(total.sum().item())
+    return finite
+
+
+def _groups(tensors: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield groups of 8, then of 4, 2 and 1: powers of two, so that multiples of θ0 are exact."""
+    listed = list(tensors)
+    for size in (8, 4, 2, 1):
+        while len(listed) >= size:
+            yield listed[:size]
+            listed = listed[size:]
+
 
 def _count_non_finite(tensor: Tensor) -> int:
-    # A float64 sum of finite values is finite, short of float64 inputs near the end of their range; infinities and
-    # NaNs never leave it. One pass over memory decides almost always.
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+    # Infinities and NaNs never leave a sum. One pass over memory decides, unless large finite values overflow it.
+    if bool(torch.isfinite(tensor.sum())):
         return 0
     return int(tensor.numel() - torch.isfinite(tensor).sum().item())
-
-
-def _check_same_layout(pretrained: StateDict, task: str, weights: StateDict) -> None:
-    if not isinstance(weights, Mapping):
-        raise MergeError(f"expert {task!r} must be a state dict, got {type(weights).__name__}")
-    for name in pretrained:
-        if name not in weights:
-            hint = did_you_mean(name, [key for key in weights if key not in pretrained])
-            raise MergeError(
-                f"expert {task!r} lacks key {name!r} of the pretrained model "
-                f"({len(weights)} keys against {len(pretrained)}): {hint}"
-            )
-    for name in weights:
-        if name not in pretrained:
-            raise MergeError(
-                f"expert {task!r} has key {name!r} that the pretrained model lacks "
-                f"({len(weights)} keys against {len(pretrained)}): remove it, or use the expert's own pretrained model"
-            )
-    for name, base in pretrained.items():
-        tensor = weights[name]
-        if not isinstance(tensor, torch.Tensor):
-            raise MergeError(f"expert {task!r}: {name!r} must be a tensor, got {type(tensor).__name__}")
-        if tensor.shape != base.shape:
-            raise MergeError(
-                f"expert {task!r}: {name!r} has shape {tuple(tensor.shape)}, the pretrained model {tuple(base.shape)}; "
-                "was it fine-tuned from another backbone?"
-            )
-        if tensor.dtype != base.dtype:
-            raise MergeError(
-                f"expert {task!r}: {name!r} has dtype {tensor.dtype}, the pretrained model {base.dtype}; "
-                f"convert it with .to({base.dtype})"
-            )
 
 
 MATRIX_POLICIES = ("attn_mlp", "all_2d", "encoder_linear")
 """Which tensors an SVD method factorises: AdaRank and CART, TSV and Iso, doGe."""
 
 
-def is_factorised(name: str, tensor: Tensor, policy: str) -> bool:
-    """Say whether an SVD method with this `matrices` policy factorises the tensor.
+def is_factorised(name: str, shape: Sequence[int], policy: str) -> bool:
+    """Say whether an SVD method with this `matrices` policy factorises the tensor of this name and shape.
 
     `attn_mlp`: 2-D, key contains attn or mlp and neither ln nor bias (AdaRank, CART). `all_2d`: 2-D and not
     text_projection (TSV-M, Iso-C). `encoder_linear`: 2-D, key contains encoder and weight but not layer_norm (doGe).
     Every other tensor is treated elementwise. Source: specification of the data-free methods, §15 to §17 and §21.
     """
-    if tensor.dim() != 2:
+    if len(shape) != 2:
         return False
     if policy == "attn_mlp":
         return ("attn" in name or "mlp" in name) and "ln" not in name and "bias" not in name

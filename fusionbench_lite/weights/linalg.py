@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights.decompositions import cached
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,43 +14,91 @@ if TYPE_CHECKING:
 NULL_RATIO = 1e-12
 """Eigenvalues of a Gram matrix below this part of the largest are its null space: float64 cannot tell them from 0."""
 
+SMALLEST_BY_GRAM = 3e-5
+"""Singular vectors of values below this part of the largest lose accuracy in a Gram matrix (1e-16 / ratio², 1e-7
+here): where they count as much as the others, the matrix itself is decomposed."""
+
+_STRIP = 192
+
+Components = tuple["Tensor", "Tensor", "Tensor"]
+"""U [m, k], s [k] descending and Vᵀ [k, n]."""
+
 
 def rank_of(ratio: float, size: int, *, at_least: int = 0) -> int:
     """Return ⌊ratio · size⌋, the number of singular components that a rank ratio keeps, and `at_least` that many."""
     return max(at_least, int(ratio * size))
 
 
-def svd(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
+def svd(matrix: Tensor, what: str) -> Components:
     """Return the thin SVD (U [m, p], s [p] descending, Vᵀ [p, n]) in the dtype of `matrix`, p = min(m, n).
 
     `what` names the matrix in the error. Where the divide-and-conquer driver fails, the Gram matrix is decomposed.
     Raises MergeError when that fails as well.
     """
-    precise = matrix.double()
-    try:
-        left, values, right = torch.linalg.svd(precise, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        left, values, right = _svd_by_gram(precise, what)
-    return left.to(matrix.dtype), values.to(matrix.dtype), right.to(matrix.dtype)
+
+    def compute() -> dict[str, Tensor]:
+        precise = matrix.double()
+        try:
+            left, values, right = torch.linalg.svd(precise, full_matrices=False)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            left, values, right = top_singular(precise, min(matrix.shape), what)
+        return {"left": left.to(matrix.dtype), "values": values.to(matrix.dtype), "right": right.T.to(matrix.dtype)}
+
+    found = cached(matrix, "svd", min(matrix.shape), compute)
+    return found["left"], found["values"], found["right"].T
 
 
-def top_singular(matrix: Tensor, rank: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
+def decompose(matrix: Tensor, what: str) -> Components:
+    """Return all p = min(m, n) singular components in float64, the small ones as accurate as the large ones.
+
+    From the Gram matrix where that resolves the smallest value, else by the SVD; a zero matrix has zero components.
+    """
+    left, values, right = top_singular(matrix, min(matrix.shape), what)
+    if values[0] > 0 and values[-1] <= values[0] * SMALLEST_BY_GRAM:
+        left, values, right = svd(matrix.double(), what)
+    return left, values, right
+
+
+def top_singular(matrix: Tensor, rank: int, what: str) -> Components:
     """Return the `rank` leading singular components (U [m, k], s [k], Vᵀ [k, n]) in float64.
 
     Exact to about 1e-16·(σ_1/σ_i)² through the Gram matrix of the shorter side (specification §0.4); components
     that float64 cannot tell from zero come back as zeros, so k directions may hold fewer than k components.
     """
-    if matrix.shape[0] < matrix.shape[1]:
-        left, values, right = top_singular(matrix.T, rank, what)
-        return right.T, values, left.T
-    precise = matrix.double()
-    weights, vectors = _eigh(precise.T @ precise, what)
-    weights, vectors = weights.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank]
-    values = weights.sqrt()
+    tall = matrix.shape[0] >= matrix.shape[1]
+    precise = matrix.double() if tall else matrix.T.double()
+
+    def compute() -> dict[str, Tensor]:
+        weights, vectors = _eigh(_lower_gram(precise), what)
+        return {"weights": weights.flip(0), "vectors": vectors.flip(1)[:, :rank]}
+
+    found = cached(matrix, "gram", rank, compute)
+    weights, vectors = found["weights"][:rank].clamp_min(0), found["vectors"][:, :rank]
     present = weights > NULL_RATIO * weights[:1]
-    values = torch.where(present, values, 0.0)
-    left = (precise @ vectors) * torch.where(present, 1 / values.clamp_min(1e-300), 0.0)
-    return left, values, torch.where(present, vectors, 0.0).T
+    values = torch.where(present, weights.sqrt(), 0.0)
+    left = (precise @ vectors).mul_(torch.where(present, 1 / values.clamp_min(1e-300), 0.0))
+    right = torch.where(present, vectors, 0.0)
+    return (left, values, right.T) if tall else (right, values, left.T)
+
+
+def _lower_gram(tall: Tensor) -> Tensor:
+    """Return AᵀA [n, n] with only its lower triangle filled, which is all that an eigendecomposition reads."""
+    columns = tall.shape[1]
+    if columns < 2 * _STRIP:
+        return tall.T @ tall
+    gram = torch.zeros((columns, columns), dtype=tall.dtype, device=tall.device)
+    for start in range(0, columns, _STRIP):
+        end = min(start + _STRIP, columns)
+        torch.mm(tall[:, start:end].T, tall[:, :end], out=gram[start:end, :end])
+    return gram
+
+
+def low_rank(left: Tensor, right: Tensor) -> Components:
+    """Return the singular components of L R in float64, from QR of L [m, r] and Rᵀ [n, r] and an SVD of r × r."""
+    first, upper = torch.linalg.qr(left.double())
+    second, lower = torch.linalg.qr(right.double().T)
+    u, values, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    return first @ u, values, v @ second.T
 
 
 def inverse_root(gram: Tensor, what: str) -> Tensor:
@@ -60,8 +109,25 @@ def inverse_root(gram: Tensor, what: str) -> Tensor:
     return (vectors * scale) @ vectors.T
 
 
-def _svd_by_gram(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
-    return top_singular(matrix, min(matrix.shape), what)
+def pseudo_inverse(gram: Tensor, what: str) -> Tensor:
+    """Return the pseudo-inverse G⁺ of a positive semi-definite float64 matrix."""
+    weights, vectors = _eigh(gram, what)
+    present = (weights > NULL_RATIO * weights[-1:].clamp_min(0)) & (weights > 0)
+    return (vectors * torch.where(present, 1 / weights.clamp_min(1e-300), 0.0)) @ vectors.T
+
+
+def eigenbasis(gram: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues [n], largest first and at least 0, and eigenvectors [n, n] of a float64 Gram matrix."""
+    weights, vectors = _eigh(gram, what)
+    return weights.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def numerical_rank(values: Tensor, rounding: float = 0.0) -> int:
+    """Return how many singular values, largest first, are above float64's and the checkpoint's rounding."""
+    if len(values) == 0:
+        return 0
+    floor = max(rounding, float(values[0]) * NULL_RATIO**0.5)
+    return int((values > floor).sum())
 
 
 def _eigh(gram: Tensor, what: str) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Exact order statistics of magnitudes over many tensors, without one flat vector."""
+"""Exact order statistics over many tensors, without one flat vector."""
 
 from __future__ import annotations
 
@@ -11,40 +11,84 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DIGIT = 16
+_BINS = 1 << _DIGIT
 
 
-def kth_magnitude(tensors: Callable[[], Iterable[Tensor]], k: int, zeros: int = 0) -> Tensor:
-    """Return the k-th smallest (from 1) of all |x| and of `zeros` further zeros, as a 0-dim tensor.
+def kth_values(
+    blocks: Callable[[], Iterable[Tensor]], k: int, zeros: int = 0, *, magnitude: bool = False
+) -> Tensor:
+    """Return, for each of the T rows, the k-th smallest (from 1) of its values and of `zeros` further zeros, [T].
 
-    `tensors()` walks the tensors, all float32 or all float64, and is called once per 16 bits of a value. The IEEE bit
-    pattern of a non-negative float grows with the float, so the k-th value is found digit by digit with counters of
-    65,536 bins: memory is one tensor, whatever the size of the model.
+    `blocks()` walks blocks [T, length], all float32 or all float64, and is called once per 16 bits of a value: rows
+    are longer than memory. `magnitude` orders by |x|. The IEEE bit pattern of a non-negative float grows with the
+    float, and that of a negative one falls, so the k-th value is found digit by digit with counters of 65,536 bins.
+    Raises ValueError when there is no value.
     """
-    prefix, width, dtype = 0, 0, None
+    searches: list[_Search] = []
+    width, dtype = 0, None
     while dtype is None or width < _bits(dtype):
-        counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)
-        for tensor in tensors():
-            dtype = tensor.dtype
-            counts += _histogram(tensor, prefix, width)
+        for search in searches:
+            search.counts.zero_()
+        for block in blocks():
+            if dtype is None:
+                dtype, searches = block.dtype, [_Search(k) for _ in block]
+            keys = _keys(block, magnitude)
+            for search, row in zip(searches, keys, strict=True):
+                search.count(row, width, signed=not magnitude)
         if dtype is None:
-            raise ValueError("there is no tensor to take an order statistic of")
-        if prefix == 0:
-            counts[0] += zeros
-        cumulative = counts.cumsum(0)
-        digit = int(torch.searchsorted(cumulative, k))
-        k -= int(cumulative[digit - 1]) if digit else 0
-        prefix, width = (prefix << _DIGIT) | digit, width + _DIGIT
-    return torch.tensor(prefix, dtype=_integer(dtype)).view(dtype)
+            if zeros < k:
+                raise ValueError("there is no tensor to take an order statistic of")
+            return torch.zeros(0)
+        for search in searches:
+            search.narrow(zeros if search.prefix == 0 else 0, width)
+        width += _DIGIT
+    keys = torch.tensor([search.prefix for search in searches], dtype=torch.int64).to(_integer(dtype))
+    return _patterns(keys).view(dtype)
 
 
-def _histogram(tensor: Tensor, prefix: int, width: int) -> Tensor:
-    """Count the next 16 bits of the magnitudes whose first `width` bits are `prefix`."""
-    bits = tensor.abs().flatten().view(_integer(tensor.dtype))
-    remaining = _bits(tensor.dtype) - width
-    if width:
-        bits = bits[(bits >> remaining) == prefix]
-    digits = (bits >> (remaining - _DIGIT)) & ((1 << _DIGIT) - 1)
-    return torch.bincount(digits, minlength=1 << _DIGIT).cpu()
+class _Search:
+    """The k-th smallest key of one row: the leading `prefix` found so far and the rank that is left within it."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.prefix = k, 0
+        self.counts = torch.zeros(_BINS, dtype=torch.int64)
+
+    def count(self, keys: Tensor, width: int, *, signed: bool) -> None:
+        """Count the next 16 bits of the keys whose first `width` bits are the prefix; the first bit is the sign."""
+        remaining = 8 * keys.element_size() - width
+        if width:
+            keys = keys[(keys >> remaining) == self.prefix]
+        digits = keys >> (remaining - _DIGIT)
+        first, bins = 0, _BINS
+        if width == 0 and signed:
+            digits += _BINS // 2
+        elif width == 0:
+            first, bins = _BINS // 2, _BINS // 2
+        else:
+            digits &= _BINS - 1
+        self.counts[first:] += torch.bincount(digits, minlength=bins).cpu()
+
+    def narrow(self, zeros: int, width: int) -> None:
+        """Take the digit that holds the k-th key; `zeros` keys of value 0 have not been counted."""
+        first = _BINS // 2 if width == 0 else 0
+        self.counts[first] += zeros
+        cumulative = self.counts.cumsum(0)
+        digit = int(torch.searchsorted(cumulative, self.k))
+        self.k -= int(cumulative[digit - 1]) if digit else 0
+        self.prefix = (self.prefix << _DIGIT) + digit - first
+
+
+def _keys(block: Tensor, magnitude: bool) -> Tensor:
+    """Return signed integers in the order of the floats; both zeros have key 0."""
+    if magnitude:
+        return block.abs().view(_integer(block.dtype))
+    return _patterns((block + 0.0).view(_integer(block.dtype)))
+
+
+def _patterns(bits: Tensor) -> Tensor:
+    """Flip all bits but the sign of negative patterns; it is its own inverse."""
+    sign = 8 * bits.element_size() - 1
+    return bits ^ ((bits >> sign) & torch.iinfo(bits.dtype).max)
 
 
 def _bits(dtype: torch.dtype) -> int:

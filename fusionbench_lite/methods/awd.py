@@ -1,0 +1,106 @@
+"""AWD TA: one redundant vector taken out of all task vectors, which disentangles them (Xiong et al. 2024).
+
+A reconstruction: no code was released, and optimiser and granularity are not in the text that could be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.registry import choice, integer, method, real
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class AwdTa:
+    """The settings of AWD TA, a reconstruction.
+
+    `alpha`: weight of the norm of the redundant vector δ. `lr`, `steps`: of its optimisation from 0. `scaling`: λ.
+    `group`: cosines per tensor or over the whole model ("global"). `optimizer`: gradient descent ("gd"), under which δ
+    stays a combination of the task vectors, or "adam".
+    """
+
+    alpha: float = real(0.1, low=0)
+    lr: float = real(0.01, low=0, open_low=True)
+    steps: int = integer(300, low=0)
+    scaling: float = real(0.3)
+    group: str = choice("tensor", ("tensor", "global"))
+    optimizer: str = choice("gd", ("gd", "adam"))
+
+
+@method("awd_ta", AwdTa)
+def awd_ta(experts: Experts, h: AwdTa) -> Iterator[tuple[str, Tensor]]:
+    """θ = θ0 + λ Σ_t (τ_t - δ), δ minimising the mean |cos(τ_i - δ, τ_j - δ)| over pairs plus α‖δ‖ (AWD, a reconstruction).
+
+    The gradient of ‖δ‖ at δ = 0 counts as 0. Cost: two passes for gradient descent, which needs only the T × T inner
+    products; O(Td) per step for Adam, with δ and its moments in memory.
+    """
+    groups = [experts.names] if h.group == "global" else [[name] for name in experts.names]
+    for names in groups:
+        if h.optimizer == "adam" and len(experts) > 1:
+            yield from _by_adam(experts, names, h)
+            continue
+        products = sum((experts.inner_products(name) for name in names), torch.zeros((len(experts),) * 2, dtype=torch.float64))
+        shares = _descend(products, h)
+        weights = (h.scaling * (1 - len(experts) * shares)).tolist()
+        for name in names:
+            yield name, experts.combination(name, weights)
+
+
+def _descend(products: Tensor, h: AwdTa) -> Tensor:
+    """Return c [T] with δ = Σ_t c_t τ_t after gradient descent, from ⟨τ_i, τ_j⟩ [T, T]."""
+    shares = torch.zeros(len(products), dtype=torch.float64)
+    for _ in range(h.steps if len(products) > 1 else 0):
+        inside = products @ shares
+        square = shares @ inside
+        pull = _pull(products - inside.unsqueeze(0) - inside.unsqueeze(1) + square)
+        norm = square.clamp_min(0).sqrt()
+        step = pull.sum() * shares - pull + (h.alpha * shares / norm if norm > 0 else 0.0)
+        shares = shares - h.lr * step
+    return shares
+
+
+def _pull(remaining: Tensor) -> Tensor:
+    """Return w [T] with ∂L_O/∂δ = -Σ_i w_i (τ_i - δ), from the inner products of the τ_i - δ [T, T].
+
+    L_O = Σ_{i≠j} |M_ij| / (√M_ii √M_jj) / (T(T - 1)); a vector of norm 0 has no cosine and no gradient.
+    """
+    count = len(remaining)
+    norms = remaining.diagonal().clamp_min(0).sqrt()
+    lengths = norms.unsqueeze(0) * norms.unsqueeze(1)
+    valid = (lengths > 0) & ~torch.eye(count, dtype=torch.bool)
+    safe = torch.where(valid, lengths, 1.0)
+    signs = torch.where(valid, remaining.sign() / safe, 0.0)
+    cosines = torch.where(valid, remaining.abs() / safe, 0.0)
+    diagonal = -cosines.sum(1) / torch.where(norms > 0, norms.square(), 1.0)
+    by_products = (signs + torch.diag(diagonal)) / (count * (count - 1))
+    return 2 * by_products.sum(0)
+
+
+def _by_adam(experts: Experts, names: list[str], h: AwdTa) -> Iterator[tuple[str, Tensor]]:
+    """Yield the merged tensors of a group whose δ Adam changes entry by entry."""
+    change = {name: torch.zeros(experts.numel(name), dtype=torch.float64, requires_grad=True) for name in names}
+    optimizer = torch.optim.Adam(list(change.values()), lr=h.lr)
+    products = sum((experts.inner_products(name) for name in names), torch.zeros((len(experts),) * 2, dtype=torch.float64))
+    for _ in range(h.steps):
+        with torch.no_grad():
+            inside, square = torch.zeros(len(experts), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+            for name, delta in change.items():
+                square += delta @ delta
+                for part, block in experts.blocks(name):
+                    inside += block.double() @ delta[part]
+            pull = _pull(products - inside.unsqueeze(0) - inside.unsqueeze(1) + square)
+            for name, delta in change.items():
+                delta.grad = pull.sum() * delta + (h.alpha * delta / square.sqrt() if square > 0 else 0.0)
+                for part, block in experts.blocks(name):
+                    delta.grad[part] -= pull @ block.double()
+        optimizer.step()
+    for name, delta in change.items():
+        shift = h.scaling * len(experts) * delta.detach().reshape(experts.shape(name))
+        yield name, experts.combination(name, [h.scaling] * len(experts)) - shift.to(experts.work_dtype(name))

@@ -1,0 +1,47 @@
+"""Model Breadcrumbs: outliers and small entries of the task vectors removed (Davari and Belilovsky 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Breadcrumbs:
+    """The settings of Breadcrumbs, the centre of the released code's search.
+
+    `keep`: β, fraction of a row that is kept. `outliers`: γ, fraction of the largest entries removed before.
+    `scaling`: α. `granularity`: a row is one along the last dimension ("row", the released code) or the whole tensor
+    ("tensor", the paper's layers).
+    """
+
+    keep: float = real(0.15, low=0, high=1, open_low=True)
+    outliers: float = real(0.006, low=0, high=1, open_high=True)
+    scaling: float = real(0.2)
+    granularity: str = choice("row", ("row", "tensor"))
+
+
+@method("breadcrumbs", Breadcrumbs)
+def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]]:
+    """θ = θ0 + α Σ_t τ̃_t: of each row of n entries the ⌊γn⌋ largest magnitudes go, the next ⌊βn⌋ stay, the rest go.
+
+    Of equal magnitudes at a border the first counts as larger. Cost: O(Td log n), one pass.
+    """
+    for name in experts.names:
+        base = experts.base(name)
+        length = base.shape[-1] if h.granularity == "row" else base.numel()
+        total = torch.zeros_like(base).reshape(-1, length)
+        for task in experts.tasks:
+            rows = experts.task_vector(task, name).reshape(-1, length)
+            first = int(h.outliers * length)
+            order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + int(h.keep * length)]
+            total.scatter_add_(1, order, rows.gather(1, order))
+        yield name, base + h.scaling * total.reshape(base.shape)

@@ -1,0 +1,99 @@
+"""KnOTS: task vectors in the joint basis of their left singular vectors, merged there (Stoica et al. 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
+from fusionbench_lite.registry import method, real
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.linalg import eigenbasis
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class KnotsTa:
+    """`scaling`: λ. `cutoff`: singular values up to it are dropped; 1e-5 in the released code, 1e-4 in FusionBench."""
+
+    scaling: float = real(0.6)
+    cutoff: float = real(1e-5, low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class KnotsTies:
+    """`scaling`: λ. `keep`: fraction of every task's representation that survives trimming, over all matrices.
+    `cutoff`: singular values up to it are dropped; 1e-5 in the released code, 1e-4 in FusionBench."""
+
+    scaling: float = real(0.6)
+    keep: float = real(0.2, low=0, high=1, open_low=True)
+    cutoff: float = real(1e-5, low=0)
+
+
+@method("knots_ta", KnotsTa)
+def knots_ta(experts: Experts, h: KnotsTa) -> Iterator[tuple[str, Tensor]]:
+    """θ = θ0 + λ U Σ_t R_t for matrices, with [τ_1 … τ_T] = U S [V_1 … V_T]ᵀ and R_t = S V_tᵀ; θ0 else.
+
+    Task arithmetic of the matrices, up to the cut-off. Cost: one eigenproblem of side m per matrix; of low-rank
+    adapters, of side Tr.
+    """
+    for name in _matrices(experts):
+        basis, rows = _aligned(experts, name, h.cutoff)
+        if basis.shape[1]:
+            yield name, _lifted(experts, name, h.scaling, basis, ordered_sum(rows))
+
+
+@method("knots_ties", KnotsTies)
+def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
+    """θ = θ0 + λ U R_m for matrices, R_m the TIES merge (mean) of the representations R_t = Uᵀ τ_t; θ0 else.
+
+    Trimming is global over all matrices that move. Cost: five eigenproblems of side m per matrix, one where the
+    decomposition cache is on; of low-rank adapters, of side Tr.
+    """
+    sizes = {}
+    for name in _matrices(experts):
+        basis, rows = _aligned(experts, name, h.cutoff)
+        if basis.shape[1]:
+            sizes[name] = rows[0].numel()
+
+    def blocks(name: str) -> Iterator[tuple[slice, Tensor]]:
+        rows = _aligned(experts, name, h.cutoff)[1]
+        yield slice(0, sizes[name]), rows.reshape(len(rows), -1)
+
+    for name, merged in merged_vectors(Vectors(sizes, blocks, torch.float64), h.keep, "mean"):
+        basis, _ = _aligned(experts, name, h.cutoff)
+        yield name, _lifted(experts, name, h.scaling, basis, merged.reshape(basis.shape[1], -1))
+
+
+def _matrices(experts: Experts) -> list[str]:
+    return [name for name in experts.names if len(experts.shape(name)) == 2]
+
+
+def _aligned(experts: Experts, name: str, cutoff: float) -> tuple[Tensor, Tensor]:
+    """Return U [m, r] and the representations R [T, r, n] of one matrix in float64; r = 0 where no expert moved."""
+    what = f"the joint task vectors of {name!r}"
+    factors = [experts.factors(task, name) for task in experts.tasks]
+    if all(pair is not None for pair in factors):
+        space, _ = torch.linalg.qr(torch.cat([pair[0].double() for pair in factors if pair is not None], dim=1))
+        vectors = torch.stack([(space.T @ pair[0].double()) @ pair[1].double() for pair in factors if pair is not None])
+    else:
+        vectors = experts.task_vectors(name).double()
+        space = None
+    gram = torch.zeros((vectors.shape[1],) * 2, dtype=torch.float64, device=vectors.device)
+    for vector in vectors:
+        gram += vector @ vector.T
+    weights, basis = eigenbasis(gram, what)
+    # Of at most T n directions; a value the Gram matrix cannot tell from zero is none.
+    rank = int((weights.sqrt() > max(cutoff, 1e-7 * float(weights[0]) ** 0.5)).sum()) if len(weights) else 0
+    basis = basis[:, :rank]
+    rows = torch.stack([basis.T @ vector for vector in vectors])
+    return basis if space is None else space @ basis, rows
+
+
+def _lifted(experts: Experts, name: str, scaling: float, basis: Tensor, merged: Tensor) -> Tensor:
+    base = experts.base(name)
+    return base + scaling * (basis @ merged).to(base.dtype)

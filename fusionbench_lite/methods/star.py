@@ -1,0 +1,60 @@
+"""STAR: spectral truncation and rescale, then the average (Lee et al. 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.registry import method, real
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.linalg import Components, decompose, low_rank
+from fusionbench_lite.weights.parallel import each
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Star:
+    """`eta`: η, the percentage of every task vector's nuclear norm that its kept components hold at least."""
+
+    eta: float = real(40.0, low=0, high=100, open_low=True)
+
+
+@method("star", Star)
+def star(experts: Experts, h: Star) -> Iterator[tuple[str, Tensor]]:
+    """θ = θ0 + (1/T) Σ_t τ'_t: of each τ_t the fewest components with η % of the nuclear norm, rescaled to all of it.
+
+    Tensors that are not matrices are averaged. Cost: T decompositions per matrix; of low-rank adapters, of side r.
+    """
+    for name in experts.names:
+        if len(experts.shape(name)) != 2:
+            yield name, experts.combination(name, [1 / len(experts)] * len(experts))
+            continue
+        total = experts.base(name).double()
+        for left, values, right in each(functools.partial(_components, experts, name), experts.tasks):
+            kept = _kept(values, h.eta / 100)
+            if kept:
+                factor = values.sum() / values[:kept].sum() / len(experts)
+                total = total + factor * (left[:, :kept] * values[:kept]) @ right[:kept]
+        yield name, total.to(experts.work_dtype(name))
+
+
+def _components(experts: Experts, name: str, task: str) -> Components:
+    factors = experts.factors(task, name)
+    if factors is not None:
+        return low_rank(*factors)
+    return decompose(experts.task_vector(task, name), f"{name!r} of expert {task!r}")
+
+
+def _kept(values: Tensor, part: float) -> int:
+    """Return the least r with Σ_{i≤r} σ_i ≥ part · Σ σ_i, 0 for a zero matrix."""
+    if not values.any():
+        return 0
+    if part == 1:
+        return len(values)
+    cumulative = values.cumsum(0)
+    return int(torch.searchsorted(cumulative, part * cumulative[-1])) + 1

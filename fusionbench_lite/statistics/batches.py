@@ -1,0 +1,72 @@
+"""What the statistics have in common: reading batches, and leaving the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fusionbench_lite.errors import MergeError
+
+_NAMES = ("x", "inputs", "images", "pixel_values")
+
+
+def inputs_of(batches: Iterable[Any], examples: int | None) -> Iterator[Tensor]:
+    """Yield the input tensor [B, …] of each batch, in order, until `examples` examples were yielded.
+
+    A batch is a tensor, a tuple or list that starts with one, or a mapping with one under x, inputs, images or
+    pixel_values (or with a single tensor). The last batch is cut to reach `examples` exactly, and no batch after it is
+    fetched; None takes all batches. Batches without examples are passed over. Raises MergeError: no examples, fewer
+    than `examples`, or something that is no batch.
+    """
+    if examples is not None and (isinstance(examples, bool) or not isinstance(examples, int) or examples < 1):
+        raise MergeError(f"examples must be an integer of at least 1 or None, got {examples!r}")
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise MergeError(f"batches must be an iterable of batches, got {type(batches).__name__}: pass x.split(32)")
+    seen = 0
+    for batch in batches:
+        inputs = _inputs(batch)
+        if examples is not None:
+            inputs = inputs[: examples - seen]
+        if len(inputs):
+            seen += len(inputs)
+            yield inputs
+        if seen == examples:
+            return
+    if not seen:
+        raise MergeError("batches holds no examples: the statistics need at least one")
+    if examples is not None:
+        raise MergeError(f"examples is {examples}, but the batches hold only {seen}: give more, or a smaller number")
+
+
+def _inputs(batch: Any) -> Tensor:
+    found = batch
+    if isinstance(batch, (tuple, list)) and batch:
+        found = batch[0]
+    elif isinstance(batch, Mapping):
+        tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+        named = [batch[name] for name in _NAMES if name in batch]
+        if not named and len(tensors) != 1:
+            raise MergeError(
+                f"a batch has the entries {', '.join(map(str, batch))}: name the inputs {' or '.join(_NAMES)}, or yield "
+                "one tensor and wrap the model"
+            )
+        found = (named or tensors)[0]
+    if not isinstance(found, Tensor) or found.dim() == 0:
+        what = f"{type(found).__name__}" if not isinstance(found, Tensor) else "a tensor without dimensions"
+        raise MergeError(f"a batch must be a tensor of examples, a tuple that starts with one, or a mapping, got {what}")
+    return found
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode for the length of the block; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

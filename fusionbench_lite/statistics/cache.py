@@ -1,0 +1,74 @@
+"""Tensors that are computed once: one file per key, verified at every reading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fusionbench_lite.paths import atomic_file, locked
+
+log = logging.getLogger(__name__)
+
+
+def cached(folder: Path, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors that `compute` gives for this key, on the CPU, computing them only once.
+
+    They lie in `folder` in one safetensors file, named by the SHA-256 of the key as JSON. Its metadata holds the key
+    and a SHA-256 of key, names, types, shapes and values; an entry that does not agree is computed again. Of two
+    processes that need the same entry the second waits and reads. Raises InputError when the folder cannot be written;
+    an error of `compute` leaves no entry.
+    """
+    text = json.dumps(key, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    with locked(path.with_suffix(".lock")):
+        if path.exists():
+            found = _read(path, text)
+            if found is not None:
+                return found
+            log.warning("%s is damaged: computing it again", path)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
+        with atomic_file(path) as temporary:
+            try:
+                save_file(_apart(tensors), temporary, metadata={"key": text, "sha256": _sha256(text, tensors)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+        return tensors
+
+
+def _read(path: Path, text: str) -> dict[str, Tensor] | None:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError):
+        return None
+    sound = metadata.get("key") == text and metadata.get("sha256") == _sha256(text, tensors)
+    return tensors if sound else None
+
+
+def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that share no memory, as safetensors wants them: a storage that was met before is copied."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return apart

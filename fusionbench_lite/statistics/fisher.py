@@ -1,0 +1,115 @@
+"""Diagonal Fisher information of a classifier (Matena & Raffel 2022), the statistic of Fisher merging."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.statistics.batches import evaluating, inputs_of
+
+VARIANTS = ("batch", "true")
+Terms = Iterator[tuple[float, Sequence[Tensor | None]]]
+"""Pairs of a weight w and gradients g, one per parameter: F sums w g²."""
+
+
+def diagonal_fisher(
+    model: nn.Module, logits: Callable[[Tensor], Tensor], batches: Iterable[Any], *, examples: int | None = None,
+    variant: str = "batch",
+) -> dict[str, Tensor]:
+    """Return the diagonal Fisher information F of every floating-point tensor of `model.state_dict()`, float32.
+
+    `logits(model(x))` are the logits [B, C] of the task, C ≥ 2; `batches` yields unlabelled training inputs x [B, …],
+    or tuples and mappings that hold them. N = `examples` of them are used, all by default.
+
+    `batch`: F = (1/N) Σ_B g_B² with g_B = ∇ Σ_{b∈B} Σ_c √p_bc · log p_bc and the p under the root held constant, as in
+    the code of MergeLM and FusionBench. The square of the sum has terms across examples and classes, so F depends on
+    how the examples are batched. `true`: F = (1/N) Σ_x Σ_c p_c (∇ log p_c)², the definition of the paper with the exact
+    expectation over classes; one backward pass per example and class.
+
+    The model is differentiated in evaluation mode with respect to every floating-point parameter, also the frozen
+    ones; its modes, `requires_grad` flags and `.grad` are afterwards what they were. Tied tensors share one F. Tensors
+    that no gradient reaches, such as buffers, have F = 0.
+
+    Raises MergeError: no examples or too few, logits that are not [B, C ≥ 2] or not finite, logits that do not depend
+    on the model.
+    """
+    if variant not in VARIANTS:
+        raise MergeError(f"unknown variant {variant!r}: {did_you_mean(str(variant), VARIANTS)}")
+    tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_floating_point()}
+    parameters = list({id(t): t for t in tensors.values() if isinstance(t, nn.Parameter)}.values())
+    sums = [torch.zeros_like(p, dtype=_at_least_float32(p), requires_grad=False) for p in parameters]
+    terms_of = _batch_terms if variant == "batch" else _true_terms
+    seen = 0
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), _differentiable(parameters):
+        for inputs in inputs_of(batches, examples):
+            seen += len(inputs)
+            usable = inputs.clone() if inputs.is_inference() else inputs
+            for weight, gradients in terms_of(model, logits, usable, parameters):
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        gradient = gradient.to(total.dtype)
+                        total.addcmul_(gradient, gradient, value=weight)
+    fisher = {id(p): (total / seen).float() for p, total in zip(parameters, sums, strict=True)}
+    result = {
+        name: fisher[id(t)] if id(t) in fisher else torch.zeros_like(t, dtype=torch.float32) for name, t in tensors.items()
+    }
+    for name, values in result.items():
+        if not bool(torch.isfinite(values).all()):
+            raise MergeError(f"the Fisher information of {name!r} is not finite: check the checkpoint and the inputs")
+    return result
+
+
+def _batch_terms(
+    model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[Tensor]
+) -> Terms:
+    log_p = _log_probabilities(model, logits, inputs)
+    root = log_p.detach().exp().sqrt()
+    yield 1.0, torch.autograd.grad((root * log_p).sum(), parameters, allow_unused=True)
+
+
+def _true_terms(
+    model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[Tensor]
+) -> Terms:
+    for index in range(len(inputs)):
+        log_p = _log_probabilities(model, logits, inputs[index : index + 1])[0]
+        last = len(log_p) - 1
+        for number, p in enumerate(log_p.detach().exp()):
+            yield float(p), torch.autograd.grad(log_p[number], parameters, retain_graph=number < last, allow_unused=True)
+
+
+def _log_probabilities(model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Return log p [B, C] in float32 or float64."""
+    values = logits(model(inputs))
+    if not isinstance(values, Tensor) or values.dim() != 2 or len(values) != len(inputs):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise MergeError(f"logits must give [{len(inputs)}, classes] for a batch of {len(inputs)}, got {got}")
+    if values.shape[1] < 2:
+        raise MergeError(f"the Fisher information needs at least 2 classes, the logits have {values.shape[1]}")
+    count = int((~torch.isfinite(values)).sum())
+    if count:
+        raise MergeError(f"{count} of {values.numel()} logits are not finite: check the checkpoint and the inputs")
+    if not values.requires_grad:
+        raise MergeError("the logits do not depend on the model's parameters: call neither detach nor no_grad in it")
+    return torch.log_softmax(values.to(_at_least_float32(values)), dim=-1)
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@contextlib.contextmanager
+def _differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let gradients reach all parameters for the length of the block."""
+    flags = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)

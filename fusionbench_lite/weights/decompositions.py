@@ -1,0 +1,100 @@
+"""Decompositions kept on disk by the content of the matrix, so that methods and runs share them.
+
+The eigenvectors of the shorter side's Gram matrix are kept, as many as anyone has asked for, and all eigenvalues: one
+product with the matrix, which the caller has, gives the other side. Full SVDs are kept whole where they were needed.
+An entry is checked against its own checksum and what it should hold; one that fails is computed again and replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.paths import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SMALLEST = 256
+"""Matrices whose shorter side is below this are faster decomposed than read."""
+
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("decompositions", default=None)
+
+
+@contextlib.contextmanager
+def cached_in(folder: Path | None) -> Iterator[None]:
+    """Keep the decompositions of the block in this folder, and take those that are there; None keeps none."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def cached(matrix: Tensor, kind: str, columns: int, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of `compute()`, from the folder where they are there with at least so many columns.
+
+    `kind` names the decomposition. Every tensor of two dimensions has a column per component.
+    """
+    folder = _folder.get()
+    if folder is None or min(matrix.shape) < SMALLEST or matrix.device.type != "cpu":
+        return compute()
+    path = folder / f"{_digest(matrix)}.{kind}.safetensors"
+    found = _read(path, columns)
+    if found is None:
+        found = compute()
+        try:
+            _write(path, found)
+        except InputError as error:
+            log.warning("a decomposition could not be kept: %s", error)
+    return found
+
+
+def _digest(matrix: Tensor) -> str:
+    digest = hashlib.sha256(repr((str(matrix.dtype), tuple(matrix.shape))).encode())
+    digest.update(matrix.detach().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(repr((name, str(tensors[name].dtype), tuple(tensors[name].shape))).encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, columns: int) -> dict[str, Tensor] | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            expected = (opened.metadata() or {}).get("checksum")
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        log.warning("%s is damaged (%s): the decomposition is computed again", path, type(error).__name__)
+        return None
+    if not tensors or _checksum(tensors) != expected:
+        log.warning("%s does not have its checksum: the decomposition is computed again", path)
+        return None
+    if any(tensor.dim() == 2 and tensor.shape[1] < columns for tensor in tensors.values()):
+        return None
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file(kept, temporary, metadata={"checksum": _checksum(kept)})

@@ -1,0 +1,109 @@
+"""Names, shapes and dtypes of state dicts, compared without reading the values of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+StateDict = Mapping[str, "Tensor"]
+
+
+class Layout(NamedTuple):
+    """What is known of a tensor before its values are read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        total = 1
+        for side in self.shape:
+            total *= side
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        """The size in memory and in a file."""
+        return self.numel * self.dtype.itemsize
+
+
+def layouts(weights: StateDict, who: str) -> dict[str, Layout]:
+    """Return the layout of every tensor; mappings that read files know theirs (`layout(name)`) without reading.
+
+    `who` names the state dict in the error. Raises MergeError for what is no mapping of names to tensors.
+    """
+    if not isinstance(weights, Mapping):
+        raise MergeError(f"{who} must be a state dict, got {type(weights).__name__}")
+    declared = getattr(weights, "layout", None)
+    found = {}
+    for name in weights:
+        if callable(declared):
+            found[name] = declared(name)
+            continue
+        tensor = weights[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise MergeError(
+                f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: pass model.state_dict() or a file"
+            )
+        found[name] = Layout(tuple(tensor.shape), tensor.dtype)
+    return found
+
+
+def check_same(pretrained: Mapping[str, Layout], task: str, expert: Mapping[str, Layout]) -> None:
+    """Compare an expert with the pretrained model; raises MergeError for missing or extra keys, shapes and dtypes."""
+    for name in pretrained:
+        if name not in expert:
+            hint = did_you_mean(name, [key for key in expert if key not in pretrained])
+            raise MergeError(
+                f"expert {task!r} lacks key {name!r} of the pretrained model "
+                f"({len(expert)} keys against {len(pretrained)}): {hint}"
+            )
+    for name in expert:
+        if name not in pretrained:
+            raise MergeError(
+                f"expert {task!r} has key {name!r} that the pretrained model lacks "
+                f"({len(expert)} keys against {len(pretrained)}): remove it, or use the expert's own pretrained model"
+            )
+    for name, base in pretrained.items():
+        own = expert[name]
+        if own.shape != base.shape:
+            raise MergeError(
+                f"expert {task!r}: {name!r} has shape {own.shape}, the pretrained model {base.shape}; "
+                "was it fine-tuned from another backbone?"
+            )
+        if own.dtype != base.dtype:
+            raise MergeError(
+                f"expert {task!r}: {name!r} has dtype {own.dtype}, the pretrained model {base.dtype}; "
+                f"convert it with .to({base.dtype})"
+            )
+
+
+def tied_names(pretrained: StateDict, experts: Mapping[str, StateDict]) -> dict[str, str]:
+    """Return {name: first name of the same storage} for tensors listed more than once, as T5's embeddings are.
+
+    A tie counts where every expert has it too, in storage or in value. Mappings that read files have none: the
+    format stores a shared tensor once.
+    """
+    if callable(getattr(pretrained, "layout", None)):
+        return {}
+    first: dict[tuple[object, ...], str] = {}
+    tied = {}
+    for name, tensor in pretrained.items():
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            continue
+        key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        original = first.setdefault(key, name)
+        if original != name and all(_same(weights[original], weights[name]) for weights in experts.values()):
+            tied[name] = original
+    return tied
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return (first.data_ptr() == second.data_ptr() and first.stride() == second.stride()) or torch.equal(first, second)

@@ -1,0 +1,156 @@
+"""State dicts behind files: safetensors read one tensor at a time, written shard by shard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.paths import atomic_directory
+from fusionbench_lite.weights.layout import Layout, StateDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Source = "StateDict | str | os.PathLike[str]"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 256 << 20
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}
+
+
+class SafetensorsWeights(Mapping[str, "Tensor"]):
+    """The tensors of one safetensors file, or of a directory of shards; every access reads the tensor anew.
+
+    A file is opened for one tensor and closed with it: pages of a mapping that stays open count as resident memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = {name: file for file in _shards(path) for name in _names(file)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        file = self._files[name]
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensor: Tensor = opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+        return tensor
+
+    def layout(self, name: str) -> Layout:
+        """Return shape and dtype from the header of the file."""
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], framework="pt") as opened:
+            part = opened.get_slice(name)
+            shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
+        if dtype not in _DTYPES:
+            raise MergeError(f"{self._files[name]}: {name!r} has dtype {dtype}, which no method here merges: convert it first")
+        return Layout(shape, getattr(torch, _DTYPES[dtype]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def open_weights(source: Any, pretrained: StateDict | None, who: str) -> StateDict:
+    """Return the state dict behind a path: a safetensors file, a directory of them, or for experts a PEFT adapter.
+
+    What is no path comes back as it is. `who` names the state dict in errors. Raises MergeError for what cannot be read.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return source  # type: ignore[no-any-return]
+    path = Path(source).expanduser()
+    if pretrained is not None:
+        from fusionbench_lite.weights import lora
+
+        if lora.is_adapter(path):
+            return lora.read_adapter(path, pretrained)
+    if not path.exists():
+        raise MergeError(f"{who}: {path} does not exist: give a .safetensors file, a directory of them, or a state dict")
+    return SafetensorsWeights(path)
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    index = path / INDEX
+    if not index.exists():
+        found = sorted(path.glob("*.safetensors"))
+        if not found:
+            raise MergeError(f"{path} holds no .safetensors file; convert other formats first")
+        return found
+    try:
+        listed = json.loads(index.read_text())["weight_map"].values()
+        files = [path / name for name in dict.fromkeys(listed)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _unreadable(index, error) from error
+    for file in files:
+        if file.resolve().parent != path.resolve():
+            raise MergeError(f"{index} lists {file.name!r} outside its own directory: the index is not to be trusted")
+        if not file.exists():
+            hint = did_you_mean(file.name, [found.name for found in path.iterdir()])
+            raise MergeError(f"{index} lists {file.name}, which is missing: {hint}")
+    return files
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> MergeError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return MergeError(f"cannot read {file}: {reason}; it is incomplete or not a safetensors file: fetch it again")
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write tensors as they come to `folder` in files of about `shard_bytes`, with the index of the Hugging Face hub.
+
+    At most one shard is held in memory. The folder appears when all is written, and replaces one of the same name.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_directory(folder) as temporary:
+        shards: list[list[str]] = []
+        total, size = 0, 0
+        pending: dict[str, Tensor] = {}
+
+        def flush() -> None:
+            nonlocal size, pending
+            if pending:
+                save_file(pending, temporary / f"{len(shards)}.part", metadata={"format": "pt"})
+                shards.append(list(pending))
+            size, pending = 0, {}
+
+        for name, tensor in tensors:
+            if size + tensor.nbytes > shard_bytes:
+                flush()
+            pending[name] = tensor.cpu().contiguous()
+            size, total = size + tensor.nbytes, total + tensor.nbytes
+        flush()
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        if len(files) == 1:
+            files = ["model.safetensors"]
+        for number, file in enumerate(files):
+            (temporary / f"{number}.part").rename(temporary / file)
+        if len(files) > 1:
+            places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n")

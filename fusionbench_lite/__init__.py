@@ -3,6 +3,7 @@
     import fusionbench_lite as fbl
     fbl.methods()
     fbl.merge("ties_merging", pretrained, experts, keep=0.2).state_dict()
+    fbl.merge_files("ties_merging", "base.safetensors", {"mnist": "mnist/", "dtd": "dtd/"}, "merged/")
     fbl.adapt("adarank_cart", model, pretrained, experts, heads, batches, steps=300).coefficients
 """
 
@@ -16,16 +17,17 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.api import Adapted, adapt
     from fusionbench_lite.errors import InputError, MergeError
-    from fusionbench_lite.methods.api import Merged, merge
+    from fusionbench_lite.methods.api import Merged, merge, merge_files
     from fusionbench_lite.registry import names as methods
 
-__all__ = ["Adapted", "InputError", "MergeError", "Merged", "__version__", "adapt", "merge", "methods"]
+__all__ = ["Adapted", "InputError", "MergeError", "Merged", "__version__", "adapt", "merge", "merge_files", "methods"]
 
 _HOME = {
     "InputError": ("errors", "InputError"),
     "MergeError": ("errors", "MergeError"),
     "Merged": ("methods.api", "Merged"),
     "merge": ("methods.api", "merge"),
+    "merge_files": ("methods.api", "merge_files"),
     "Adapted": ("adaptation.api", "Adapted"),
     "adapt": ("adaptation.api", "adapt"),
 }

@@ -87,10 +87,10 @@ def _statistics(name: str, plan: Plan, suite: Suite) -> dict[str, dict[str, Tens
     folder = cache_dir(plan.cache_dir) / "statistics"
     indices = {
         task: chosen(suite.data[task], plan.setting("order"), plan.setting("examples"), plan.seed)
-        for task in plan.tasks.names
+        for task in suite.experts
     }
     found = {}
-    for task in plan.tasks.names:
+    for task in suite.experts:
         tensors = cached(folder, _key(name, plan, suite, task), _computation(name, plan, suite, task, indices[task]))
         found[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
     return found

@@ -30,11 +30,13 @@ class Precision(enum.Enum):
 @dataclasses.dataclass
 class Checkpoints:
     """Where experts come from: `dir` overrides the cache, `seed` that of the embedded suite's data
-    and training, `recipe` numbers of the training recipe, as in {finetune_steps: 100}."""
+    and training, `recipe` numbers of the training recipe, as in {finetune_steps: 100}. `experts` lists the tasks whose
+    experts are merged, all by default; a data-free merge is evaluated on the other tasks too."""
 
     dir: str | None = None
     seed: int = II("seed")
     recipe: Any = None
+    experts: Any = None
 
 
 @dataclasses.dataclass

@@ -14,6 +14,10 @@ class MergeError(InputError):
     """Bad input of a merging or adaptation method: names the task, the key, both values and the fix."""
 
 
+class MergeWarning(UserWarning):
+    """A result that is not what one would expect of the method. Runs record it; the command line prints it."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice most like `name`, or None when nothing is close enough to be a likely slip."""
     choices = list(choices)

@@ -19,7 +19,10 @@ from fusionbench_lite.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An experiment file: `rows` maps each row's name to its overrides, `defaults` are overrides of every row."""
+    """An experiment file: `rows` maps each row's name to its overrides, `defaults` are overrides of every row.
+
+    In the file `rows` may be the name of another experiment, whose rows it shares.
+    """
 
     name: str
     title: str
@@ -36,7 +39,8 @@ def read(name: str) -> Experiment:
     if name not in known:
         raise InputError(f"unknown experiment {name!r}: {did_you_mean(name, known)}")
     content = yaml.safe_load(known[name].read_text(encoding="utf-8"))
-    rows = {row["name"]: tuple(row["overrides"]) for row in content["rows"]}
+    shared = content["rows"]
+    rows = read(shared).rows if isinstance(shared, str) else {row["name"]: tuple(row["overrides"]) for row in shared}
     return Experiment(
         name, content["title"], content.get("question", ""), tuple(content.get("seeds", [0])),
         tuple(content.get("defaults", [])), rows,

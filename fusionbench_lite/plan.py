@@ -90,6 +90,7 @@ def resolve(config: DictConfig) -> Plan:
         for name, setting in settings.items():
             collect.check(name, setting.value)
     _check_integers(plain)
+    _check_experts(plain["checkpoints"]["experts"], tasks, method)
     return Plan(
         method.id, hyperparameters, settings, model, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
         plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
@@ -100,9 +101,12 @@ def resolve(config: DictConfig) -> Plan:
 
 def _method_id(given: dict[str, Any]) -> str:
     """Take `id` and `base` out of the method's section: adarank with base tsvm is adarank_tsvm."""
-    id, base = given.pop("id"), given.pop("base", None)
+    id = str(given.pop("id"))
+    if id in registry.names() and "base" in registry.get(id).defaults:
+        return id  # a hyperparameter of that name
+    base = given.pop("base", None)
     if base is None:
-        return str(id)
+        return id
     bases = [name.removeprefix(f"{id}_") for name in registry.names() if name.startswith(f"{id}_")]
     if base not in bases:
         raise InputError(f"unknown method.base {base!r}: {did_you_mean(str(base), bases)}")
@@ -176,6 +180,21 @@ def _sourced(
         else:
             raise InputError(f"method {method.id!r} has no preset for {name}: give method.{section}.{name}")
     return result
+
+
+def _check_experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> None:
+    """Refuse a choice of experts that is no list of the tasks, or that the method cannot leave others out of."""
+    if chosen is None:
+        return
+    if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) < len(chosen):
+        raise InputError(f"checkpoints.experts must be a list of different tasks, got {chosen!r}")
+    for name in chosen:
+        if name not in tasks.names:
+            hint = did_you_mean(str(name), tasks.names)
+            raise InputError(f"checkpoints.experts has {name!r}, which is none of the tasks: {hint}")
+    if len(chosen) < len(tasks.names) and (method.adaptive or method.per_task):
+        reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
+        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={chosen}")
 
 
 def _check_integers(plain: Mapping[str, Any]) -> None:

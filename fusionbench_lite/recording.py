@@ -37,6 +37,17 @@ class Selection:
     evaluation: Evaluation
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run found: predictions per selection rule, writers of further files, the bytes that a server of all tasks
+    keeps (`Merged.storage`; empty for an adaptation), and what the method warned of."""
+
+    selections: Mapping[str, Selection]
+    files: Mapping[str, Callable[[Path], None]]
+    storage: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
 def identity(plan: Plan, suite: Suite) -> dict[str, Any]:
     """Return everything that determines the numbers of a run; its hash names the record.
 
@@ -51,6 +62,7 @@ def identity(plan: Plan, suite: Suite) -> dict[str, Any]:
         "model": plan.model,
         "tasks": list(plan.tasks.names),
         "checkpoints": dict(suite.files),
+        "experts": list(suite.experts),
         "recipe": dict(plan.checkpoints["recipe"] or {}),
         "data": suite.data_hashes,
         "seed": plan.seed,
@@ -62,7 +74,7 @@ def identity(plan: Plan, suite: Suite) -> dict[str, Any]:
 
 
 def result(
-    plan: Plan, suite: Suite, key: str, selections: Mapping[str, Selection], seconds: Mapping[str, float]
+    plan: Plan, suite: Suite, key: str, outcome: Outcome, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the content of result.json (design section 6)."""
     return {
@@ -86,7 +98,9 @@ def result(
         "device": str(suite.device),
         "device_name": _device_name(suite.device),
         "precision": plan.precision,
-        "selections": {name: _selection(chosen) for name, chosen in selections.items()},
+        "selections": {name: _selection(chosen) for name, chosen in outcome.selections.items()},
+        "storage": dict(outcome.storage),
+        "warnings": list(outcome.warnings),
         "seconds": dict(seconds),
         "peak_bytes": peak_bytes(suite.device),
     }
@@ -137,9 +151,9 @@ def _write_learned(path: Path, module: Adaptation) -> None:
     save_file(tensors, path, metadata={"tasks": ",".join(module.tasks)})
 
 
-def write(plan: Plan, record: Mapping[str, Any], selections: Mapping[str, Selection], files: Mapping[str, Any]) -> None:
+def write(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
     """Write the record, atomically."""
-    records.write(plan.results_dir, record, samples(selections), files)
+    records.write(plan.results_dir, record, samples(outcome.selections), outcome.files)
 
 
 def _selection(chosen: Selection) -> dict[str, Any]:

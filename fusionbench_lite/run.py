@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +19,19 @@ from torch import Tensor
 from fusionbench_lite import collect, recording, registry
 from fusionbench_lite.adaptation.streams import Stream
 from fusionbench_lite.data import normalise
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.evaluation.evaluator import Evaluation, TaskResult
 from fusionbench_lite.methods.api import merge
-from fusionbench_lite.paths import locked
+from fusionbench_lite.paths import cache_dir, locked
 from fusionbench_lite.plan import Plan
 from fusionbench_lite.progress import Progress
-from fusionbench_lite.recording import Selection
+from fusionbench_lite.recording import Outcome, Selection
 from fusionbench_lite.suite import Suite, load
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
+from fusionbench_lite.weights.decompositions import cached_in
+
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -70,7 +76,7 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     """
     clock = Clock()
     with clock.stage("load"):
-        suite = load(plan, progress)
+        suite = _with_chosen_experts(load(plan, progress), plan.checkpoints["experts"])
     key = records.key(recording.identity(plan, suite))
     if not _is_first_process():
         _compute(plan, suite, key, clock, progress)
@@ -78,14 +84,18 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     with locked(_partial(plan, key).with_suffix(".lock")):
         found = None if plan.overwrite else records.find(plan.results_dir, key)
         if found is None:
-            selections, files = _compute(plan, suite, key, clock, progress)
-            content = recording.result(plan, suite, key, selections, clock.total())
-            recording.write(plan, content, selections, files)
+            outcome = _compute(plan, suite, key, clock, progress)
+            content = recording.result(plan, suite, key, outcome, clock.total())
+            recording.write(plan, content, outcome)
             shutil.rmtree(_partial(plan, key), ignore_errors=True)
     record = found or records.find(plan.results_dir, key)
     if record is None:
         raise InputError(f"the record {key} vanished from {plan.results_dir}: run the command again")
     return record, found is None
+
+
+def _with_chosen_experts(suite: Suite, chosen: list[str] | None) -> Suite:
+    return suite if chosen is None else dataclasses.replace(suite, experts={task: suite.experts[task] for task in chosen})
 
 
 def _partial(plan: Plan, key: str) -> Path:
@@ -97,13 +107,29 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def _compute(
-    plan: Plan, suite: Suite, key: str, clock: Clock, progress: Progress
-) -> tuple[dict[str, Selection], Mapping[str, Any]]:
-    if registry.get(plan.method).adaptive:
-        return _adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress)
+def _compute(plan: Plan, suite: Suite, key: str, clock: Clock, progress: Progress) -> Outcome:
+    with cached_in(cache_dir(plan.cache_dir) / "decompositions"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MergeWarning)
+        if registry.get(plan.method).adaptive:
+            outcome = _adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress)
+        else:
+            outcome = _merge(plan, suite, clock)
+    return dataclasses.replace(outcome, warnings=tuple(_said(caught)))
+
+
+def _said(caught: list[warnings.WarningMessage]) -> Iterator[str]:
+    """Yield what a method warned of, after printing it; other warnings go where they would have gone."""
+    for warning in caught:
+        if issubclass(warning.category, MergeWarning):
+            log.warning("%s", warning.message)
+            yield str(warning.message)
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
     with clock.stage("merge"):
-        merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **_inputs(plan, suite))
+        merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **collect.inputs(plan, suite))
     with clock.stage("evaluate"):
         evaluation: Evaluation
         if merged.per_task:
@@ -112,17 +138,10 @@ def _compute(
             }
         else:
             evaluation = suite.evaluator.evaluate(suite.encoder(merged.state_dict()))
-    return {"last": Selection(0, False, evaluation)}, {}
+    return Outcome({"last": Selection(0, False, evaluation)}, {}, merged.storage)
 
 
-def _inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
-    """Return what the method reads besides the experts."""
-    return collect.inputs(plan, suite)
-
-
-def _adapt(
-    plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress
-) -> tuple[dict[str, Selection], Mapping[str, Any]]:
+def _adapt(plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress) -> Outcome:
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations
     from fusionbench_lite.adaptation.engine.fit import Settings, fit
     from fusionbench_lite.adaptation.engine.module import own_tasks
@@ -154,7 +173,7 @@ def _adapt(
     selections = {
         name: Selection(kept["step"], name == "best_test", _results(kept)) for name, kept in evaluations.kept.items()
     }
-    return selections, recording.adaptation_files(module, evaluations)
+    return Outcome(selections, recording.adaptation_files(module, evaluations))
 
 
 def _stream(plan: Plan, task: str, size: int) -> Stream:

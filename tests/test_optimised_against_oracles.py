@@ -154,10 +154,10 @@ def test_doge_in_half_precision():
 
 @FLOATS
 @pytest.mark.parametrize("given_", AWD, ids=identify)
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 4])
 def test_awd_equals_its_oracle(given_, dtype, count):
     base = clip_state(3, dtype)
-    compare("awd_ta", {"steps": 20, **given_}, base, experts_of(base, count), PRECISION[dtype])
+    compare("awd_ta", {"steps": 8, **given_}, base, experts_of(base, count), PRECISION[dtype])
 
 
 @pytest.mark.parametrize("group", ["tensor", "global"])
@@ -187,7 +187,7 @@ def test_awd_with_zero_task_vectors(given_, where, dtype):
     base = clip_state(5, dtype)
     experts = still(experts_of(base, 3), base, where)
     compare("awd_ta", {"steps": 1, **given_}, base, experts, PRECISION[dtype])
-    state = fbl.merge("awd_ta", base, experts, **{"steps": 20, **given_}).state_dict()
+    state = fbl.merge("awd_ta", base, experts, **{"steps": 5, **given_}).state_dict()
     assert all(bool(torch.isfinite(v).all()) for v in state.values())
 
 

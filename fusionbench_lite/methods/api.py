@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict
-from fusionbench_lite.weights.readers import SHARD_BYTES, open_weights, write_shards
+from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_weights, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,21 +94,27 @@ def merge_files(
 
     Memory holds one tensor of every expert and one shard of the output; bits are those of `merge`. A method that keeps
     one model per task writes `out/TASK` for each. Returns `out`. Raises MergeError as `merge` does, and InputError
-    when the directory cannot be written; then nothing is left there.
+    when the directory cannot be written; then nothing is left there. An earlier result in `out` is replaced at the end,
+    a directory with other files refused.
     """
     if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
         raise MergeError(f"shard_bytes must be an integer of at least 1, got {shard_bytes!r}")
     view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
     folder = Path(out).expanduser()
+    check_replaceable(folder, view.tasks if entry.per_task else ())
     if not entry.per_task:
-        write_shards(folder, _finished(view, produced()), shard_bytes)
+        with atomic_directory(folder) as temporary:
+            write_shards(temporary, _finished(view, produced()), shard_bytes)
         return folder
-    stored: dict[str, PerTask] = dict(produced())
     for task in view.tasks:
-        if not task or Path(task).name != task:
+        if not isinstance(task, str) or task in ("", "..") or Path(task).name != task:
             raise MergeError(f"task {task!r} cannot name a directory below {folder}: rename it")
-        models = ((name, part.tensor(task)) for name, part in stored.items())
-        write_shards(folder / task, _finished(view, models), shard_bytes)
+    with atomic_directory(folder) as temporary:
+        stored: dict[str, PerTask] = dict(produced())
+        for task in view.tasks:
+            (temporary / task).mkdir()
+            models = ((name, part.tensor(task)) for name, part in stored.items())
+            write_shards(temporary / task, _finished(view, models), shard_bytes)
     return folder
 
 
@@ -169,6 +176,8 @@ def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str
 
 
 def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
+    if not tensor.untyped_storage().resizable():
+        return True  # the mapped pages of a file
     in_memory = [weights for weights in (view.pretrained, *view.by_task.values()) if not hasattr(weights, "layout")]
     return any(weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.errors import MergeError
+from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, trim_thresholds
 from fusionbench_lite.registry import choice, integer, method, real
@@ -62,6 +63,11 @@ def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
     4(T + k)mn operations per step and matrix.
     """
     selected = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
+    if not selected:
+        warnings.warn(
+            f"doge_ta merges nothing: matrices={h.matrices!r} selects none of the {len(experts.names)} tensors; choose "
+            f"another of {', '.join(MATRIX_POLICIES)}", MergeWarning, stacklevel=2,
+        )
     thresholds = trim_thresholds(Vectors.of(experts, selected), h.keep)
     scales = _coefficients(experts, selected, h)
     ranks = Ranks("doge_ta")

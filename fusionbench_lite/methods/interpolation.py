@@ -76,7 +76,7 @@ def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
 
 def _two(name: str, experts: Experts) -> tuple[str, str]:
     if len(experts) != 2:
-        raise MergeError(f"{name} interpolates between two experts, got {len(experts)}: {', '.join(experts.tasks)}")
+        raise MergeError(f"{name} interpolates between two experts, got {len(experts)}: choose two of {', '.join(experts.tasks)}")
     return experts.tasks[0], experts.tasks[1]
 
 

@@ -40,6 +40,7 @@ def notes(
         remarks.append(f"Difference: average minus that of {baseline}, in points; paired bootstrap, 95% interval.")
     if _mixed_data(rows, kept):
         remarks.append("Rows were not all evaluated on the same data: their differences hold that too.")
+    remarks.extend(_said(rows, kept))
     remarks.extend(_missing(rows, kept))
     return tuple(remarks)
 
@@ -74,6 +75,16 @@ def _mixed_data(rows: Rows, kept: Sequence[Record]) -> bool:
         if seen.setdefault(seeds, record.data["data"]) != record.data["data"]:
             return True
     return False
+
+
+def _said(rows: Rows, kept: Sequence[Record]) -> list[str]:
+    """What the methods of the rows warned of, once each."""
+    by_key = {record.key: record for record in kept}
+    said = {
+        f"{row.name}: {warning}."
+        for row in rows.rows for key in row.keys if key in by_key for warning in by_key[key].data.get("warnings", [])
+    }
+    return sorted(said)
 
 
 def _missing(rows: Rows, kept: Sequence[Record]) -> list[str]:

@@ -33,6 +33,7 @@ _TOP: dict[str, type | tuple[type, ...]] = {
     "seconds": dict,
     "peak_bytes": (int, type(None)),
 }
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {"storage": dict, "warnings": list}
 _SELECTION: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "uses_test_labels": bool,
@@ -54,6 +55,7 @@ def check(data: Any) -> None:
     if data.get("schema_version") != VERSION:
         raise InputError(f"schema_version is {data.get('schema_version')!r}, this version reads {VERSION}")
     _fields(data, _TOP, "")
+    _fields(data, {name: kind for name, kind in _OPTIONAL.items() if name in data}, "")
     if not re.fullmatch(r"[0-9a-f]{16}", data["key"]):
         raise InputError(f"key is {data['key']!r}, not 16 hex digits")
     tasks = data["tasks"]

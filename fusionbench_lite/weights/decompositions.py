@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.lazy import torch
 from fusionbench_lite.paths import atomic_file
+from fusionbench_lite.weights.readers import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,16 +41,19 @@ def cached_in(folder: Path | None) -> Iterator[None]:
         _folder.reset(token)
 
 
-def cached(matrix: Tensor, kind: str, columns: int, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of `compute()`, from the folder where they are there with at least so many columns.
+def cached(
+    matrix: Tensor, kind: str, shapes: dict[str, tuple[int, ...]], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the tensors of `compute()`, from the folder where they are there.
 
-    `kind` names the decomposition. Every tensor of two dimensions has a column per component.
+    `kind` names the decomposition. `shapes` are those of the result; tensors of two dimensions have a column per
+    component, and an entry may have more of them.
     """
     folder = _folder.get()
     if folder is None or min(matrix.shape) < SMALLEST or matrix.device.type != "cpu":
         return compute()
     path = folder / f"{_digest(matrix)}.{kind}.safetensors"
-    found = _read(path, columns)
+    found = _read(path, shapes)
     if found is None:
         found = compute()
         try:
@@ -64,15 +69,15 @@ def _digest(matrix: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(path: Path, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(path.name.encode())  # so that the entry of another matrix is not taken for this one's
     for name in sorted(tensors):
         digest.update(repr((name, str(tensors[name].dtype), tuple(tensors[name].shape))).encode())
         digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def _read(path: Path, columns: int) -> dict[str, Tensor] | None:
+def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -84,17 +89,21 @@ def _read(path: Path, columns: int) -> dict[str, Tensor] | None:
     except (OSError, SafetensorError, ValueError) as error:
         log.warning("%s is damaged (%s): the decomposition is computed again", path, type(error).__name__)
         return None
-    if not tensors or _checksum(tensors) != expected:
+    if expected != _checksum(path, tensors):
         log.warning("%s does not have its checksum: the decomposition is computed again", path)
         return None
-    if any(tensor.dim() == 2 and tensor.shape[1] < columns for tensor in tensors.values()):
+    # Columns, of which there may be more or too few, aside.
+    if {name: tensor.shape[:1] for name, tensor in tensors.items()} != {name: shape[:1] for name, shape in shapes.items()} or any(
+        tensor.dim() != len(shapes[name]) or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all())
+        for name, tensor in tensors.items()
+    ):
+        log.warning("%s is not the decomposition of its matrix: it is computed again", path)
+        return None
+    if any(tensors[name].shape[1:] < shape[1:] for name, shape in shapes.items()):
         return None
     return tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file(kept, temporary, metadata={"checksum": _checksum(kept)})
+        write_tensors(temporary, tensors, {"checksum": _checksum(path, tensors)})

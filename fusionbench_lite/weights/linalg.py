@@ -44,8 +44,11 @@ def svd(matrix: Tensor, what: str) -> Components:
             left, values, right = top_singular(precise, min(matrix.shape), what)
         return {"left": left.to(matrix.dtype), "values": values.to(matrix.dtype), "right": right.T.to(matrix.dtype)}
 
-    found = cached(matrix, "svd", min(matrix.shape), compute)
-    return found["left"], found["values"], found["right"].T
+    size = min(matrix.shape)
+    shapes = {"left": (matrix.shape[0], size), "values": (size,), "right": (matrix.shape[1], size)}
+    found = cached(matrix, "svd", shapes, compute)
+    # In one memory layout, on which the bits of later products may depend, whether computed or read.
+    return found["left"].contiguous(), found["values"], found["right"].contiguous().T
 
 
 def decompose(matrix: Tensor, what: str) -> Components:
@@ -72,8 +75,9 @@ def top_singular(matrix: Tensor, rank: int, what: str) -> Components:
         weights, vectors = _eigh(_lower_gram(precise), what)
         return {"weights": weights.flip(0), "vectors": vectors.flip(1)[:, :rank]}
 
-    found = cached(matrix, "gram", rank, compute)
-    weights, vectors = found["weights"][:rank].clamp_min(0), found["vectors"][:, :rank]
+    found = cached(matrix, "gram", {"weights": (min(matrix.shape),), "vectors": (min(matrix.shape), rank)}, compute)
+    # In one memory layout, on which the bits of the product may depend, whether computed or read.
+    weights, vectors = found["weights"][:rank].clamp_min(0), found["vectors"][:, :rank].contiguous()
     present = weights > NULL_RATIO * weights[:1]
     values = torch.where(present, weights.sqrt(), 0.0)
     left = (precise @ vectors).mul_(torch.where(present, 1 / values.clamp_min(1e-300), 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from fusionbench_lite.errors import MergeWarning
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, low_rank, numerical_rank, top_singular
 
@@ -11,7 +12,7 @@ RANKS = ("fixed", "numerical")
 """How many components a method takes: the number of the released code, or no more than the matrix numerically has."""
 
 
-class RankWarning(UserWarning):
+class RankWarning(MergeWarning):
     """A result depends on singular vectors of rounding noise."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.weights.layout import Layout, StateDict
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Source = "StateDict | str | os.PathLike[str]"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 256 << 20
+_WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|" + re.escape(INDEX))
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -33,7 +34,12 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files = {name: file for file in _shards(path) for name in _names(file)}
+        self._files: dict[str, Path] = {}
+        for file in _shards(path):
+            for name in _names(file):
+                if name in self._files:
+                    raise MergeError(f"{path}: {self._files[name].name} and {file.name} both hold {name!r}: give the path of one")
+                self._files[name] = file
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import SafetensorError, safe_open
@@ -48,11 +54,14 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
 
     def layout(self, name: str) -> Layout:
         """Return shape and dtype from the header of the file."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self._files[name], framework="pt") as opened:
-            part = opened.get_slice(name)
-            shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
+        try:
+            with safe_open(self._files[name], framework="pt") as opened:
+                part = opened.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(self._files[name], error) from error
         if dtype not in _DTYPES:
             raise MergeError(f"{self._files[name]}: {name!r} has dtype {dtype}, which no method here merges: convert it first")
         return Layout(shape, getattr(torch, _DTYPES[dtype]))
@@ -72,13 +81,18 @@ def open_weights(source: Any, pretrained: StateDict | None, who: str) -> StateDi
     if not isinstance(source, (str, os.PathLike)):
         return source  # type: ignore[no-any-return]
     path = Path(source).expanduser()
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({_first_line(error)})"
+        raise MergeError(
+            f"{who}: {str(path)!r} {reason}: give a .safetensors file, a directory of them, or a state dict"
+        ) from error
     if pretrained is not None:
         from fusionbench_lite.weights import lora
 
         if lora.is_adapter(path):
             return lora.read_adapter(path, pretrained)
-    if not path.exists():
-        raise MergeError(f"{who}: {path} does not exist: give a .safetensors file, a directory of them, or a state dict")
     return SafetensorsWeights(path)
 
 
@@ -92,16 +106,17 @@ def _shards(path: Path) -> list[Path]:
             raise MergeError(f"{path} holds no .safetensors file; convert other formats first")
         return found
     try:
-        listed = json.loads(index.read_text())["weight_map"].values()
-        files = [path / name for name in dict.fromkeys(listed)]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        listed = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
+        files = [path / name for name in listed]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _unreadable(index, error) from error
-    for file in files:
-        if file.resolve().parent != path.resolve():
-            raise MergeError(f"{index} lists {file.name!r} outside its own directory: the index is not to be trusted")
+    for name, file in zip(listed, files, strict=True):
+        # By its name: in the cache of the Hugging Face hub the files are links to elsewhere.
+        if name in ("", "..") or Path(name).name != name:
+            raise MergeError(f"{index} lists {name!r} outside its own directory: the index is not to be trusted")
         if not file.exists():
-            hint = did_you_mean(file.name, [found.name for found in path.iterdir()])
-            raise MergeError(f"{index} lists {file.name}, which is missing: {hint}")
+            hint = did_you_mean(name, [found.name for found in path.glob("*.safetensors")])
+            raise MergeError(f"{index} lists {name!r}, which is missing: {hint}")
     return files
 
 
@@ -116,41 +131,74 @@ def _names(file: Path) -> list[str]:
 
 
 def _unreadable(file: Path, error: Exception) -> MergeError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return MergeError(f"cannot read {file}: {reason}; it is incomplete or not a safetensors file: fetch it again")
+    return MergeError(f"cannot read {file}: {_first_line(error)}; it is incomplete or not a safetensors file: fetch it again")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; names that share memory are written one by one. Raises OSError as any writing does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    try:
+        save_file(apart, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(_first_line(error)) from error
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write tensors as they come to `folder` in files of about `shard_bytes`, with the index of the Hugging Face hub.
+    """Write tensors as they come into `folder`, in files of about `shard_bytes` with the index of the Hugging Face hub.
 
-    At most one shard is held in memory. The folder appears when all is written, and replaces one of the same name.
+    At most one shard is held in memory. Call it within `atomic_directory`. Raises OSError.
     """
-    from safetensors.torch import save_file
+    shards: list[list[str]] = []
+    total, size = 0, 0
+    pending: dict[str, Tensor] = {}
 
-    with atomic_directory(folder) as temporary:
-        shards: list[list[str]] = []
-        total, size = 0, 0
-        pending: dict[str, Tensor] = {}
+    def flush() -> None:
+        nonlocal size, pending
+        if pending:
+            write_tensors(folder / f"{len(shards)}.part", pending, {"format": "pt"})
+            shards.append(list(pending))
+        size, pending = 0, {}
 
-        def flush() -> None:
-            nonlocal size, pending
-            if pending:
-                save_file(pending, temporary / f"{len(shards)}.part", metadata={"format": "pt"})
-                shards.append(list(pending))
-            size, pending = 0, {}
+    for name, tensor in tensors:
+        if size + tensor.nbytes > shard_bytes:
+            flush()
+        pending[name] = tensor.cpu().contiguous()
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    flush()
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(files) == 1:
+        files = ["model.safetensors"]
+    for number, file in enumerate(files):
+        (folder / f"{number}.part").rename(folder / file)
+    if len(files) > 1:
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
-        for name, tensor in tensors:
-            if size + tensor.nbytes > shard_bytes:
-                flush()
-            pending[name] = tensor.cpu().contiguous()
-            size, total = size + tensor.nbytes, total + tensor.nbytes
-        flush()
-        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-        if len(files) == 1:
-            files = ["model.safetensors"]
-        for number, file in enumerate(files):
-            (temporary / f"{number}.part").rename(temporary / file)
-        if len(files) > 1:
-            places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": places}
-            (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+def check_replaceable(folder: Path, subfolders: Iterable[str] = ()) -> None:
+    """Refuse to replace what is not an earlier result: a folder with anything but the files of `write_shards`.
+
+    `subfolders` may be there as well, with the same files. Raises MergeError.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise MergeError(f"{folder} is a file: give the path of a directory")
+    for found in sorted(folder.iterdir()):
+        if found.name in subfolders and found.is_dir():
+            check_replaceable(found)
+        elif found.is_dir() or not _WRITTEN.fullmatch(found.name):
+            raise MergeError(f"{folder} would be replaced, but holds {found.name!r}: choose another directory or empty it")

@@ -151,7 +151,7 @@ def stock_ratio(taus: list[np.ndarray], average: str) -> float:
     else:
         cosine = math.fsum(cosines) / len(cosines)
     below = 1 + (n - 1) * cosine
-    return n * cosine / below if below > 1e-12 else 0.0
+    return n * cosine / below if below > 1e-6 else 0.0
 
 
 def model_stock(

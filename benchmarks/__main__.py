@@ -1,6 +1,7 @@
 """`python -m benchmarks`: all measurements of this package."""
 
-from benchmarks.adaptation_step import main
+from benchmarks import adaptation_step, merging
+from benchmarks.command import main
 
 if __name__ == "__main__":
-    main()
+    main("python -m benchmarks", __doc__, [adaptation_step, merging])

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import multiprocessing
-import os
-import platform
-import re
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+import sys
+from collections.abc import Callable
+from typing import Any
 
-import torch
-from rich.console import Console
-
-from benchmarks import report
-from benchmarks.measure import CLOCKS, Job, Timing, measure
+from benchmarks import command, report
+from benchmarks.measure import Job, measure
 from benchmarks.problem import SIZES
 
 PLAN = (
@@ -34,67 +27,40 @@ CHUNKED = {"vit_mini": ("adarank_cart", "engine", 32)}
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what was asked for and print it."""
-    given = _parser().parse_args(arguments)
+    command.main("python -m benchmarks.adaptation_step", __doc__, [sys.modules[__name__]], arguments)  # type: ignore[list-item]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only this part has."""
+    parser.add_argument("--model", choices=[*SIZES, "all"], default="all", help="whose adaptation steps are measured")
+    parser.add_argument("--device", default="cpu", help="of adaptation steps: cpu or cuda (default: %(default)s)")
+
+
+def run(given: argparse.Namespace, say: Callable[[str], None]) -> command.Outcome | None:
+    """Measure the steps of the models asked for; none where a single merging method was asked for."""
+    if getattr(given, "only", None):
+        return None
     models = list(SIZES) if given.model == "all" else [given.model]
     jobs = [
         Job(model, method, variant, given.device, given.threads, given.seconds, given.clock, chunk)
         for model in models
         for method, variant, chunk in (*PLAN, *([CHUNKED[model]] if model in CHUNKED else []))
     ]
-    errors = Console(stderr=True)
     results = {}
     for number, job in enumerate(jobs, 1):
-        errors.print(f"{number}/{len(jobs)} {job.model} {job.method} {job.variant}", highlight=False)
-        results[job] = isolated(job)
-    machine = _machine(given.device, given.threads, given.clock)
-    report.show(results, machine, Console(width=None if Console().is_terminal else 120))
-    if given.markdown:
-        given.markdown.write_text(report.markdown(results, machine), encoding="utf-8")
-    if given.json:
-        given.json.write_text(json.dumps(_as_json(results, machine), indent=1) + "\n", encoding="utf-8")
+        say(f"{number}/{len(jobs)} {job.model} {job.method} {job.variant}")
+        results[job] = command.isolated(measure, job)
+    machine = command.machine(given.device, given.threads, given.clock)
+    return command.Outcome(
+        lambda console: report.show(results, machine, console), report.markdown(results, machine), _as_json(results, machine)
+    )
 
 
-def isolated(job: Job) -> Timing:
-    """Measure in a fresh process, forked from one that has imported torch and done nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.measure"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure, job).result()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks.adaptation_step", description=__doc__)
-    parser.add_argument("--model", choices=[*SIZES, "all"], default="all")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement; two rounds at least")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: own time, for a busy machine")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every timing")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for the documentation")
-    return parser
-
-
-def _machine(device: str, threads: int, clock: str) -> str:
-    cuda = device != "cpu"
-    name = torch.cuda.get_device_name(device) if cuda else f"{os.cpu_count()} cores of an {_processor()}, no GPU"
-    versions = f"torch {torch.__version__}; Python {platform.python_version()}"
-    return f"{name}; {threads} thread{'s' * (threads != 1)}; {clock} time; {versions}"
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return re.sub(r"\((R|TM)\)| Processor| CPU", "", name)
-
-
-def _as_json(results: report.Results, machine: str) -> dict[str, object]:
+def _as_json(results: report.Results, machine: str) -> dict[str, Any]:
     return {
         "machine": machine,
         "measurements": [dataclasses.asdict(job) | dataclasses.asdict(timing) for job, timing in results.items()],
-        "goals": [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in report.goals(results)],
+        "goals": report.goals_as_json(report.goals(results)),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,25 +14,30 @@ import fusionbench_lite as fbl
 from benchmarks import merging_reference as reference
 from benchmarks.merging_reference import Experts, State
 from benchmarks.problem import SIZES, Size
+from fusionbench_lite.methods.api import Merged
 
 # isort: split
 from open_clip.transformer import VisionTransformer  # after benchmarks.problem, which prepares torchvision
 
-Merge = Callable[[State, Experts], Mapping[str, Tensor]]
-GRID = 2.0**-22
-"""All weights are multiples of it, so that θ0 + τ and θ_t - θ0 are exact in float32: errors are those of the methods."""
+Merge = Callable[[State, Experts], "State | Merged"]
+GRID = 2.0**-23
+"""All weights are multiples of it, so that θ_t - θ0 and the sums of experts are exact in float32: what a method is said to
+err by is its own."""
 
-SPREAD, NORM = 0.02, 0.002
+SPREAD, NORM = 0.02, 0.0003
 """Root mean squares of the entries of the pretrained weights and of the task vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A method on a part of the model, with its yardsticks.
+    """A method on a part of the model, next to its straightforward `reference`.
 
-    `blocks` and `tensors` choose the part: tensors of the first blocks of the tower, and of these the ones whose names
-    end so; `others` adds what is outside the blocks. `slower`: the reference must be as many times slower; `information`:
-    further versions that are only reported. `limit`: the most of the time of `yardstick`, where that is not the reference.
+    The part is the tensors of the first `blocks` blocks of the tower, of these the ones whose names end as `tensors` say;
+    `others` adds what is outside the blocks. Goals: the reference takes at least `slower` times the time, or the method
+    at most `reading` times that of reading its inputs; `memory` is the most of the reference's peak, or for doGe of one
+    matrix's state, work space included; `error` of the result.
+    `information`: versions that are only reported. `check`: the tensor on which results are compared with the reference in
+    float64, where the reference's own float32 errors are larger than the goal. `steps`: of doGe that are timed.
     """
 
     method: str
@@ -41,49 +47,56 @@ class Case:
     blocks: int = 12
     others: bool = False
     tensors: tuple[str, ...] = ("",)
-    slower: float = 1.0
-    error: float = 1e-5
+    slower: float | None = None
+    reading: float | None = None
     memory: float | None = None
+    error: float = 1e-5
     information: Mapping[str, Merge] = dataclasses.field(default_factory=dict)
     check: str | None = None
     steps: int = 0
 
 
-def package(method: str, base: State, experts: Experts, **given: object) -> Mapping[str, Tensor]:
-    """The package's merge, whose result is a state dict of its own."""
-    return fbl.merge(method, base, experts, **given).state_dict()
+def package(method: str, base: State, experts: Experts, **given: object) -> Merged:
+    """The package's merge."""
+    return fbl.merge(method, base, experts, **given)
+
+
+def weights(result: State | Merged) -> Mapping[str, Tensor]:
+    """Return the state dict of what a version returned."""
+    return result.state_dict() if isinstance(result, Merged) else result
 
 
 BLOCK = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 OUT, FC = BLOCK[1], BLOCK[2]
 
 
-def _one_block(method: str, merge: Merge, **given: object) -> Case:
-    part = "the 4 matrices of one block of 12"
-    return Case(method, part, functools.partial(package, method), merge, 1, False, BLOCK, 2.0, check=OUT, **given)
+def _one_block(method: str, merge: Merge, **given: Any) -> Case:
+    part = "4 matrices of 1 block of 12"
+    fast = functools.partial(package, method)
+    return Case(method, part, fast, merge, blocks=1, tensors=BLOCK, slower=2.0, check=OUT, **given)
 
 
-def _doge(tensor: str, shape: str) -> Case:
+def _doge(tensor: str) -> Case:
     fast = functools.partial(package, "doge_ta", matrices="attn_mlp", steps=1)
-    part = f"{shape} of one block, 400 steps extrapolated from 20"
+    part = tensor.split(".")[1] + " of 1 block of 12"
     straight = functools.partial(reference.doge_ta, steps=1)
-    return Case("doge_ta", part, fast, straight, 1, False, (tensor,), 5.0, error=1e-4, steps=20)
+    return Case("doge_ta", part, fast, straight, blocks=1, tensors=(tensor,), slower=5.0, memory=1.2, error=1e-4, steps=20)
 
 
 CASES = (
     Case(
-        "task_arithmetic", "the whole tower", functools.partial(package, "task_arithmetic"), reference.task_arithmetic,
-        others=True, information={"reading": reference.reading},
+        "task_arithmetic", "all 12 blocks", functools.partial(package, "task_arithmetic"), reference.task_arithmetic,
+        others=True, reading=2.0, information={"reading": reference.reading},
     ),
     Case(
-        "ties_merging", "4 blocks of 12", functools.partial(package, "ties_merging"), reference.ties_merging, 4,
+        "ties_merging", "4 blocks of 12", functools.partial(package, "ties_merging"), reference.ties_merging, blocks=4,
         slower=3.0, memory=0.25,
     ),
     _one_block("tsv_m", reference.tsv_m),
     _one_block("cart", reference.cart),
     _one_block("iso_c", reference.iso_c, information={"one SVD": reference.iso_c_of_sum}),
-    _doge(OUT, "out_proj"),
-    _doge(FC, "c_fc"),
+    _doge(OUT),
+    _doge(FC),
 )
 METHODS = tuple(dict.fromkeys(case.method for case in CASES))
 VIT_B32 = SIZES["vit_b32"]
@@ -129,5 +142,5 @@ def largest_error(got: Mapping[str, Tensor], want: Mapping[str, Tensor], base: S
     errors = []
     for name, tensor in want.items():
         scale = (tensor - base[name]).abs().max().clamp_min(1e-30)
-        errors.append(float(((got[name] - tensor).abs().max() / scale)))
+        errors.append(float((got[name] - tensor).abs().max() / scale))
     return max(errors)

@@ -89,9 +89,9 @@ def rows(results: Results, model: str) -> list[tuple[str, ...]]:
             times = ratio(timing)
             plain = statistics.median(timing.plain)
             memory = (f"{timing.peak / MIB:.0f}", f"{timing.held / MIB:.0f}")
-            seconds = (_seconds(statistics.median(timing.steps)), _seconds(plain), f"{times:.2f}")
+            spent = (seconds(statistics.median(timing.steps)), seconds(plain), f"{times:.2f}")
             variant = job.variant + (f", {job.chunk} a pass" if job.chunk else "")
-            table.append((job.method, variant, *seconds, _seconds((times - 1) * plain), *memory))
+            table.append((job.method, variant, *spent, seconds((times - 1) * plain), *memory))
     return table
 
 
@@ -104,8 +104,8 @@ def show(results: Results, machine: str, console: Console) -> None:
             table.add_row(*row)
         console.print(table)
     table = Table("model", "goal", "measured", "at most", "", title="goals")
-    for goal in goals(results):
-        table.add_row(goal.model, goal.text, f"{goal.value:.2f}", f"{goal.limit}", goal.verdict)
+    for row in goals_table(goals(results)):
+        table.add_row(*row)
     console.print(table)
     console.print(EXPLANATION)
     console.print(steadiness(results))
@@ -115,13 +115,27 @@ def markdown(results: Results, machine: str) -> str:
     """Return the tables of all models and the goals as Markdown."""
     lines = [machine, "", EXPLANATION, "", steadiness(results), ""]
     for model in dict.fromkeys(job.model for job in results):
-        lines += [f"**{model}**", "", *_markdown_table(COLUMNS, rows(results, model)), ""]
-    body = [(g.model, g.text, f"{g.value:.2f}", f"{g.limit}", g.verdict) for g in goals(results)]
-    lines += ["**Goals**", "", *_markdown_table(("model", "goal", "measured", "at most", "verdict"), body)]
+        lines += [f"**{model}**", "", *markdown_table(COLUMNS, rows(results, model)), ""]
+    lines += ["**Goals**", "", *markdown_table(("model", "goal", "measured", "at most", "verdict"), goals_table(goals(results)))]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(header: tuple[str, ...], body: Iterable[tuple[str, ...]]) -> list[str]:
+def goals_table(found: Iterable[Goal]) -> list[tuple[str, ...]]:
+    """Return one row of text per goal."""
+    return [(goal.model, goal.text, _figure(goal.value), _figure(goal.limit), goal.verdict) for goal in found]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 0.001 else f"{value:.3g}" if value < 0.1 else f"{value:.2f}"
+
+
+def goals_as_json(found: Iterable[Goal]) -> list[dict[str, object]]:
+    """Return the goals for a JSON file."""
+    return [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in found]
+
+
+def markdown_table(header: tuple[str, ...], body: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *body)]
 
 
@@ -129,5 +143,6 @@ def _label(job: Job) -> str:
     return job.method + (f", {job.chunk} examples a pass" if job.chunk else "")
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """Return a time with a sensible number of digits."""
     return f"{value:.2f}" if value >= 1 else f"{value:.3f}"

@@ -3,7 +3,7 @@
     import fusionbench_lite as fbl
     fbl.methods()
     fbl.merge("ties_merging", pretrained, experts, keep=0.2).state_dict()
-    fbl.merge_files("ties_merging", "base.safetensors", {"mnist": "mnist/", "dtd": "dtd/"}, "merged/")
+    fbl.merge_files("tsv_m", "base.safetensors", {"sun397": "sun397/", "cars": "cars_lora/"}, out="merged")
     fbl.adapt("adarank_cart", model, pretrained, experts, heads, batches, steps=300).coefficients
 """
 
@@ -26,8 +26,11 @@ _HOME = {
     "InputError": ("errors", "InputError"),
     "MergeError": ("errors", "MergeError"),
     "Merged": ("methods.api", "Merged"),
+    "MergeWarning": ("errors", "MergeWarning"),
     "merge": ("methods.api", "merge"),
     "merge_files": ("methods.api", "merge_files"),
+    "diagonal_fisher": ("statistics", "diagonal_fisher"),
+    "gram_matrices": ("statistics", "gram_matrices"),
     "Adapted": ("adaptation.api", "Adapted"),
     "adapt": ("adaptation.api", "adapt"),
 }

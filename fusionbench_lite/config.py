@@ -30,8 +30,8 @@ class Precision(enum.Enum):
 @dataclasses.dataclass
 class Checkpoints:
     """Where experts come from: `dir` overrides the cache, `seed` that of the embedded suite's data
-    and training, `recipe` numbers of the training recipe, as in {finetune_steps: 100}. `experts` lists the tasks whose
-    experts are merged, all by default; a data-free merge is evaluated on the other tasks too."""
+    and training, `recipe` numbers of the training recipe, as in {finetune_steps: 100}. `experts`: the tasks whose experts
+    are merged, a list or the first so many, all by default; a data-free merge is evaluated on the others too."""
 
     dir: str | None = None
     seed: int = II("seed")

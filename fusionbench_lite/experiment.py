@@ -21,7 +21,7 @@ from fusionbench_lite.plan import Plan
 class Experiment:
     """An experiment file: `rows` maps each row's name to its overrides, `defaults` are overrides of every row.
 
-    In the file `rows` may be the name of another experiment, whose rows it shares.
+    In the file a row may be the name of another experiment, whose rows stand there.
     """
 
     name: str
@@ -39,8 +39,9 @@ def read(name: str) -> Experiment:
     if name not in known:
         raise InputError(f"unknown experiment {name!r}: {did_you_mean(name, known)}")
     content = yaml.safe_load(known[name].read_text(encoding="utf-8"))
-    shared = content["rows"]
-    rows = read(shared).rows if isinstance(shared, str) else {row["name"]: tuple(row["overrides"]) for row in shared}
+    rows: dict[str, tuple[str, ...]] = {}
+    for row in content["rows"]:
+        rows |= read(row).rows if isinstance(row, str) else {row["name"]: tuple(row["overrides"])}
     return Experiment(
         name, content["title"], content.get("question", ""), tuple(content.get("seeds", [0])),
         tuple(content.get("defaults", [])), rows,

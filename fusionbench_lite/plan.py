@@ -90,12 +90,12 @@ def resolve(config: DictConfig) -> Plan:
         for name, setting in settings.items():
             collect.check(name, setting.value)
     _check_integers(plain)
-    _check_experts(plain["checkpoints"]["experts"], tasks, method)
+    checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
     return Plan(
         method.id, hyperparameters, settings, model, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
         plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
         Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
-        plain["checkpoints"], _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
+        checkpoints, _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
     )
 
 
@@ -182,12 +182,18 @@ def _sourced(
     return result
 
 
-def _check_experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> None:
-    """Refuse a choice of experts that is no list of the tasks, or that the method cannot leave others out of."""
+def _experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> list[str] | None:
+    """Return the tasks whose experts are merged, None for all.
+
+    Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
+    """
     if chosen is None:
-        return
+        return None
+    if isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= len(tasks.names):
+        chosen = list(tasks.names[:chosen])
     if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) < len(chosen):
-        raise InputError(f"checkpoints.experts must be a list of different tasks, got {chosen!r}")
+        wanted = f"a number from 1 to {len(tasks.names)} or a list of different tasks"
+        raise InputError(f"checkpoints.experts must be {wanted}, got {chosen!r}")
     for name in chosen:
         if name not in tasks.names:
             hint = did_you_mean(str(name), tasks.names)
@@ -195,6 +201,7 @@ def _check_experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> None
     if len(chosen) < len(tasks.names) and (method.adaptive or method.per_task):
         reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
         raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={chosen}")
+    return chosen
 
 
 def _check_integers(plain: Mapping[str, Any]) -> None:

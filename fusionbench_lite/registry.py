@@ -45,6 +45,11 @@ class Method:
     inputs: tuple[str, ...] = ()
 
     @property
+    def accepted(self) -> dict[str, str]:
+        """What every hyperparameter may be, in the words of the error that refuses anything else."""
+        return {field.name: str(field.metadata["accepts"]) for field in dataclasses.fields(self.hyperparameters)}
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """Hyperparameter names and default values, in the order of their declaration."""
         return {field.name: field.default for field in dataclasses.fields(self.hyperparameters)}
@@ -105,8 +110,8 @@ def get(id: str) -> Method:
 # Hyperparameter fields -----------------------------------------------------------------------------------------------
 
 
-def _field(default: Any, check: Check) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check})
+def _field(default: Any, check: Check, accepts: str) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check, "accepts": accepts})
 
 
 def real(
@@ -129,7 +134,7 @@ def real(
             raise ValueError(wanted)
         return number
 
-    return _field(default, check)
+    return _field(default, check, wanted)
 
 
 def integer(default: int, *, low: int | None = None) -> Any:
@@ -143,30 +148,32 @@ def integer(default: int, *, low: int | None = None) -> Any:
             raise ValueError(wanted)
         return int(value)
 
-    return _field(default, check)
+    return _field(default, check, wanted)
 
 
 def choice(default: str, choices: tuple[str, ...]) -> Any:
     """Declare a hyperparameter that is one of some words."""
+    wanted = f"one of {', '.join(choices)}"
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
             hint = did_you_mean(str(value), choices) if isinstance(value, str) else ""
-            raise ValueError(f"one of {', '.join(choices)}" + (f" ({hint})" if hint.startswith("did") else ""))
+            raise ValueError(wanted + (f" ({hint})" if hint.startswith("did") else ""))
         return value
 
-    return _field(default, check)
+    return _field(default, check, wanted)
 
 
 def flag(default: bool) -> Any:
     """Declare a hyperparameter that is true or false."""
+    wanted = "true or false"
 
     def check(value: Any) -> bool:
         if not isinstance(value, bool):
-            raise TypeError("true or false")
+            raise TypeError(wanted)
         return value
 
-    return _field(default, check)
+    return _field(default, check, wanted)
 
 
 def real_per_task(default: float, *, low: float = -math.inf) -> Any:
@@ -174,17 +181,17 @@ def real_per_task(default: float, *, low: float = -math.inf) -> Any:
 
     Whether the mapping has exactly the tasks is for the method to say, which knows them.
     """
-    single = real(default, low=low).metadata["check"]
+    single = real(default, low=low).metadata
 
     def check(value: Any) -> float | dict[str, float]:
         if not isinstance(value, Mapping):
-            return float(single(value))
+            return float(single["check"](value))
         try:
-            return {str(task): float(single(number)) for task, number in value.items()}
+            return {str(task): float(single["check"](number)) for task, number in value.items()}
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error} for every task") from None
 
-    return _field(default, check)
+    return _field(default, check, f"{single['accepts']}, or such a number for every task as {{task: number}}")
 
 
 def describe(hyperparameters: Any) -> Mapping[str, Any]:

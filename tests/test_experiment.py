@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from hydra import initialize_config_dir
 
-from fusionbench_lite import config, experiment
+from fusionbench_lite import config, experiment, registry
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import config_dir, experiments_dir
 from fusionbench_lite.tables import records
@@ -26,9 +28,20 @@ def composing():
 def test_every_row_of_every_experiment_resolves(composing, name, tmp_path):
     extra = [f"data_dir={tmp_path}"] if "real32" in name else []
     read = experiment.read(name)
-    plans = experiment.plans(read, extra)
+    plans = experiment.plans(dataclasses.replace(read, seeds=read.seeds[:2]), extra)
     assert set(plans) == set(read.rows)
-    assert all(len(row) == len(read.seeds) for row in plans.values())
+    assert all(len(row) == len(read.seeds[:2]) for row in plans.values())
+
+
+def test_the_demo_shows_every_method_that_adapts_nothing():
+    shown = {override.removeprefix("method=") for row in experiment.read("mini/demo").rows.values() for override in row}
+    assert {name for name in registry.names() if not registry.get(name).adaptive} <= shown
+
+
+def test_rows_of_another_experiment_are_shared():
+    demo, three = experiment.read("mini/demo"), experiment.read("mini/three_seeds")
+    assert list(three.rows)[: len(demo.rows)] == list(demo.rows)
+    assert all(three.rows[name] == overrides for name, overrides in demo.rows.items())
 
 
 def test_command_line_wins_and_steps_reach_adaptive_rows_only(composing):
@@ -45,20 +58,20 @@ def test_unknown_experiment():
 
 @pytest.mark.slow
 def test_a_table_is_written_once_and_then_found(command, tmp_path):
-    arguments = ("experiment=mini/demo", "steps=1", *SMALL)
+    arguments = ("experiment=mini/first_look", "steps=1", *SMALL)
     first = command(*arguments)
     assert first.returncode == 0, first.stderr
-    folder = tmp_path / "results" / "tables" / "mini" / "demo"
+    folder = tmp_path / "results" / "tables" / "mini" / "first_look"
     assert {path.name for path in folder.iterdir()} == {"rows.json", "table.csv", "table.tex", "table.md", "table.png"}
     table = pd.read_csv(folder / "table.csv")
-    assert len(table) == 14
+    assert len(table) == 5
     assert table["trial"].all()
     made = len(records.read_all(tmp_path / "results"))
     second = command(*arguments)
     assert second.returncode == 0
     assert ", seed 0:" in first.stdout
     assert ", seed 0:" not in second.stdout
-    assert len(records.read_all(tmp_path / "results")) == made == 14
-    shown = command("mini/demo", "--format", "latex", module="fusionbench_lite.tables")
+    assert len(records.read_all(tmp_path / "results")) == made == 5
+    shown = command("mini/first_look", "--format", "latex", module="fusionbench_lite.tables")
     assert shown.returncode == 0, shown.stderr
     assert "\\toprule" in shown.stdout

@@ -24,7 +24,10 @@ class AdaMerging:
 
 @method("adamerging_taskwise", AdaMerging, adaptive=True)
 def adamerging_taskwise(experts: Experts, h: AdaMerging) -> Parametrisation:
-    """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ_tl (AdaMerging, Section 3.2)."""
+    """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ_tl (AdaMerging, Section 3.2).
+
+    λ minimises Σ_t of the mean entropy of task t's predictions on unlabelled batches. Cost: as adamerging_layerwise.
+    """
     return _parametrisation(experts, h, shared=True)
 
 
@@ -32,7 +35,9 @@ def adamerging_taskwise(experts: Experts, h: AdaMerging) -> Parametrisation:
 def adamerging_layerwise(experts: Experts, h: AdaMerging) -> Parametrisation:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ_tl (AdaMerging, Section 3.2).
 
-    A "layer" of the paper is one tensor of the state dict, biases and norms included.
+    λ minimises Σ_t of the mean entropy of task t's predictions on unlabelled batches. A "layer" of the paper is one
+    tensor of the state dict, biases and norms included. Cost: per step one forward and backward pass over a batch of
+    every task, and O(Td) for the merge and its gradient; all task vectors in memory.
     """
     return _parametrisation(experts, h, shared=False)
 

@@ -49,7 +49,7 @@ class AdaRankCart(AdaRankTa):
 
 @dataclasses.dataclass(frozen=True)
 class AdaRankTsvM(AdaRankTa):
-    """As AdaRankTa, from TSV-M; a `rank_ratio` of None is 1/T."""
+    """As AdaRankTa, from TSV-M. `rank_ratio`: ρ, the part of the components that start active; None is 1/T."""
 
     scaling: float = real(1.0)
     rank_ratio: float | None = real(None, low=0, high=1, open_low=True, optional=True)
@@ -57,20 +57,32 @@ class AdaRankTsvM(AdaRankTa):
 
 @method("adarank_ta", AdaRankTa, adaptive=True)
 def adarank_ta(experts: Experts, h: AdaRankTa) -> Parametrisation:
-    """θ_l = θ0_l + Σ_t λ_tl U_tl diag(b_tl ⊙ s_tl) V_tlᵀ from the task vectors θ_t - θ0 (AdaRank, Eq. 5)."""
+    """θ_l = θ0_l + Σ_t λ_tl U_tl diag(b_tl ⊙ s_tl) V_tlᵀ from the task vectors θ_t - θ0 (AdaRank, Eq. 5).
+
+    U diag(s) Vᵀ are the decomposed matrices, b = 1[logit > 0] their masks, learned together with λ as in AdaMerging by
+    the gradient of sigmoid(logit/κ); other tensors have λ alone. Cost: T decompositions per matrix before; per
+    step that of AdaMerging and O(Tpmn) per matrix for the gradients of the masks; task vectors and singular vectors in
+    memory.
+    """
     return _parametrisation(experts, h, experts.base, lambda vectors: vectors)
 
 
 @method("adarank_cart", AdaRankCart, adaptive=True)
 def adarank_cart(experts: Experts, h: AdaRankCart) -> Parametrisation:
-    """As adarank_ta with the average θ̄ in place of θ0, for every tensor: task vectors θ_t - θ̄ sum to zero."""
+    """As adarank_ta with the average θ̄ in place of θ0, for every tensor: task vectors θ_t - θ̄ sum to zero.
+
+    Cost: as adarank_ta.
+    """
     return _parametrisation(experts, h, experts.mean, lambda vectors: vectors)
 
 
 @method("adarank_tsvm", AdaRankTsvM, adaptive=True)
 def adarank_tsvm(experts: Experts, h: AdaRankTsvM) -> Parametrisation:
     """As adarank_ta with the leading ⌊ρr⌋ components of all tasks whitened together; the tensors without a mask
-    start at θ0 plus the mean task vector."""
+    start at θ0 plus the mean task vector.
+
+    Cost: as adarank_ta, and two eigenproblems of side Tk per matrix before, k the number of leading components.
+    """
     return _parametrisation(experts, h, experts.base, lambda vectors: vectors / len(experts), whiten=_whiten_leading)
 
 

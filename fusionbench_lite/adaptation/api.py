@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict
+from fusionbench_lite.weights.readers import open_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,15 +47,15 @@ class Adapted:
 
 
 def adapt(
-    method: str, model: nn.Module, pretrained: StateDict, experts: Mapping[str, StateDict],
+    method: str, model: nn.Module, pretrained: StateDict, experts: Mapping[str, StateDict | str | os.PathLike[str]],
     heads: Mapping[str, Callable[[Tensor], Tensor]], batches: Mapping[str, Iterable[Tensor]], steps: int,
     **hyperparameters: Any,
 ) -> Adapted:
     """Merge experts and adapt what the method learns on unlabelled batches.
 
     `model(x)` returns features and is run with the merged tensors in place of its own, in evaluation mode;
-    `heads[task](features)` returns logits; `batches[task]` yields one input tensor per step. Weights and
-    hyperparameters are as in `fusionbench_lite.merge`. Inputs, the model's parameters and the heads stay as they are.
+    `heads[task](features)` returns logits; `batches[task]` yields one input tensor per step. Experts, which may be
+    paths, and hyperparameters are as in `fusionbench_lite.merge`. Inputs, the model's parameters and the heads stay as they are.
 
     Raises MergeError naming the task, the values and the fix: everything that `merge` refuses; a missing head or
     missing batches; fewer batches than steps; a model that shares no tensor with the weights; a loss that is not
@@ -63,7 +65,7 @@ def adapt(
     if not entry.adaptive:
         raise MergeError(f"method {method!r} needs no data: call fusionbench_lite.merge")
     configured = entry.configure(**hyperparameters)
-    view = Experts(pretrained, experts)
+    view = Experts(pretrained, open_experts(experts, pretrained))
     view.check_unread()
     _check_steps(steps)
     _check_tasks(view.tasks, heads=heads, batches=batches)

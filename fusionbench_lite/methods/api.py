@@ -14,7 +14,7 @@ from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict
-from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_weights, write_shards
+from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_experts, open_weights, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +70,9 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
     view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
     tasks = tuple(view.tasks)
     if entry.per_task:
-        stored: dict[str, PerTask] = dict(produced())
+        stored = _stored(view, produced)
         view.check_unread()
+        view.release(name for name, part in stored.items() if not part.on_base)
         unfold = {name: part.tensor for name, part in stored.items()}
         return Merged(
             method, produced.hyperparameters, tasks, True, _storage(view, stored),
@@ -79,10 +80,10 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
         )
     merged = _complete(view, produced())
     view.check_unread()
-    size = sum(layout.nbytes for layout in view.layout.values())
+    names = {name: view.tied.get(name, name) for name in view.layout}  # the inputs themselves are not kept
     return Merged(
-        method, produced.hyperparameters, tasks, False, {"pretrained": 0, "shared": size, "per_task": 0},
-        lambda task: _retied(view, {name: tensor.clone() for name, tensor in merged.items() if name not in view.tied}),
+        method, produced.hyperparameters, tasks, False, {"pretrained": 0, "shared": _size(view), "per_task": 0},
+        lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
     )
 
 
@@ -110,7 +111,7 @@ def merge_files(
         if not isinstance(task, str) or task in ("", "..") or Path(task).name != task:
             raise MergeError(f"task {task!r} cannot name a directory below {folder}: rename it")
     with atomic_directory(folder) as temporary:
-        stored: dict[str, PerTask] = dict(produced())
+        stored = _stored(view, produced)
         for task in view.tasks:
             (temporary / task).mkdir()
             models = ((name, part.tensor(task)) for name, part in stored.items())
@@ -142,10 +143,12 @@ def _prepare(
         extra[name] = hyperparameters.pop(name)
     configured = entry.configure(**hyperparameters)
     base = open_weights(pretrained, None, "pretrained")
-    if not isinstance(experts, Mapping):
-        raise MergeError(f"experts must map task names to state dicts, got {type(experts).__name__}")
-    view = Experts(base, {task: open_weights(weights, base, f"expert {task!r}") for task, weights in experts.items()})
+    view = Experts(base, open_experts(experts, base))
     return view, entry, _Produced(registry.describe(configured), lambda: entry.function(view, configured, **extra))
+
+
+def _stored(view: Experts, produced: _Produced) -> dict[str, PerTask]:
+    return {name: part for name, part in produced() if name not in view.tied}
 
 
 def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -172,25 +175,31 @@ def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str
     done = {}
     for name, tensor in _finished(view, produced):
         done[name] = tensor.clone() if _is_input(view, name, tensor) else tensor
-    return _retied(view, done)
+    return _retied({name: view.tied.get(name, name) for name in view.layout}, done)
 
 
 def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
     if not tensor.untyped_storage().resizable():
         return True  # the mapped pages of a file
     in_memory = [weights for weights in (view.pretrained, *view.by_task.values()) if not hasattr(weights, "layout")]
-    return any(weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
+    return any(name in weights and weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
 
 
-def _retied(view: Experts, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weights[view.tied.get(name, name)] for name in view.layout}
+def _retied(names: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under all names, in order; `names` leads from each to the first name of its storage."""
+    return {name: weights[first] for name, first in names.items()}
+
+
+def _size(view: Experts) -> int:
+    """Return the bytes of the model, tied tensors once."""
+    return sum(layout.nbytes for name, layout in view.layout.items() if name not in view.tied)
 
 
 def _storage(view: Experts, stored: Mapping[str, PerTask]) -> dict[str, int]:
     buffers = {buffer.key: buffer for part in stored.values() for buffer in part.buffers()}
     on_base = any(part.on_base for part in stored.values())
     return {
-        "pretrained": sum(layout.nbytes for layout in view.layout.values()) if on_base else 0,
+        "pretrained": _size(view) if on_base else 0,
         "shared": sum(buffer.nbytes for buffer in buffers.values() if buffer.shared),
         "per_task": sum(buffer.nbytes for buffer in buffers.values() if not buffer.shared),
     }

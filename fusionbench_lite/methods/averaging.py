@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @method("weight_averaging")
 def weight_averaging(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tensor]]:
-    """θ = (1/T) Σ θ_t for every tensor. The pretrained weights are not used.
+    """θ = (1/T) Σ_t θ_t for every tensor (Wortsman et al. 2022). The pretrained weights are not used.
 
     Cost: O(Td), one pass.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class AwdTa:
     """The settings of AWD TA, a reconstruction.
 
-    `alpha`: weight of the norm of the redundant vector δ. `lr`, `steps`: of its optimisation from 0. `scaling`: λ.
+    `alpha`: weight of the norm of the redundant vector δ. `lr`, `steps`: of its descent from δ = 0. `scaling`: λ.
     `group`: cosines per tensor or over the whole model ("global"). `optimizer`: gradient descent ("gd"), under which δ
     stays a combination of the task vectors, or "adam".
     """
@@ -94,13 +94,14 @@ def _by_adam(experts: Experts, names: list[str], h: AwdTa) -> Iterator[tuple[str
             for name, delta in change.items():
                 square += delta @ delta
                 for part, block in experts.blocks(name):
-                    inside += block.double() @ delta[part]
+                    inside += block.cpu().double() @ delta[part]
             pull = _pull(products - inside.unsqueeze(0) - inside.unsqueeze(1) + square)
             for name, delta in change.items():
                 delta.grad = pull.sum() * delta + (h.alpha * delta / square.sqrt() if square > 0 else 0.0)
                 for part, block in experts.blocks(name):
-                    delta.grad[part] -= pull @ block.double()
+                    delta.grad[part] -= pull @ block.cpu().double()
         optimizer.step()
     for name, delta in change.items():
         shift = h.scaling * len(experts) * delta.detach().reshape(experts.shape(name))
-        yield name, experts.combination(name, [h.scaling] * len(experts)) - shift.to(experts.work_dtype(name))
+        merged = experts.combination(name, [h.scaling] * len(experts))
+        yield name, merged - shift.to(merged)

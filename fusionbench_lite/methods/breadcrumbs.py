@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, method, real
-from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.experts import BLOCK, Experts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,11 @@ def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]
         base = experts.base(name)
         length = base.shape[-1] if h.granularity == "row" else base.numel()
         total = torch.zeros_like(base).reshape(-1, length)
+        first, kept = int(h.outliers * length), int(h.keep * length)
         for task in experts.tasks:
             rows = experts.task_vector(task, name).reshape(-1, length)
-            first = int(h.outliers * length)
-            order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + int(h.keep * length)]
-            total.scatter_add_(1, order, rows.gather(1, order))
+            # The order of a few rows at a time: it takes three times the memory of what is ordered.
+            for part, target in zip(*(torch.split(tensor, max(1, BLOCK // length)) for tensor in (rows, total)), strict=True):
+                order = part.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + kept]
+                target.scatter_add_(1, order, part.gather(1, order))
         yield name, base + h.scaling * total.reshape(base.shape)

@@ -27,7 +27,7 @@ class TaDare:
 
 @dataclasses.dataclass(frozen=True)
 class TiesDare(TiesMerging):
-    """`drop_rate`: p, the probability that an entry is dropped. `seed`: of the masks. The rest as in TIES-Merging."""
+    """As in TIES-Merging, and `drop_rate`: p, the probability that an entry is dropped. `seed`: of the masks."""
 
     drop_rate: float = real(0.5, low=0, high=1, open_high=True)
     seed: int = integer(0)
@@ -48,7 +48,7 @@ def ta_dare(experts: Experts, h: TaDare) -> Iterator[tuple[str, Tensor]]:
 
 @method("ties_dare", TiesDare)
 def ties_dare(experts: Experts, h: TiesDare) -> Iterator[tuple[str, Tensor]]:
-    """TIES-Merging of the task vectors M_t ⊙ τ_t / (1 - p).
+    """θ = θ0 + λ τ_m as ties_merging, of the task vectors M_t ⊙ τ_t / (1 - p) with M_t as ta_dare.
 
     Cost: O(Td), three passes, the masks drawn in each.
     """

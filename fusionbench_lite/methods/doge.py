@@ -36,9 +36,9 @@ class DogeTa:
     `subspace_divisor`: the shared space has ⌊p / divisor⌋ directions. `matrices`: which tensors are merged at all.
     `rank`: "numerical" takes no singular vectors beyond a task vector's numerical rank, which "fixed" fills with noise.
     `coefficients`: λ_t = η / ‖τ_t‖ per matrix ("layer"), with the root mean square over matrices ("task", our reading of
-    an ablation the paper does not define), or `scaling` for all ("uniform"). `projection`: of the gradient, away from
-    the shared space ("orthogonal"), not at all ("none"), or "onto" it. `loss`: inner products per row, the released
-    code, or over the whole matrix, the paper.
+    an ablation the paper does not define), or one for all ("uniform"). `scaling`: λ_t where uniform. `projection`: of
+    the gradient, away from the shared space ("orthogonal"), not at all ("none"), or "onto" it. `loss`: inner products per
+    row, the released code, or over the whole matrix, the paper.
     """
 
     eta: float = real(0.07, low=0, open_low=True)
@@ -127,20 +127,22 @@ def modification(vectors: Tensor, scales: Tensor, space: Tensor | None, h: DogeT
     height, _, width = vectors.shape
     total = float(scales.sum())
     change = torch.zeros((height, width), dtype=vectors.dtype, device=vectors.device, requires_grad=True)
-    origin = torch.stack([scales @ rows for rows in vectors])
+    # Block by block, so that memory beyond the task vectors is Δ, Adam's two moments and the gradient.
     constant = torch.cat([
-        (part.square().sum(2) - (part @ target.unsqueeze(2)).squeeze(2))
-        for part, target in zip(torch.split(vectors, ROWS), torch.split(origin, ROWS), strict=True)
+        torch.linalg.vector_norm(part, dim=2).square() - (part @ (scales @ part).unsqueeze(2)).squeeze(2)
+        for part in torch.split(vectors, ROWS)
     ])
-    del origin
     optimizer = torch.optim.Adam([change], lr=h.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
     gradient = torch.empty_like(change, requires_grad=False)
     with torch.no_grad():
         for _ in range(h.steps):
             _gradient(vectors, constant, change, total, gradient, whole=h.loss == "matrix")
             if space is not None:
-                inside = space @ (space.T @ gradient)
-                gradient = inside if h.projection == "onto" else gradient.sub_(inside)
+                inside = space.T @ gradient
+                if h.projection == "onto":
+                    torch.mm(space, inside, out=gradient)
+                else:
+                    gradient.addmm_(space, inside, alpha=-1)
             change.grad = gradient
             optimizer.step()
     return change.detach()
@@ -148,17 +150,15 @@ def modification(vectors: Tensor, scales: Tensor, space: Tensor | None, h: DogeT
 
 def _gradient(vectors: Tensor, constant: Tensor, change: Tensor, total: float, out: Tensor, *, whole: bool) -> None:
     """Write G [m, n]; `whole` takes inner products over the matrix instead of its rows."""
+    parts = list(zip(*(torch.split(tensor.unsqueeze(1), ROWS) for tensor in (constant, change, out)), strict=True))
+    blocks = torch.split(vectors, ROWS)
     if whole:
-        inner = torch.stack([(part @ rows.unsqueeze(2)).sum((0, 2)) for part, rows in _parts(vectors, change)]).sum(0)
-        errors = (constant.sum(0) - total * inner).expand(len(vectors), -1)
-        for part, error, target in zip(torch.split(vectors, ROWS), torch.split(errors, ROWS), torch.split(out, ROWS), strict=True):
-            target.copy_((error.unsqueeze(1) @ part).squeeze(1)).mul_(-2 * total)
-        return
-    parts = zip(_parts(vectors, change), torch.split(constant, ROWS), torch.split(out, ROWS), strict=True)
-    for (part, rows), known, target in parts:
-        error = known - total * (part @ rows.unsqueeze(2)).squeeze(2)
-        target.copy_((error.unsqueeze(1) @ part).squeeze(1)).mul_(-2 * total)
-
-
-def _parts(vectors: Tensor, change: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(vectors, ROWS), torch.split(change, ROWS), strict=True)
+        inner = torch.stack([(rows @ block.mT).sum((0, 1)) for block, (_, rows, _) in zip(blocks, parts, strict=True)]).sum(0)
+        shared = (constant.sum(0) - total * inner).mul_(-2 * total)
+    for block, (known, rows, target) in zip(blocks, parts, strict=True):
+        if whole:
+            error = shared.expand(len(block), 1, -1)
+        else:
+            # Row vectors times matrices: the other way round, and elementwise, take twice as long.
+            error = torch.baddbmm(known, rows, block.mT, alpha=-total).mul_(-2 * total)
+        torch.bmm(error, block, out=target)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
-
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import ordered_sum
 from fusionbench_lite.registry import choice, method
@@ -43,6 +41,6 @@ def emr_merging(experts: Experts, h: EmrMerging) -> Iterator[tuple[str, Masked]]
             unified += weight * (largest * agree).sum(1, dtype=torch.float64).cpu()
             vector[part] = torch.where(positive, largest, -largest)
             bits.append(pack(agree))
-        yield name, Masked(experts, name, vector, np.concatenate(bits, axis=1), scales)
+        yield name, Masked(experts, name, vector, torch.cat(bits, dim=1), scales)
     # A task that nothing is left of keeps ρ = 1.
     scales.copy_(torch.where(unified > 0, own / unified.clamp_min(1e-300), 1.0))

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
@@ -65,7 +63,7 @@ def tall_masks(experts: Experts, h: TallMasks) -> Iterator[tuple[str, Masked]]:
     thresholds = per_task(experts, h.threshold)
     for name, merged in _merged(experts, h.base, h.virtual_zeros):
         bits = [pack(masks) for _, masks in _masks(experts, name, merged, thresholds)]
-        yield name, Masked(experts, name, merged, np.concatenate(bits, axis=1))
+        yield name, Masked(experts, name, merged, torch.cat(bits, dim=1))
 
 
 @method("consensus_ta", ConsensusTa)
@@ -79,7 +77,7 @@ def consensus_ta(experts: Experts, h: ConsensusTa) -> Iterator[tuple[str, Tensor
 
 @method("consensus_ties", ConsensusTies)
 def consensus_ties(experts: Experts, h: ConsensusTies) -> Iterator[tuple[str, Tensor]]:
-    """As consensus_ta with τ_m from TIES (20 %, sum).
+    """θ = θ0 + α C ⊙ τ_m as consensus_ta, with τ_m from TIES (20 %, sum).
 
     Cost: O(Td), four passes.
     """

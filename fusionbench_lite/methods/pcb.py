@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.ties import Vectors
 from fusionbench_lite.registry import choice, integer, method, real
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.order import kth_values
@@ -44,20 +45,21 @@ def pcb_merging(experts: Experts, h: PcbMerging) -> Iterator[tuple[str, Tensor]]
 
     ν is the clipped magnitude, normalised to [0, 1]; inter_t is tanh(τ_t Σ_s sgn(τ_s) ν_s) in variant B. Arithmetic is
     float64: a score just above the quantile decides alone where no other task competes. Cost: O(T²d) in variant C,
-    O(Td) else, eight passes.
+    O(Td) else, ten passes.
     """
     size = h.virtual_zeros + sum(experts.numel(name) for name in experts.names)
     if not size:
         return
     competition = _Competition(experts, h.variant, size, h.virtual_zeros)
-    floor, top = competition.quantile(math.floor(size * (1 - h.ratio))), competition.quantile(size - 1)
-    spread = (top - floor).unsqueeze(1)
+    floor = competition.quantile(math.floor(size * (1 - h.ratio))).unsqueeze(1)
+    spread = competition.largest().unsqueeze(1) - floor
     for name in experts.names:
         merged = experts.new(name)
         for part, block in experts.blocks(name):
             clipped, balance = competition.balance(block)
             # 0/0 reads as no contribution: all entries of such a task score the same.
-            scores = torch.where(spread > 0, (balance - floor.unsqueeze(1)).clamp_min(0) / spread.clamp_min(1e-300), 0.0)
+            above = (balance - floor.to(balance.device)).clamp_min(0)
+            scores = torch.where(spread.to(above.device) > 0, above / spread.to(above.device).clamp_min(1e-300), 0.0)
             merged[part] = ((clipped * scores).sum(0) / scores.sum(0).clamp_min(1e-12)).to(merged.dtype)
         yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
 
@@ -72,9 +74,11 @@ class _Competition:
         self.high = self._magnitude(max(math.floor(size * (1 - part) - 1), 0))
 
     def _magnitude(self, index: int) -> Tensor:
-        return kth_values(
-            lambda: (block.double() for _, block in self._blocks()), index + 1, self.virtual_zeros, magnitude=True
+        wide = Vectors.of(self.experts, self.experts.names).dtype
+        found = kth_values(
+            lambda: (block.to(wide) for _, block in self._blocks()), index + 1, self.virtual_zeros, magnitude=True
         )
+        return found.double()
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for name in self.experts.names:
@@ -84,10 +88,17 @@ class _Competition:
         """Return the value of this index, from 0, among the sorted balances of each task, [T]."""
         return kth_values(lambda: (self.balance(block)[1] for _, block in self._blocks()), index + 1, self.virtual_zeros)
 
+    def largest(self) -> Tensor:
+        """Return the largest balance of each task, [T]."""
+        found = torch.full((len(self.experts),), 0.0 if self.virtual_zeros else -math.inf, dtype=torch.float64)
+        for _, block in self._blocks():
+            found = torch.maximum(found, self.balance(block)[1].amax(1).cpu())
+        return found
+
     def balance(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clipped task vectors τ̂ and their balance β, both [T, length] in float64."""
         vectors = block.double()
-        low, high = self.low.unsqueeze(1), self.high.unsqueeze(1)
+        low, high = self.low.to(block.device).unsqueeze(1), self.high.to(block.device).unsqueeze(1)
         magnitude = torch.minimum(torch.maximum(vectors.abs(), low), high)
         spread = high - low
         normalised = torch.where(spread > 0, (magnitude - low) / spread.clamp_min(1e-300), 0.0)

@@ -1,4 +1,5 @@
-"""The rows every table starts with: the pretrained model, the experts, and one model trained on all tasks."""
+"""The rows every table starts with (Yang et al. 2024): the pretrained model, the experts, and one model trained on all
+tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
 
 @method("pretrained")
 def pretrained(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tensor]]:
-    """The pretrained model itself: the lower reference."""
+    """θ = θ0: the pretrained model itself, the lower reference.
+
+    Cost: none.
+    """
     return iter(())
 
 
 @method("individual", per_task=True)
 def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, PerTask]]:
-    """The expert of each task: T models, the upper reference."""
+    """θ̂_t = θ_t: the expert of each task, the upper reference; one model per task.
+
+    Cost: none; T models are kept.
+    """
     for name in experts.floating:
         yield name, Own(experts, name)
 
@@ -32,9 +39,10 @@ def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Pe
 def traditional_mtl(
     experts: Experts, h: NoHyperparameters, multitask: StateDict
 ) -> Iterator[tuple[str, Tensor]]:
-    """One model trained on the labelled data of all tasks.
+    """θ = θ_mtl: one model trained from θ0 on the labelled data of all tasks.
 
     `multitask` is its state dict, with the keys, shapes and dtypes of `pretrained`; it is a checkpoint, not a merge.
+    Cost: none here, but a training run on the data of all tasks before.
     """
     trained = Experts(experts.pretrained, {"traditional_mtl": multitask})
     if trained.floating != experts.floating:

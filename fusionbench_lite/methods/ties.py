@@ -37,7 +37,8 @@ class TiesMerging:
 
 @method("ties_merging", TiesMerging)
 def ties_merging(experts: Experts, h: TiesMerging) -> Iterator[tuple[str, Tensor]]:
-    """θ = θ0 + λ τ_m, where τ_m merges the trimmed entries that agree with the elected sign.
+    """θ = θ0 + λ τ_m: at every coordinate τ_m is the sum (the mean, the largest) of the trimmed entries τ̂_t whose sign is
+    the elected one, sgn Σ_t τ̂_t. Trimming keeps the largest magnitudes of τ_t and sets the others to zero.
 
     Cost: O(Td), three passes.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class TsvM:
     """The settings of TSV-M.
 
-    `scaling`: α, for matrices and averaged tensors alike. `rank_ratio`: part of the singular components each task
+    `scaling`: α, for matrices and averaged tensors alike. `rank_ratio`: ρ, part of the singular components each task
     keeps; None is 1/T. `matrices`: which tensors are factorised; "attn_mlp" is AdaRank's re-implementation.
     `rank`: "numerical" takes no components beyond a task vector's numerical rank, which "fixed" fills with noise.
     """
@@ -37,14 +37,15 @@ class TsvM:
 
 @dataclasses.dataclass(frozen=True)
 class TsvC:
-    """`rank_ratio`: part of the singular components each task keeps; None is 1/T."""
+    """`rank_ratio`: ρ, part of the singular components each task keeps; None is 1/T."""
 
     rank_ratio: float | None = real(None, low=0, high=1, open_low=True, optional=True)
 
 
 @method("tsv_m", TsvM)
 def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
-    """θ = θ0 + α U⊥ Σ̄ V⊥ᵀ for matrices, θ0 + α mean_t τ_t for the rest (TSV-Merge).
+    """θ = θ0 + α U⊥ Σ̄ V⊥ᵀ for matrices, θ0 + α mean_t τ_t for the rest (TSV-Merge): of every τ_t the leading k = ⌊ρp⌋
+    components side by side, Ū Σ̄ V̄ᵀ, with U⊥ = Ū (ŪᵀŪ)^{-1/2} and V⊥ = V̄ (V̄ᵀV̄)^{-1/2}.
 
     A matrix of which ⌊ρp⌋ components are none stays at θ0. Cost: T eigenproblems of side p and two of side Tk per
     matrix, shared through the decomposition cache.
@@ -59,8 +60,8 @@ def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
         wanted = rank_of(ratio, min(shape))
         if wanted:
             base = experts.base(name)
-            parts = each(functools.partial(task_components, experts, name, wanted, h.rank, ranks), experts.tasks)
-            left, values, right = orthogonal_components(parts, name)
+            components = functools.partial(task_components, experts, name, wanted, h.rank, ranks)
+            left, values, right = orthogonal_components(each(components, experts.tasks), name)
             merged = (left * values) @ right
             yield name, base + h.scaling * merged.to(base.dtype)
     ranks.warn()
@@ -98,6 +99,7 @@ def orthogonal_components(parts: list[Components], name: str) -> Components:
     left = torch.cat([part[0] for part in parts], dim=1)
     values = torch.cat([part[1] for part in parts])
     right = torch.cat([part[2] for part in parts])
+    del parts  # as large again
     left = left @ inverse_root(left.T @ left, f"the left singular vectors of {name!r}")
     right = inverse_root(right @ right.T, f"the right singular vectors of {name!r}") @ right
     return left, values, right

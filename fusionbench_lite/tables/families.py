@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 REFERENCE, DATA_FREE, SVD, ADAPTIVE = "Reference", "Data-free", "Data-free, SVD-based", "Test-time adaptive"
-FAMILIES = (REFERENCE, DATA_FREE, SVD, ADAPTIVE)
+STATISTICS = "Training statistics"
+FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE)
 
-_REFERENCES = ("pretrained", "individual", "traditional_mtl")
+_KNOWN = {
+    "pretrained": ("Pretrained", REFERENCE),
+    "individual": ("Individual experts", REFERENCE),
+    "traditional_mtl": ("Traditional MTL", REFERENCE),
+    "weight_averaging": ("Weight averaging", DATA_FREE),
+    "task_arithmetic": ("Task arithmetic", DATA_FREE),
+    "slerp": ("SLERP", DATA_FREE),
+    "nuslerp": ("NuSLERP", DATA_FREE),
+    "ties_merging": ("TIES-Merging", DATA_FREE),
+    "ta_dare": ("Task arithmetic w/ DARE", DATA_FREE),
+    "ties_dare": ("TIES-Merging w/ DARE", DATA_FREE),
+    "tall_masks": ("TALL-masks", DATA_FREE),
+    "consensus_ta": ("Consensus TA", DATA_FREE),
+    "consensus_ties": ("Consensus TIES", DATA_FREE),
+    "emr_merging": ("EMR-Merging", DATA_FREE),
+    "pcb_merging": ("PCB-Merging", DATA_FREE),
+    "breadcrumbs": ("Model Breadcrumbs", DATA_FREE),
+    "magmax": ("MagMax", DATA_FREE),
+    "metagpt": ("MetaGPT", DATA_FREE),
+    "model_stock": ("Model Stock", DATA_FREE),
+    "awd_ta": ("AWD TA", DATA_FREE),
+    "wudi": ("WUDI-Merging", DATA_FREE),
+    "doge_ta": ("doGe TA", DATA_FREE),
+    "tsv_m": ("TSV-M", SVD),
+    "tsv_c": ("TSV-C", SVD),
+    "cart": ("CART", SVD),
+    "iso_c": ("Iso-C", SVD),
+    "iso_cts": ("Iso-CTS", SVD),
+    "star": ("STAR", SVD),
+    "knots_ta": ("KnOTS-TA", SVD),
+    "knots_ties": ("KnOTS-TIES", SVD),
+    "fisher_merging": ("Fisher merging", STATISTICS),
+    "regmean": ("RegMean", STATISTICS),
+    "adamerging_taskwise": ("AdaMerging (task-wise)", ADAPTIVE),
+    "adamerging_layerwise": ("AdaMerging (layer-wise)", ADAPTIVE),
+    "adarank_ta": ("AdaRank (TA)", ADAPTIVE),
+    "adarank_cart": ("AdaRank (CART)", ADAPTIVE),
+    "adarank_tsvm": ("AdaRank (TSV-M)", ADAPTIVE),
+    "adarank_iso_cts": ("AdaRank (Iso-CTS)", ADAPTIVE),
+}
+
 _ADAPTIVE = (
     "adamerging",
     "adarank",
@@ -17,32 +58,13 @@ _ADAPTIVE = (
     "wemoe",
     "twin_merging",
 )
-_SVD = ("tsv_", "cart", "iso_c", "star", "knots_")
-
-_LABELS = {
-    "pretrained": "Pretrained",
-    "individual": "Individual experts",
-    "traditional_mtl": "Traditional MTL",
-    "weight_averaging": "Weight averaging",
-    "task_arithmetic": "Task arithmetic",
-    "ties_merging": "TIES-Merging",
-    "tsv_m": "TSV-M",
-    "cart": "CART",
-    "iso_c": "Iso-C",
-    "iso_cts": "Iso-CTS",
-    "adamerging_taskwise": "AdaMerging (task-wise)",
-    "adamerging_layerwise": "AdaMerging (layer-wise)",
-    "adarank_ta": "AdaRank (TA)",
-    "adarank_cart": "AdaRank (CART)",
-    "adarank_tsvm": "AdaRank (TSV-M)",
-    "adarank_iso_cts": "AdaRank (Iso-CTS)",
-}
+_SVD = ("tsv_", "iso_", "knots_")
 
 
 def family(method: str, adapted: bool = False) -> str:
     """The family of a method id; `adapted` (did its record take steps?) decides for ids that are not known here."""
-    if method in _REFERENCES:
-        return REFERENCE
+    if method in _KNOWN:
+        return _KNOWN[method][1]
     if adapted or method.startswith(_ADAPTIVE) or method.endswith("_am"):
         return ADAPTIVE
     return SVD if method.startswith(_SVD) else DATA_FREE
@@ -50,4 +72,9 @@ def family(method: str, adapted: bool = False) -> str:
 
 def label(method: str) -> str:
     """A method's name for people: the papers' spelling where it is known, else the id itself."""
-    return _LABELS.get(method, method)
+    return _KNOWN[method][0] if method in _KNOWN else method
+
+
+def is_known(method: str) -> bool:
+    """Whether a method id is listed here, so that its name and its family are not a guess."""
+    return method in _KNOWN

@@ -6,13 +6,10 @@ import dataclasses
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import numpy as np
-
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -56,21 +53,20 @@ class Own:
 class Masked:
     """θ0 + ρ_t M_t ⊙ τ with one vector τ [flattened] for all tasks, a bit per entry and task, and a factor per task.
 
-    `bits` [T, ⌈d/8⌉] are the packed masks in task order; `scales` [T] the factors ρ, one tensor for the whole model, or
+    `bits` uint8 [T, ⌈d/8⌉] are the packed masks in task order; `scales` [T] the factors ρ, one tensor for the whole model, or
     None for 1.
     """
 
     experts: Experts
     name: str
     vector: Tensor
-    bits: NDArray[np.uint8]
+    bits: Tensor
     scales: Tensor | None = None
     on_base = True
 
     def tensor(self, task: str) -> Tensor:
         number = self.experts.tasks.index(task)
-        mask = np.unpackbits(self.bits[number], count=len(self.vector)).view(np.bool_)
-        update = self.vector * torch.from_numpy(mask).to(self.vector.device)
+        update = self.vector * unpack(self.bits[number], len(self.vector)).to(self.vector.device)
         if self.scales is not None:
             update *= self.scales[number]
         return self.experts.base(self.name) + update.reshape(self.experts.shape(self.name))
@@ -102,6 +98,15 @@ class LowRank:
             yield Buffer((task, self.name), left.nbytes + right.nbytes, False)
 
 
-def pack(mask: Tensor) -> NDArray[np.uint8]:
-    """Return boolean rows [T, length] as bits [T, ⌈length/8⌉], eight to a byte."""
-    return np.packbits(mask.cpu().numpy(), axis=1)
+def pack(mask: Tensor) -> Tensor:
+    """Return boolean rows [T, length] as bits, uint8 [T, ⌈length/8⌉], on the CPU."""
+    import numpy as np
+
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))
+
+
+def unpack(bits: Tensor, length: int) -> Tensor:
+    """Return the boolean vector [length] of one row of bits."""
+    import numpy as np
+
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=length).view(np.bool_))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
@@ -99,7 +99,8 @@ class Experts:
         """
         base = self._read(None, name).reshape(-1)
         flat = [self._read(task, name).reshape(-1) for task in self.tasks]
-        length = max(4096, BLOCK // len(self) & ~7)  # a multiple of 8, so that masks can be packed block by block
+        # A multiple of 8, so that masks can be packed block by block; a GPU has no use for small blocks.
+        length = max(4096, BLOCK // len(self) & ~7) if base.device.type == "cpu" else 1 << 26
         buffer = torch.empty((len(self), min(length, len(base))), dtype=self.work_dtype(name), device=base.device)
         for start in range(0, len(base), length):
             part = slice(start, min(start + length, len(base)))
@@ -118,8 +119,9 @@ class Experts:
         base = self._raw(None, name).reshape(-1)
         flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
         result = torch.empty(len(base), dtype=self.work_dtype(name), device=base.device)
-        starts = range(0, len(base), SPAN)
-        finite = all(each(lambda start: _combine(base, flat, weights, result, slice(start, start + SPAN)), starts))
+        span = SPAN if base.device.type == "cpu" else len(base)
+        starts = range(0, len(base), span)
+        finite = all(each(lambda start: _combine(base, flat, weights, result, slice(start, start + span)), starts))
         self._settle(name, finite)
         return result.reshape(self.shape(name))
 
@@ -161,6 +163,16 @@ class Experts:
                 if (task, name) not in self._checked:
                     self._read(task, name)
 
+    def release(self, needed: Iterable[str]) -> None:
+        """Let go of the experts' tensors in memory, all but these; files are read again when they are asked for."""
+        names = set(needed)
+        if names.issuperset(self.names):
+            return
+        self.by_task = {
+            task: weights if callable(getattr(weights, "layout", None)) else {name: weights[name] for name in sorted(names)}
+            for task, weights in self.by_task.items()
+        }
+
     def _raw(self, task: str | None, name: str) -> Tensor:
         return (self.pretrained if task is None else self.by_task[task])[name].detach()
 
@@ -191,7 +203,7 @@ def _combine(base: Tensor, flat: list[Tensor], weights: Sequence[float], result:
     Neighbours of equal weight are added in groups of up to eight before as many times θ0 is taken off: fewer operations,
     and no rounding where they equal θ0. What is not finite in an input is not finite in the sum, whatever its weight.
     """
-    piece = PIECE
+    piece = PIECE if result.device.type == "cpu" else span.stop - span.start
     buffer = torch.empty(min(piece, len(result)), dtype=result.dtype, device=result.device)
     groups = [
         (weight, list(members)) for weight, run in itertools.groupby(zip(weights, flat, strict=True), key=lambda pair: pair[0])
@@ -237,6 +249,7 @@ def is_factorised(name: str, shape: Sequence[int], policy: str) -> bool:
 
     `attn_mlp`: 2-D, key contains attn or mlp and neither ln nor bias (AdaRank, CART). `all_2d`: 2-D and not
     text_projection (TSV-M, Iso-C). `encoder_linear`: 2-D, key contains encoder and weight but not layer_norm (doGe).
+
     Every other tensor is treated elementwise. Source: specification of the data-free methods, §15 to §17 and §21.
     """
     if len(shape) != 2:

@@ -73,7 +73,7 @@ def top_singular(matrix: Tensor, rank: int, what: str) -> Components:
 
     def compute() -> dict[str, Tensor]:
         weights, vectors = _eigh(_lower_gram(precise), what)
-        return {"weights": weights.flip(0), "vectors": vectors.flip(1)[:, :rank]}
+        return {"weights": weights.flip(0), "vectors": vectors.flip(1)[:, :rank].clone(memory_format=torch.contiguous_format)}
 
     found = cached(matrix, "gram", {"weights": (min(matrix.shape),), "vectors": (min(matrix.shape), rank)}, compute)
     # In one memory layout, on which the bits of the product may depend, whether computed or read.

@@ -52,30 +52,48 @@ class _Search:
     def __init__(self, k: int) -> None:
         self.k, self.prefix = k, 0
         self.counts = torch.zeros(_BINS, dtype=torch.int64)
+        self.pending: list[Tensor] = []
+        self.waiting = 0
 
     def count(self, keys: Tensor, width: int, *, signed: bool) -> None:
         """Count the next 16 bits of the keys whose first `width` bits are the prefix; the first bit is the sign."""
         remaining = 8 * keys.element_size() - width
-        if width:
-            keys = keys[(keys >> remaining) == self.prefix]
-        digits = keys >> (remaining - _DIGIT)
-        first, bins = 0, _BINS
-        if width == 0 and signed:
-            digits += _BINS // 2
-        elif width == 0:
-            first, bins = _BINS // 2, _BINS // 2
-        else:
-            digits &= _BINS - 1
-        self.counts[first:] += torch.bincount(digits, minlength=bins).cpu()
+        if width == 0:
+            digits = keys >> (remaining - _DIGIT)
+            if signed:
+                digits += _BINS // 2
+            first = 0 if signed else _BINS // 2
+            self.counts[first:] += torch.bincount(digits, minlength=_BINS - first).cpu()
+            return
+        # Few keys match, and the counters of a block are as long as the block: they wait for each other.
+        found = _matching(keys, remaining, self.prefix)
+        self.pending.append((found >> (remaining - _DIGIT)) & (_BINS - 1))
+        self.waiting += len(found)
+        if self.waiting > _BINS:
+            self._count_pending()
+
+    def _count_pending(self) -> None:
+        if self.pending:
+            self.counts += torch.bincount(torch.cat(self.pending), minlength=_BINS).cpu()
+            self.pending, self.waiting = [], 0
 
     def narrow(self, zeros: int, width: int) -> None:
         """Take the digit that holds the k-th key; `zeros` keys of value 0 have not been counted."""
+        self._count_pending()
         first = _BINS // 2 if width == 0 else 0
         self.counts[first] += zeros
         cumulative = self.counts.cumsum(0)
         digit = int(torch.searchsorted(cumulative, self.k))
         self.k -= int(cumulative[digit - 1]) if digit else 0
         self.prefix = (self.prefix << _DIGIT) + digit - first
+
+
+def _matching(keys: Tensor, remaining: int, prefix: int) -> Tensor:
+    """Return the keys with this prefix."""
+    if keys.device.type != "cpu":
+        return keys[(keys >> remaining) == prefix]
+    listed = keys.numpy()  # whose selection is several times faster
+    return torch.from_numpy(listed[(listed >> remaining) == prefix])
 
 
 def _keys(block: Tensor, magnitude: bool) -> Tensor:

@@ -35,11 +35,15 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[str, Path] = {}
-        for file in _shards(path):
+        files, listed = _shards(path)
+        for file in files:
             for name in _names(file):
                 if name in self._files:
                     raise MergeError(f"{path}: {self._files[name].name} and {file.name} both hold {name!r}: give the path of one")
                 self._files[name] = file
+        for name, file in listed.items():
+            if self._files.get(name) != file:
+                raise MergeError(f"{path / INDEX} lists {name!r} in {file.name!r}, which does not hold it: fetch both again")
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import SafetensorError, safe_open
@@ -96,28 +100,36 @@ def open_weights(source: Any, pretrained: StateDict | None, who: str) -> StateDi
     return SafetensorsWeights(path)
 
 
-def _shards(path: Path) -> list[Path]:
+def open_experts(experts: Any, pretrained: StateDict) -> dict[str, StateDict]:
+    """Return {task: state dict} with every path opened; raises MergeError for what is no mapping."""
+    if not isinstance(experts, Mapping):
+        raise MergeError(f"experts must map task names to state dicts, got {type(experts).__name__}")
+    return {task: open_weights(weights, pretrained, f"expert {task!r}") for task, weights in experts.items()}
+
+
+def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
+    """Return the files of a model, and the place of every tensor where an index tells."""
     if path.is_file():
-        return [path]
+        return [path], {}
     index = path / INDEX
     if not index.exists():
         found = sorted(path.glob("*.safetensors"))
         if not found:
             raise MergeError(f"{path} holds no .safetensors file; convert other formats first")
-        return found
+        return found, {}
     try:
-        listed = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
-        files = [path / name for name in listed]
+        places = dict(json.loads(index.read_text())["weight_map"].items())
+        files = {name: path / name for name in places.values()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _unreadable(index, error) from error
-    for name, file in zip(listed, files, strict=True):
+    for name, file in files.items():
         # By its name: in the cache of the Hugging Face hub the files are links to elsewhere.
         if name in ("", "..") or Path(name).name != name:
             raise MergeError(f"{index} lists {name!r} outside its own directory: the index is not to be trusted")
         if not file.exists():
             hint = did_you_mean(name, [found.name for found in path.glob("*.safetensors")])
             raise MergeError(f"{index} lists {name!r}, which is missing: {hint}")
-    return files
+    return list(files.values()), {tensor: files[name] for tensor, name in places.items()}
 
 
 def _names(file: Path) -> list[str]:
@@ -135,7 +147,8 @@ def _unreadable(file: Path, error: Exception) -> MergeError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip()
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 # make demo    the embedded suite: experts, every method, one table
 # make test    the test suite
-# make bench   cost of an adaptation step
+# make bench   cost of an adaptation step and of merging
 # make docs    result pages and configuration headers from records
 # make lint    ruff and mypy --strict
 PYTHON ?= python3

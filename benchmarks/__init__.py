@@ -1,1 +1,1 @@
-"""Measurements of what adaptation costs, against plain training and against autograd through the merge."""
+"""Measurements of what adaptation costs, against plain training and autograd, and merging, against straightforward versions."""

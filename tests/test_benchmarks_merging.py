@@ -111,7 +111,7 @@ def test_goals():
     assert [goal.value for goal in found] == pytest.approx([0.5, 0.3, 2e-5, 2.0])
     assert [goal.limit for goal in found] == pytest.approx([1 / 3, 0.25, 1e-5, 1.5])
     assert {goal.verdict for goal in found} == {"MISSED"}
-    better = dataclasses.replace(ties, error=0.0, peaks={"fast": 0, "reference": 1}, times={**times, "reference": (12.0,) * 3})
+    better = dataclasses.replace(ties, error=0.0, peaks={"fast": 0, "reference": 100}, times={**times, "reference": (12.0,) * 3})
     assert [goal.verdict for goal in report.goals({1: better}, None)] == ["PASS"] * 3
     text = report.markdown({1: ties}, None, "a machine")
     assert "| ties_merging | 4 blocks of 12 | 2.00 | 4.00 | 2.00 |" in text

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 REFERENCE, DATA_FREE, SVD, ADAPTIVE = "Reference", "Data-free", "Data-free, SVD-based", "Test-time adaptive"
-STATISTICS = "Training statistics"
-FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE)
+STATISTICS, PER_TASK = "Training statistics", "One model per task"
+FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, PER_TASK)
 
 _KNOWN = {
     "pretrained": ("Pretrained", REFERENCE),
@@ -17,10 +17,10 @@ _KNOWN = {
     "ties_merging": ("TIES-Merging", DATA_FREE),
     "ta_dare": ("Task arithmetic w/ DARE", DATA_FREE),
     "ties_dare": ("TIES-Merging w/ DARE", DATA_FREE),
-    "tall_masks": ("TALL-masks", DATA_FREE),
+    "tall_masks": ("TALL-masks", PER_TASK),
     "consensus_ta": ("Consensus TA", DATA_FREE),
     "consensus_ties": ("Consensus TIES", DATA_FREE),
-    "emr_merging": ("EMR-Merging", DATA_FREE),
+    "emr_merging": ("EMR-Merging", PER_TASK),
     "pcb_merging": ("PCB-Merging", DATA_FREE),
     "breadcrumbs": ("Model Breadcrumbs", DATA_FREE),
     "magmax": ("MagMax", DATA_FREE),
@@ -30,7 +30,7 @@ _KNOWN = {
     "wudi": ("WUDI-Merging", DATA_FREE),
     "doge_ta": ("doGe TA", DATA_FREE),
     "tsv_m": ("TSV-M", SVD),
-    "tsv_c": ("TSV-C", SVD),
+    "tsv_c": ("TSV-C", PER_TASK),
     "cart": ("CART", SVD),
     "iso_c": ("Iso-C", SVD),
     "iso_cts": ("Iso-CTS", SVD),

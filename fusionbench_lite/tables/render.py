@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 
-from fusionbench_lite.tables.families import REFERENCE
+from fusionbench_lite.tables.families import PER_TASK, REFERENCE
 from fusionbench_lite.tables.frame import AVERAGE, Table
 from fusionbench_lite.tables.notes import DAGGER
 
@@ -54,11 +54,12 @@ def ranks(table: Table) -> pd.DataFrame:
     """Per accuracy column: BEST, SECOND or 0, in the shape of `cells` (other columns are 0).
 
     Numbers are compared as printed, so two that read the same share their rank; the second is the next number below.
-    Reference rows are not ranked, and a column with one ranked row has no best.
+    Reference rows and methods that keep one model per task are not ranked: the others make one model do everything. A
+    column with one ranked row has no best.
     """
     shown = cells(table)
     ranked = pd.DataFrame(0, index=shown.index, columns=shown.columns)
-    methods = [not apart for apart in reference(table)]
+    methods = [name not in (REFERENCE, PER_TASK) for name in table.frame["family"]]
     for name in table.columns:
         printed = table.frame[name].round(1).where(methods)
         distinct = sorted(printed.dropna().unique(), reverse=True)

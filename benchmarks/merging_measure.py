@@ -15,7 +15,7 @@ from benchmarks.merging_reference import State
 from benchmarks.problem import Size
 from fusionbench_lite.methods.doge import DogeTa, modification
 
-LEAST_ROUNDS, MOST_ROUNDS = 2, 20
+MOST_ROUNDS = 20
 STEPS = 400
 
 
@@ -60,7 +60,7 @@ def measure_merging(job: MergingJob) -> Measured:
     versions = {"fast": case.fast, "reference": case.reference, **case.information}
     runs = {name: _Run(lambda version=version: version(base, experts)) for name, version in versions.items()}
     _warm_up()
-    _in_turn(job, runs, remember=True)
+    _in_turn(job, case, runs)
     fast, straight = (weights(runs[name].result) for name in ("fast", "reference"))
     output = _bytes(straight)
     times = {name: tuple(run.times) for name, run in runs.items()}
@@ -89,7 +89,7 @@ class _Run:
         self.peak = 0
         self.result: object = None
 
-    def __call__(self, clock: str, *, remember: bool) -> None:
+    def __call__(self, clock: str) -> None:
         memory = Memory(torch.device("cpu"))
         held = 0 if self.times else memory.start()
         start = CLOCKS[clock]()
@@ -97,18 +97,20 @@ class _Run:
         seconds = CLOCKS[clock]() - start
         if not self.times:
             self.peak = memory.peak() - held
-            self.result = result if remember else None
+            self.result = result
         self.times.append(seconds)
 
 
-def _in_turn(job: MergingJob, runs: dict[str, _Run], *, remember: bool) -> None:
+def _in_turn(job: MergingJob, case: Case, runs: dict[str, _Run]) -> None:
     """Run the versions one after another, round by round."""
     end = time.perf_counter() + job.seconds
     for done in range(MOST_ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() > end:
-            return
+        if done >= case.rounds and time.perf_counter() > end:
+            break
         for run in runs.values():
-            run(job.clock, remember=remember)
+            run(job.clock)
+    for run in runs.values():
+        run.times = run.times[len(run.times) > 2 :]
 
 
 def _steps(job: MergingJob, case: Case, base: State, experts: dict[str, State], measured: Measured) -> Measured:
@@ -125,7 +127,7 @@ def _steps(job: MergingJob, case: Case, base: State, experts: dict[str, State], 
         "fast": _Run(lambda: modification(rows, scales, basis, setting)),
         "reference": _Run(lambda: reference.doge_modification(found, scales, projector, case.steps, setting.lr)),
     }
-    _in_turn(job, runs, remember=True)
+    _in_turn(job, case, runs)
     rounds = min(len(measured.times["fast"]), *(len(run.times) for run in runs.values()))
     step = {name: tuple(seconds / case.steps for seconds in run.times[:rounds]) for name, run in runs.items()}
     setup = {name: measured.times[name][:rounds] for name in runs}

@@ -1,4 +1,4 @@
-"""Peak resident memory of one merge, measured in a process of its own: `python -m tests.memory_job JSON`."""
+"""Peak resident memory of merges, measured in a process of its own: `python -m tests.memory_job JSON`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 import fusionbench_lite as fbl
 from benchmarks.measure import Memory
 from tests.helpers import State, rng
-from tests.merging import arguments
 
 
 def draw(shapes: dict[str, list[int]], seed: int, size: float) -> State:
@@ -26,41 +25,47 @@ def expert(base: State, seed: int) -> State:
     return {name: value.add_(base[name]) for name, value in noise.items()}
 
 
-def call(method: str, base: Any, experts: Any, out: str | None, given: dict[str, Any], **extra: Any) -> fbl.Merged | None:
+def call(method: str, base: Any, experts: Any, out: Path | None, given: dict[str, Any], **extra: Any) -> fbl.Merged | None:
     if out is None:
         return fbl.merge(method, base, experts, **given)
     fbl.merge_files(method, base, experts, out, **given, **extra)
     return None
 
 
-def warm_up(method: str, folder: Path | None, given: dict[str, Any]) -> None:
+def warm_up(methods: list[str], folder: Path | None) -> None:
     """Import and allocate what any merge needs, whatever its size."""
     base = draw({"encoder.attn.weight": [300, 300], "encoder.attn.bias": [8]}, 0, 0.02)
     experts = {f"task{t}": expert(base, 1 + t) for t in range(2)}
-    call(method, base, experts, None if folder is None else str(folder / "warm"), arguments(method, base, list(experts), given))
+    for method in methods:
+        call(method, base, experts, None if folder is None else folder / "warm" / method, {})
 
 
-def main(job: dict[str, Any]) -> dict[str, int]:
+def main(job: dict[str, Any]) -> dict[str, list[int]]:
+    """Return, for each of `methods`, the peak beyond what is held before, and the bytes of the result in memory.
+
+    With a `folder` the merge is from its `base` and `experts` to its `out/METHOD`, else from tensors of `shapes`.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    memory = Memory(torch.device("cpu"))
-    method, given = job["method"], job.get("given", {})
-    if "folder" in job:
-        folder = Path(job["folder"])
-        paths = {path.name: str(path) for path in sorted((folder / "experts").iterdir())}
-        out = folder / "out" / method
-        warm_up(method, folder, given)
-        held = memory.start()
-        call(method, str(folder / "base"), paths, str(out), given, shard_bytes=job["shard_bytes"])
-        return {"peak": memory.peak() - held, "stored": 0}
+    memory, found = Memory(torch.device("cpu")), {}
+    folder = Path(job["folder"]) if "folder" in job else None
+    warm_up(job["methods"], folder)
+    if folder is not None:
+        paths = {path.stem: str(path) for path in sorted((folder / "experts").iterdir())}
+        for method in job["methods"]:
+            held = memory.start()
+            call(method, str(folder / "base"), paths, folder / "out" / method, {}, shard_bytes=job["shard_bytes"])
+            found[method] = [memory.peak() - held, 0]
+        return found
     base = draw(job["shapes"], 0, 0.02)
     experts = {f"task{t}": expert(base, 1 + t) for t in range(job["tasks"])}
-    given = arguments(method, base, list(experts), given)
-    warm_up(method, None, job.get("given", {}))
-    held = memory.start()
-    merged = call(method, base, experts, None, given)
-    assert merged is not None
-    return {"peak": memory.peak() - held, "stored": merged.storage["shared"] + merged.storage["per_task"]}
+    for method in job["methods"]:
+        held = memory.start()
+        merged = call(method, base, experts, None, {})
+        assert merged is not None
+        found[method] = [memory.peak() - held, merged.storage["shared"] + merged.storage["per_task"]]
+        del merged
+    return found
 
 
 if __name__ == "__main__":

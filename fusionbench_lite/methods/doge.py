@@ -156,9 +156,6 @@ def _gradient(vectors: Tensor, constant: Tensor, change: Tensor, total: float, o
         inner = torch.stack([(rows @ block.mT).sum((0, 1)) for block, (_, rows, _) in zip(blocks, parts, strict=True)]).sum(0)
         shared = (constant.sum(0) - total * inner).mul_(-2 * total)
     for block, (known, rows, target) in zip(blocks, parts, strict=True):
-        if whole:
-            error = shared.expand(len(block), 1, -1)
-        else:
-            # Row vectors times matrices: the other way round, and elementwise, take twice as long.
-            error = torch.baddbmm(known, rows, block.mT, alpha=-total).mul_(-2 * total)
-        torch.bmm(error, block, out=target)
+        # Row vectors times matrices: the other way round, and elementwise, take twice as long.
+        own = None if whole else torch.baddbmm(known, rows, block.mT, alpha=-total).mul_(-2 * total)
+        torch.bmm(shared.expand(len(block), 1, -1) if own is None else own, block, out=target)

@@ -89,7 +89,8 @@ def _on_circle(a: Tensor, b: Tensor, t: float, parallel: float | None = None) ->
     cosine = (first * second).sum(1)
     # Accurate for opposite vectors as well, where the arc cosine is off by 1e-8 and so is its sine.
     apart, along = torch.linalg.vector_norm(first - second, dim=1), torch.linalg.vector_norm(first + second, dim=1)
-    angle = 2 * torch.atan2(apart, along)
+    normalised = (norms[0] > TINY) & (norms[1] > TINY)
+    angle = torch.where(normalised, 2 * torch.atan2(apart, along), torch.acos(cosine.clamp(-1, 1)))
     sine = torch.sin(angle)
     linear = cosine.abs() > parallel if parallel is not None else sine.abs() < TINY
     divisor = torch.where(linear, 1.0, sine)

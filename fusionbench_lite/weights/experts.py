@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLOCK = 1 << 19
 """Elements of all experts together that one block holds: what fits a core's cache."""
 
-SPAN, PIECE = 1 << 20, 1 << 16
+SPAN, PIECE = 1 << 20, 1 << 17
 """Elements of a tensor that one thread sums up, and those it does at a time."""
 
 
@@ -215,11 +215,12 @@ def _combine(base: Tensor, flat: list[Tensor], weights: Sequence[float], result:
         origin, total, difference = base[part].to(result.dtype), result[part], buffer[: min(part.stop, len(result)) - start]
         sum_so_far = origin
         for weight, members in groups:
+            out = total if sum_so_far is origin else difference
             first = members[0][part].to(result.dtype)
             for other in members[1:]:
-                first = torch.add(first, other[part].to(result.dtype), out=difference)
-            torch.sub(first, origin, alpha=len(members), out=difference)
-            sum_so_far = torch.add(sum_so_far, difference, alpha=weight, out=total)
+                first = torch.add(first, other[part].to(result.dtype), out=out)
+            torch.sub(first, origin, alpha=len(members), out=out)
+            sum_so_far = torch.add(sum_so_far, out, alpha=weight, out=total)
         finite = finite and math.isfinite(total.sum().item())
     return finite
 

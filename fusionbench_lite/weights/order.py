@@ -52,7 +52,7 @@ class _Search:
     def __init__(self, k: int) -> None:
         self.k, self.prefix = k, 0
         self.counts = torch.zeros(_BINS, dtype=torch.int64)
-        self.pending: list[Tensor] = []
+        self.pending: Tensor | None = None
         self.waiting = 0
 
     def count(self, keys: Tensor, width: int, *, signed: bool) -> None:
@@ -65,17 +65,25 @@ class _Search:
             first = 0 if signed else _BINS // 2
             self.counts[first:] += torch.bincount(digits, minlength=_BINS - first).cpu()
             return
-        # Few keys match, and the counters of a block are as long as the block: they wait for each other.
-        found = _matching(keys, remaining, self.prefix)
-        self.pending.append((found >> (remaining - _DIGIT)) & (_BINS - 1))
-        self.waiting += len(found)
-        if self.waiting > _BINS:
+        # Few keys match, and the counters are as long as a block: keys wait for each other, in memory that stays in one place.
+        found = _matching(keys, remaining, self.prefix) >> (remaining - _DIGIT)
+        if self.pending is None:
+            self.pending = torch.empty(_BINS, dtype=found.dtype, device=found.device)
+        if self.waiting + len(found) > _BINS:
             self._count_pending()
+        if len(found) > _BINS:
+            self._add(found)
+        else:
+            self.pending[self.waiting : self.waiting + len(found)] = found
+            self.waiting += len(found)
 
     def _count_pending(self) -> None:
-        if self.pending:
-            self.counts += torch.bincount(torch.cat(self.pending), minlength=_BINS).cpu()
-            self.pending, self.waiting = [], 0
+        if self.pending is not None and self.waiting:
+            self._add(self.pending[: self.waiting])
+            self.waiting = 0
+
+    def _add(self, digits: Tensor) -> None:
+        self.counts += torch.bincount(digits & (_BINS - 1), minlength=_BINS).cpu()
 
     def narrow(self, zeros: int, width: int) -> None:
         """Take the digit that holds the k-th key; `zeros` keys of value 0 have not been counted."""

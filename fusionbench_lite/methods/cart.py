@@ -7,10 +7,11 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
 from fusionbench_lite.weights.linalg import Components, rank_of, top_singular
-from fusionbench_lite.weights.parallel import each
+from fusionbench_lite.weights.parallel import in_turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +38,10 @@ def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
             yield name, mean
             continue
         rank = rank_of(h.rank_ratio, min(mean.shape), at_least=1)
-        parts = each(functools.partial(_centred_components, experts, name, mean, rank), experts.tasks)
-        total = mean.double().clone()
-        for left, values, right in parts:
-            total.addmm_(left * values, right, alpha=h.scaling)
+        total = mean.to(torch.float64, copy=True)
+        components = functools.partial(_centred_components, experts, name, mean, rank)
+        for left, values, right in in_turns(components, experts.tasks):
+            total.addmm_(left.mul_(values), right, alpha=h.scaling)
         yield name, total.to(mean.dtype)
 
 

@@ -17,7 +17,7 @@ from fusionbench_lite.methods.ties import Vectors, trim_thresholds
 from fusionbench_lite.registry import choice, integer, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
 from fusionbench_lite.weights.linalg import NULL_RATIO, eigenbasis
-from fusionbench_lite.weights.parallel import each
+from fusionbench_lite.weights.parallel import in_turns
 from fusionbench_lite.weights.ranks import RANKS, Ranks, task_components
 
 if TYPE_CHECKING:
@@ -73,12 +73,14 @@ def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
     ranks = Ranks("doge_ta")
     for name in selected:
         base = experts.base(name)
+        space = None
+        if h.steps and h.projection != "none":
+            space = shared_space(experts, name, h, ranks).to(base)
         vectors = torch.empty((base.shape[0], len(experts), base.shape[1]), dtype=base.dtype, device=base.device)
         for number, task in enumerate(experts.tasks):
             vectors[:, number] = experts.task_vector(task, name)
         change = torch.zeros_like(base)
         if h.steps:
-            space = None if h.projection == "none" else shared_space(experts, name, h, ranks).to(base)
             change = modification(vectors, scales[name].to(base), space, h)
             if not bool(torch.isfinite(change).all()):
                 raise MergeError(f"doge_ta: {name!r} overflowed {base.dtype}: are its task vectors meant to be so large?")
@@ -112,7 +114,7 @@ def shared_space(experts: Experts, name: str, h: DogeTa, ranks: Ranks) -> Tensor
     """
     size = min(experts.shape(name))
     read = functools.partial(task_components, experts, name, size // len(experts), h.rank, ranks)
-    joint = torch.cat([left for left, _, _ in each(read, experts.tasks)], dim=1)
+    joint = torch.cat([left for left, _, _ in in_turns(read, experts.tasks)], dim=1)
     weights, basis = eigenbasis(joint.T @ joint, f"the singular vectors of {name!r}")
     rank = min(size // h.subspace_divisor, int((weights > NULL_RATIO * weights[:1]).sum()))
     return (joint @ basis[:, :rank]) * weights[:rank].rsqrt()

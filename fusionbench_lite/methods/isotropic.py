@@ -4,14 +4,15 @@ task, Iso-CTS (Marczak et al. 2025)."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.methods.tsv import orthogonal_components
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, top_singular
+from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, orthonormalise_, product, top_singular
+from fusionbench_lite.weights.parallel import each
 from fusionbench_lite.weights.ranks import RANKS, Ranks
 
 if TYPE_CHECKING:
@@ -77,15 +78,20 @@ def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
             continue
         common, own = _shares(min(shape), len(experts), h.common_fraction)
         left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
-        space = left[:, :common]
-        parts: list[Components] = []
-        if own:
-            for task in experts.tasks:
-                vector = experts.task_vector(task, name).double()
-                vector -= space @ (space.T @ vector)
-                parts.append(top_singular(vector, own, f"{name!r} of expert {task!r} outside the common space"))
-        parts.append((space, values[:common], right[:common]))
-        yield name, _flat(experts, name, h.scaling, *orthogonal_components(parts, name))
+        # What the sum has beyond its common directions makes room for those of the tasks.
+        each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own), range(len(experts)))
+        orthonormalise_(left, right, repr(name))
+        yield name, _flat(experts, name, h.scaling, left, values, right)
+
+
+def _outside(experts: Experts, name: str, space: Tensor, target: Components, own: int, number: int) -> None:
+    """Write the leading components of one task outside the common space behind those of the tasks before it."""
+    if own:
+        task, place = experts.tasks[number], slice(space.shape[1] + number * own, space.shape[1] + (number + 1) * own)
+        vector = experts.task_vector(task, name).double()
+        vector.addmm_(space, space.T @ vector, alpha=-1)
+        left, values, right = top_singular(vector, own, f"{name!r} of expert {task!r} outside the common space")
+        target[0][:, place], target[1][place], target[2][place] = left, values, right
 
 
 def _shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
@@ -110,4 +116,4 @@ def _flat(experts: Experts, name: str, scaling: float, left: Tensor, values: Ten
     base = experts.base(name)
     if not values.any():
         return base.clone()
-    return base + scaling * (values.mean() * (left @ right)).to(base.dtype)
+    return product(left, right, base.dtype).mul_(scaling * float(values.mean())).add_(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
 from fusionbench_lite.registry import method, real
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.linalg import eigenbasis
+from fusionbench_lite.weights.linalg import eigenbasis, product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +52,8 @@ def knots_ta(experts: Experts, h: KnotsTa) -> Iterator[tuple[str, Tensor]]:
 def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ U R_m for matrices, R_m the TIES merge (mean) of the representations R_t = Uᵀ τ_t; θ0 else.
 
-    Trimming is global over all matrices that move. Cost: five eigenproblems of side m per matrix, one where the
-    decomposition cache is on; of low-rank adapters, of side Tr.
+    Trimming is global over all matrices that move. Cost: four or five eigenproblems of side m per matrix;
+    of low-rank adapters, of side Tr.
     """
     sizes = {}
     for name in _matrices(experts):
@@ -64,7 +65,8 @@ def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
         rows = _aligned(experts, name, h.cutoff)[1]
         yield slice(0, sizes[name]), rows.reshape(len(rows), -1)
 
-    for name, merged in merged_vectors(Vectors(sizes, blocks, torch.float64), h.keep, "mean"):
+    wide = functools.reduce(torch.promote_types, map(experts.work_dtype, sizes), torch.float32)
+    for name, merged in merged_vectors(Vectors(sizes, blocks, wide), h.keep, "mean"):
         basis, _ = _aligned(experts, name, h.cutoff)
         yield name, _lifted(experts, name, h.scaling, basis, merged.reshape(basis.shape[1], -1))
 
@@ -74,26 +76,34 @@ def _matrices(experts: Experts) -> list[str]:
 
 
 def _aligned(experts: Experts, name: str, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Return U [m, r] and the representations R [T, r, n] of one matrix in float64; r = 0 where no expert moved."""
-    what = f"the joint task vectors of {name!r}"
+    """Return U [m, r] in float64 and the representations R [T, r, n] in the work dtype; r = 0 where no expert moved."""
     factors = [experts.factors(task, name) for task in experts.tasks]
+    space: Tensor | None = None
     if all(pair is not None for pair in factors):
         space, _ = torch.linalg.qr(torch.cat([pair[0].double() for pair in factors if pair is not None], dim=1))
-        vectors = torch.stack([(space.T @ pair[0].double()) @ pair[1].double() for pair in factors if pair is not None])
-    else:
-        vectors = experts.task_vectors(name).double()
-        space = None
-    gram = torch.zeros((vectors.shape[1],) * 2, dtype=torch.float64, device=vectors.device)
-    for vector in vectors:
-        gram += vector @ vector.T
-    weights, basis = eigenbasis(gram, what)
+
+    def vector(number: int) -> Tensor:
+        pair = factors[number]
+        if space is None or pair is None:
+            return experts.task_vector(experts.tasks[number], name).double()
+        return (space.T @ pair[0].double()) @ pair[1].double()
+
+    side = experts.shape(name)[0] if space is None else space.shape[1]
+    gram = torch.zeros((side, side), dtype=torch.float64, device=experts.base(name).device)
+    for number in range(len(experts)):
+        own = vector(number)
+        gram.addmm_(own, own.T)
+    weights, basis = eigenbasis(gram, f"the joint task vectors of {name!r}")
+    del gram
     # Of at most T n directions; a value the Gram matrix cannot tell from zero is none.
     rank = int((weights.sqrt() > max(cutoff, 1e-7 * float(weights[0]) ** 0.5)).sum()) if len(weights) else 0
     basis = basis[:, :rank]
-    rows = torch.stack([basis.T @ vector for vector in vectors])
+    rows = torch.empty((len(experts), rank, experts.shape(name)[1]), dtype=experts.work_dtype(name), device=basis.device)
+    for number, target in enumerate(rows):
+        target.copy_(basis.T @ vector(number))
     return basis if space is None else space @ basis, rows
 
 
 def _lifted(experts: Experts, name: str, scaling: float, basis: Tensor, merged: Tensor) -> Tensor:
     base = experts.base(name)
-    return base + scaling * (basis @ merged).to(base.dtype)
+    return product(basis, merged.double(), base.dtype).mul_(scaling).add_(base)

@@ -11,7 +11,7 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import method, real
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, low_rank
-from fusionbench_lite.weights.parallel import each
+from fusionbench_lite.weights.parallel import in_turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +34,12 @@ def star(experts: Experts, h: Star) -> Iterator[tuple[str, Tensor]]:
         if len(experts.shape(name)) != 2:
             yield name, experts.combination(name, [1 / len(experts)] * len(experts))
             continue
-        total = experts.base(name).double()
-        for left, values, right in each(functools.partial(_components, experts, name), experts.tasks):
+        total = experts.base(name).to(torch.float64, copy=True)
+        for left, values, right in in_turns(functools.partial(_components, experts, name), experts.tasks):
             kept = _kept(values, h.eta / 100)
             if kept:
                 factor = values.sum() / values[:kept].sum() / len(experts)
-                total = total + factor * (left[:, :kept] * values[:kept]) @ right[:kept]
+                total.addmm_(left[:, :kept] * values[:kept], right[:kept], alpha=float(factor))
         yield name, total.to(experts.work_dtype(name))
 
 

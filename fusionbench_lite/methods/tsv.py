@@ -12,7 +12,7 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
-from fusionbench_lite.weights.linalg import Components, inverse_root, rank_of, top_singular
+from fusionbench_lite.weights.linalg import Components, orthonormalise_, product, rank_of, top_singular
 from fusionbench_lite.weights.parallel import each
 from fusionbench_lite.weights.ranks import RANKS, Ranks, task_components
 
@@ -59,12 +59,28 @@ def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
             continue
         wanted = rank_of(ratio, min(shape))
         if wanted:
-            base = experts.base(name)
-            components = functools.partial(task_components, experts, name, wanted, h.rank, ranks)
-            left, values, right = orthogonal_components(each(components, experts.tasks), name)
-            merged = (left * values) @ right
-            yield name, base + h.scaling * merged.to(base.dtype)
+            left, values, right = _side_by_side(experts, name, wanted, h.rank, ranks)
+            orthonormalise_(left, right, repr(name))
+            merged = product(left.mul_(values), right, experts.work_dtype(name))
+            yield name, merged.mul_(h.scaling).add_(experts.base(name))
     ranks.warn()
+
+
+def _side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ranks) -> Components:
+    """Return Ū [m, Tk], Σ̄ [Tk] and V̄ᵀ [Tk, n] in float64; a task with fewer components than k leaves zeros."""
+    (rows, columns), total = experts.shape(name), wanted * len(experts)
+    device = experts.base(name).device
+    left = torch.zeros((rows, total), dtype=torch.float64, device=device)
+    values = torch.zeros(total, dtype=torch.float64, device=device)
+    right = torch.zeros((total, columns), dtype=torch.float64, device=device)
+
+    def fill(number: int) -> None:
+        u, sigma, v = task_components(experts, name, wanted, mode, ranks, experts.tasks[number])
+        own = slice(number * wanted, number * wanted + len(sigma))
+        left[:, own], values[own], right[own] = u, sigma, v
+
+    each(fill, range(len(experts)))
+    return left, values, right
 
 
 @method("tsv_c", TsvC, per_task=True)
@@ -88,18 +104,3 @@ def _truncated(experts: Experts, name: str, rank: int, task: str) -> tuple[Tenso
     left, values, right = top_singular(experts.task_vector(task, name), rank, f"{name!r} of expert {task!r}")
     dtype = experts.work_dtype(name)
     return (left * values).to(dtype), right.to(dtype, memory_format=torch.contiguous_format)
-
-
-def orthogonal_components(parts: list[Components], name: str) -> Components:
-    """Return U⊥ [m, K], Σ̄ [K] and V⊥ᵀ [K, n] in float64 from the components of the tasks, side by side.
-
-    U⊥ and V⊥ are the polar factors of the concatenated singular vectors, Ū (ŪᵀŪ)^{-1/2}: the nearest matrices with
-    orthonormal columns.
-    """
-    left = torch.cat([part[0] for part in parts], dim=1)
-    values = torch.cat([part[1] for part in parts])
-    right = torch.cat([part[2] for part in parts])
-    del parts  # as large again
-    left = left @ inverse_root(left.T @ left, f"the left singular vectors of {name!r}")
-    right = inverse_root(right @ right.T, f"the right singular vectors of {name!r}") @ right
-    return left, values, right

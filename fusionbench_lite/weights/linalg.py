@@ -18,7 +18,7 @@ SMALLEST_BY_GRAM = 3e-5
 """Singular vectors of values below this part of the largest lose accuracy in a Gram matrix (1e-16 / ratio², 1e-7
 here): where they count as much as the others, the matrix itself is decomposed."""
 
-_STRIP = 192
+_STRIP, _ROWS = 192, 256
 
 Components = tuple["Tensor", "Tensor", "Tensor"]
 """U [m, k], s [k] descending and Vᵀ [k, n]."""
@@ -95,6 +95,27 @@ def _lower_gram(tall: Tensor) -> Tensor:
         end = min(start + _STRIP, columns)
         torch.mm(tall[:, start:end].T, tall[:, :end], out=gram[start:end, :end])
     return gram
+
+
+def orthonormalise_(left: Tensor, right: Tensor, what: str) -> None:
+    """Replace U [m, K] and Vᵀ [K, n] by their polar factors, U (UᵀU)^{-1/2} and (VᵀV)^{-1/2} Vᵀ, in place.
+
+    These are the nearest matrices with orthonormal columns and rows; null directions become zeros.
+    """
+    root = inverse_root(left.T @ left, f"the left singular vectors of {what}")
+    for rows in torch.split(left, _ROWS):
+        rows.copy_(rows @ root)
+    root = inverse_root(right @ right.T, f"the right singular vectors of {what}")
+    for columns in torch.split(right, _ROWS, dim=1):
+        columns.copy_(root @ columns)
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return L R [m, n] in a dtype narrower than that of the factors, some rows at a time."""
+    result = torch.empty((len(left), right.shape[1]), dtype=dtype, device=left.device)
+    for rows, target in zip(torch.split(left, _ROWS), torch.split(result, _ROWS), strict=True):
+        target.copy_(rows @ right)
+    return result
 
 
 def low_rank(left: Tensor, right: Tensor) -> Components:

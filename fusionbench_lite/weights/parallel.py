@@ -10,7 +10,7 @@ import contextvars
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,6 +31,13 @@ def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
         return [function(item) for item in listed]
     context = contextvars.copy_context()
     return list(_workers(torch.get_num_threads()).map(lambda item: context.copy().run(function, item), listed))
+
+
+def in_turns(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield what `each` returns, with no more results in memory than are computed at once."""
+    at_once = torch.get_num_threads()
+    for start in range(0, len(items), at_once):
+        yield from each(function, items[start : start + at_once])
 
 
 @functools.cache

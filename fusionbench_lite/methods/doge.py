@@ -72,25 +72,31 @@ def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
     scales = _coefficients(experts, selected, h)
     ranks = Ranks("doge_ta")
     for name in selected:
-        base = experts.base(name)
-        space = None
-        if h.steps and h.projection != "none":
-            space = shared_space(experts, name, h, ranks).to(base)
-        vectors = torch.empty((base.shape[0], len(experts), base.shape[1]), dtype=base.dtype, device=base.device)
-        for number, task in enumerate(experts.tasks):
-            vectors[:, number] = experts.task_vector(task, name)
-        change = torch.zeros_like(base)
-        if h.steps:
-            change = modification(vectors, scales[name].to(base), space, h)
-            if not bool(torch.isfinite(change).all()):
-                raise MergeError(f"doge_ta: {name!r} overflowed {base.dtype}: are its task vectors meant to be so large?")
-        merged = torch.zeros_like(base)
-        for number, scale in enumerate(scales[name].tolist()):
-            vector = vectors[:, number]
-            kept = vector.abs() >= thresholds.reshape(-1)[number if thresholds.dim() else 0].to(base.device)
-            merged += scale * (kept * (vector + change))
-        yield name, base + merged
+        yield name, _merged(experts, name, scales[name], thresholds, h, ranks)
     ranks.warn()
+
+
+def _merged(
+    experts: Experts, name: str, scales: Tensor, thresholds: Tensor, h: DogeTa, ranks: Ranks
+) -> Tensor:
+    """Return one merged matrix; the task vectors of a matrix are in memory for as long as this takes."""
+    base, space = experts.base(name), None
+    if h.steps and h.projection != "none":
+        space = shared_space(experts, name, h, ranks).to(base)
+    vectors = torch.empty((base.shape[0], len(experts), base.shape[1]), dtype=base.dtype, device=base.device)
+    for number, task in enumerate(experts.tasks):
+        vectors[:, number] = experts.task_vector(task, name)
+    change = torch.zeros_like(base)
+    if h.steps:
+        change = modification(vectors, scales.to(base), space, h)
+        if not bool(torch.isfinite(change).all()):
+            raise MergeError(f"doge_ta: {name!r} overflowed {base.dtype}: are its task vectors meant to be so large?")
+    merged = torch.zeros_like(base)
+    for number, scale in enumerate(scales.tolist()):
+        vector = vectors[:, number]
+        kept = vector.abs() >= thresholds.reshape(-1)[number if thresholds.dim() else 0].to(base.device)
+        merged.add_(vector.add_(change).mul_(kept), alpha=scale)
+    return merged.add_(base)
 
 
 def _coefficients(experts: Experts, selected: list[str], h: DogeTa) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import hydra
@@ -57,6 +58,7 @@ def main() -> int:
     _refused = None if verbose else []
     before = os.environ.get(TRACEBACKS)
     os.environ[TRACEBACKS] = "1"  # hand exceptions to us instead of printing them
+    sys.argv[1:] = _for_every_method(sys.argv[1:])
     try:
         application()
     except InputError as error:
@@ -78,6 +80,16 @@ def main() -> int:
     for refused in _refused or []:
         _refuse(refused)
     return 2 if _refused else 0
+
+
+def _for_every_method(arguments: list[str]) -> list[str]:
+    """Return the command line with settings of a swept method marked as additions.
+
+    Hydra checks the settings of a sweep against the default method first, which may have none of that name. Marked with
+    ++ they are not checked there; each job's own method checks them (`plan.resolve`).
+    """
+    swept = {"-m", "--multirun"} & set(arguments) and any(re.match(r"method=.*,", one) for one in arguments)
+    return [f"++{one}" if swept and one.startswith("method.") else one for one in arguments]
 
 
 def _refuse(error: InputError) -> int:

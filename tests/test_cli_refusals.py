@@ -99,3 +99,13 @@ def test_full_error_on_request(command):
     done = command("method=ties_merging", "method.keep=3", env={"HYDRA_FULL_ERROR": "1"})
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_sweep_over_methods_checks_the_settings_of_each(command):
+    wrong = command("-m", "method=adarank_ta,adamerging_taskwise", "method.adaptation.batchsize=4", "steps=1")
+    assert wrong.returncode == 2
+    assert "batchsize" in wrong.stderr
+    assert "did you mean 'batch_size'" in wrong.stderr
+    mixed = command("-m", "method=tsv_m,cart", "method.keep=0.1")
+    assert mixed.returncode == 2
+    assert "method 'tsv_m' has no hyperparameter 'keep'" in mixed.stderr

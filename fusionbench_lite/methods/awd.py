@@ -23,7 +23,8 @@ class AwdTa:
 
     `alpha`: weight of the norm of the redundant vector δ. `lr`, `steps`: of its descent from δ = 0. `scaling`: λ.
     `group`: cosines per tensor or over the whole model ("global"). `optimizer`: gradient descent ("gd"), under which δ
-    stays a combination of the task vectors, or "adam".
+    stays a combination of the task vectors, or "adam". The gradient grows as 1/‖τ‖: the step size overshoots where task
+    vectors are much smaller than 0.1, and the result follows rounding then.
     """
 
     alpha: float = real(0.1, low=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 REFERENCE, DATA_FREE, SVD, ADAPTIVE = "Reference", "Data-free", "Data-free, SVD-based", "Test-time adaptive"
-STATISTICS, PER_TASK = "Training statistics", "One model per task"
-FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, PER_TASK)
+STATISTICS, PER_TASK, SOME = "Training statistics", "One model per task", "Some of the experts"
+FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, PER_TASK, SOME)
+UNRANKED = (REFERENCE, PER_TASK, SOME)
+"""Rows that do not answer the question of the others: one model that does everything all experts do."""
 
 _KNOWN = {
     "pretrained": ("Pretrained", REFERENCE),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.tables.compare import compare, find_row
-from fusionbench_lite.tables.families import REFERENCE, family, label
+from fusionbench_lite.tables.families import REFERENCE, SOME, family, label
 from fusionbench_lite.tables.notes import notes
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Row, Rows
@@ -127,7 +127,7 @@ def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
             common = {
                 "label": row.name,
                 "method": row.method,
-                "family": family(row.method, record.adapted),
+                "family": SOME if _merges_some(record) else family(row.method, record.adapted),
                 "key": record.key,
                 "seed": record.seeds.get("seed"),
                 "select": used,
@@ -177,6 +177,13 @@ def _wide(rows: Rows, long: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFram
     frame = pd.DataFrame(columns).reindex(names)
     frame.index.name = "label"
     return pd.concat([frame[frame["family"] == REFERENCE], frame[frame["family"] != REFERENCE]])
+
+
+def _merges_some(record: Record) -> bool:
+    """Whether a run merged the experts of some of its tasks only."""
+    chosen = record.data["config"].get("checkpoints", {}).get("experts")
+    return chosen is not None and chosen != len(record.data["tasks"]) and chosen != record.data["tasks"]
+
 
 
 def _with_difference(

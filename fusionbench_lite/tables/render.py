@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 
-from fusionbench_lite.tables.families import PER_TASK, REFERENCE
+from fusionbench_lite.tables.families import REFERENCE, UNRANKED
 from fusionbench_lite.tables.frame import AVERAGE, Table
 from fusionbench_lite.tables.notes import DAGGER
 
@@ -54,12 +54,11 @@ def ranks(table: Table) -> pd.DataFrame:
     """Per accuracy column: BEST, SECOND or 0, in the shape of `cells` (other columns are 0).
 
     Numbers are compared as printed, so two that read the same share their rank; the second is the next number below.
-    Reference rows and methods that keep one model per task are not ranked: the others make one model do everything. A
-    column with one ranked row has no best.
+    Rows of the unranked families, references among them, have no rank, and a column with one ranked row has no best.
     """
     shown = cells(table)
     ranked = pd.DataFrame(0, index=shown.index, columns=shown.columns)
-    methods = [name not in (REFERENCE, PER_TASK) for name in table.frame["family"]]
+    methods = [name not in UNRANKED for name in table.frame["family"]]
     for name in table.columns:
         printed = table.frame[name].round(1).where(methods)
         distinct = sorted(printed.dropna().unique(), reverse=True)
@@ -86,7 +85,7 @@ def to_markdown(table: Table) -> str:
     for position, name in enumerate(shown.index):
         row = zip(shown.iloc[position], ranked.iloc[position], strict=True)
         lines.append("| " + " | ".join([_markdown(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
-    legend = "Best **bold**, second *italic*; reference rows are not ranked."
+    legend = "Best **bold**, second *italic*; rows of references, of one model per task or of some of the experts are not ranked."
     return "\n".join([*lines, "", legend, *(_markdown(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
 
 

@@ -136,6 +136,7 @@ def write_page(
     lines += ["## Results at the last step", "", f"![{table.title}]({picture.name})", "", render.to_markdown(table)]
     lines += ["", "## Results at the step that is best on the test labels", ""]
     lines += ["As AdaRank's code reports them; not comparable with methods that do not look.", "", render.to_markdown(best)]
+    statements = [*statements, *(_above(first, second, source, main) for first, second, source in ABOVE)]
     lines += ["", "## Claims", "", *claims(table, main, statements)]
     lines += ["", "## Paired differences", "", *differences(rows, main, results_dir), ""]
     write(path, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)))
@@ -148,7 +149,6 @@ def claims(table: Table, main: Mapping[str, str], statements: list[Claim]) -> It
     """
     there = table.frame[table.frame["seeds"] > 0]["average"]
     mean = {id: float(there[row]) for id, row in main.items() if row in there.index} | there.to_dict()
-    statements = [*statements, *(_above(first, second, source, main) for first, second, source in ABOVE)]
     yield "Averages of this table; a difference smaller than its interval below decides nothing."
     yield ""
     yield "| claim | here |"

@@ -13,7 +13,6 @@ from tests.merging import close, draw, merge, models, update, zeros_like
 from tests.oracles.elementwise import clipped, flat, seen_task_vectors
 
 LAWS = settings(max_examples=200, deadline=None)
-FEWER = settings(max_examples=100, deadline=None)  # PCB takes 10 ms a task, in the counters of its order statistics
 SEED = st.integers(0, 2**31)
 COUNT = st.integers(1, 3)
 BASE = st.sampled_from(["ta", "ties"])
@@ -169,7 +168,7 @@ def test_emr_signs_and_magnitudes(seed, count):
 PCB = {"variant": st.sampled_from("ABC"), "ratio": st.floats(0.01, 1), "virtual_zeros": st.sampled_from([0, 7, 100])}
 
 
-@FEWER
+@LAWS
 @given(seed=SEED, count=st.integers(1, 2), scaling=st.floats(-2, 2), **PCB)
 def test_pcb_is_a_convex_combination_of_the_clipped_vectors(seed, count, scaling, variant, ratio, virtual_zeros):
     zero, experts = around_zero(seed, count)
@@ -187,7 +186,7 @@ def test_pcb_is_a_convex_combination_of_the_clipped_vectors(seed, count, scaling
     assert int(merged.count_nonzero()) <= count * math.ceil(ratio * len(whole))
 
 
-@FEWER
+@LAWS
 @given(seed=SEED, scaling=st.floats(0.1, 2), **PCB)
 def test_pcb_of_one_task_is_its_clipped_vector_where_it_survives(seed, scaling, variant, ratio, virtual_zeros):
     zero, experts = around_zero(seed, 1)

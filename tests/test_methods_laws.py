@@ -12,7 +12,7 @@ import fusionbench_lite as fbl
 from tests.helpers import distance, expert_of, experts_of, grid_state, rng, same_bits, snapshot, touched
 from tests.oracles.data_free import array, is_factorised, truncated
 
-LAWS = settings(max_examples=50, deadline=None)
+LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 METHODS = ["weight_averaging", "task_arithmetic", "ties_merging", "tsv_m", "cart", "iso_c"]
 SCALED = [m for m in METHODS if m != "weight_averaging"]
@@ -92,7 +92,7 @@ def test_positive_homogeneity(seed, count, factor):
         close(a, {n: v / factor for n, v in b.items()}, 1e-6)
 
 
-@settings(LAWS, max_examples=30)
+@LAWS
 @given(seed=SEED, count=st.integers(2, 4), scaling=st.floats(-3, 3))
 def test_update_is_linear_in_the_scale(seed, count, scaling):
     base = draw(seed)
@@ -125,7 +125,7 @@ def test_average_lies_in_the_hull(seed, count, dtype):
         assert bool((state[name] <= stack.amax(0) + slack).all())
 
 
-@settings(LAWS, max_examples=25)
+@LAWS
 @given(seed=SEED, count=st.integers(1, 4))
 def test_a_zero_task_vector_adds_nothing(seed, count):
     base = draw(seed)
@@ -210,7 +210,7 @@ def rotations(seed: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.T
     return tuple(torch.linalg.qr(torch.randn(n, n, generator=g, dtype=DOUBLE))[0] for n in (rows, columns))
 
 
-@settings(max_examples=60, deadline=None)
+@LAWS
 @given(
     seed=SEED,
     count=st.integers(1, 3),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 BLOCK = 1 << 19
 """Elements of all experts together that one block holds: what fits a core's cache."""
 
-SPAN, PIECE = 1 << 20, 1 << 17
-"""Elements of a tensor that one thread sums up, and those it does at a time."""
+SPAN, PIECE = 1 << 17, 1 << 17
+"""Elements of a tensor that are worth a thread of their own, and those that one sums up at a time."""
 
 
 class Experts:
@@ -119,7 +119,8 @@ class Experts:
         base = self._raw(None, name).reshape(-1)
         flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
         result = torch.empty(len(base), dtype=self.work_dtype(name), device=base.device)
-        span = SPAN if base.device.type == "cpu" else len(base)
+        # As many spans as threads, all of one length: a short one more would cost the time of a whole one.
+        span = max(SPAN, -(-len(base) // torch.get_num_threads())) if base.device.type == "cpu" else len(base)
         starts = range(0, len(base), span)
         finite = all(each(lambda start: _combine(base, flat, weights, result, slice(start, start + span)), starts))
         self._settle(name, finite)

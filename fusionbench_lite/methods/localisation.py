@@ -119,7 +119,7 @@ def per_task(experts: Experts, value: float | Mapping[str, float]) -> Tensor:
         value = dict.fromkeys(experts.tasks, value)
     for task in experts.tasks:
         if task not in value:
-            raise MergeError(f"threshold lacks task {task!r}: {did_you_mean(task, value)}")
+            raise MergeError(f"threshold lacks task {task!r}: give a number for each of {', '.join(experts.tasks)}")
     for task in value:
         if task not in experts.tasks:
             raise MergeError(f"threshold has task {task!r}, which no expert has: {did_you_mean(task, experts.tasks)}")

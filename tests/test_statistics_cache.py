@@ -99,14 +99,12 @@ def test_an_error_leaves_no_entry(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    from safetensors import SafetensorError
-
-    from fusionbench_lite.statistics import cache
+    from safetensors import SafetensorError, torch
 
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", full)
+    monkeypatch.setattr(torch, "save_file", full)
     with pytest.raises(InputError, match="No space left on device"):
         cached(tmp_path, KEY, _tensors)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]

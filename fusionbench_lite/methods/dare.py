@@ -40,9 +40,8 @@ def ta_dare(experts: Experts, h: TaDare) -> Iterator[tuple[str, Tensor]]:
     Cost: O(Td), one pass.
     """
     for name in experts.names:
-        merged = experts.new(name)
-        for part, block in _dropped(experts, name, h.drop_rate, h.seed):
-            merged[part] = ordered_sum(block)
+        blocks = _dropped(experts, name, h.drop_rate, h.seed)
+        merged = experts.filled(name, ((part, ordered_sum(block)) for part, block in blocks))
         yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
 
 

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
 from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, orthonormalise_, product, top_singular
@@ -105,10 +104,7 @@ def _shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
 
 
 def _summed(experts: Experts, name: str) -> Tensor:
-    total = torch.zeros(experts.shape(name), dtype=experts.work_dtype(name), device=experts.base(name).device)
-    for part, block in experts.blocks(name):
-        total.view(-1)[part] = block.sum(0)
-    return total
+    return experts.filled(name, ((part, block.sum(0)) for part, block in experts.blocks(name))).reshape(experts.shape(name))
 
 
 def _flat(experts: Experts, name: str, scaling: float, left: Tensor, values: Tensor, right: Tensor) -> Tensor:

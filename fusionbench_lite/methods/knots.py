@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -65,8 +64,8 @@ def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
         rows = _aligned(experts, name, h.cutoff)[1]
         yield slice(0, sizes[name]), rows.reshape(len(rows), -1)
 
-    wide = functools.reduce(torch.promote_types, map(experts.work_dtype, sizes), torch.float32)
-    for name, merged in merged_vectors(Vectors(sizes, blocks, wide), h.keep, "mean"):
+    vectors = dataclasses.replace(Vectors.of(experts, list(sizes)), sizes=sizes, blocks=blocks)
+    for name, merged in merged_vectors(vectors, h.keep, "mean"):
         basis, _ = _aligned(experts, name, h.cutoff)
         yield name, _lifted(experts, name, h.scaling, basis, merged.reshape(basis.shape[1], -1))
 

@@ -98,10 +98,7 @@ def _merged(experts: Experts, base: str, virtual_zeros: int) -> Iterator[tuple[s
         yield from merged_vectors(Vectors.of(experts, experts.names), KEEP, "sum", virtual_zeros)
         return
     for name in experts.names:
-        merged = experts.new(name)
-        for part, block in experts.blocks(name):
-            merged[part] = ordered_sum(block)
-        yield name, merged
+        yield name, experts.filled(name, ((part, ordered_sum(block)) for part, block in experts.blocks(name)))
 
 
 def _masks(

@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fusionbench_lite.paths import atomic_file, locked
+from fusionbench_lite.weights.readers import checksum, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +36,7 @@ def cached(folder: Path, key: Mapping[str, Any], compute: Callable[[], Mapping[s
             log.warning("%s is damaged: computing it again", path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
         with atomic_file(path) as temporary:
-            try:
-                save_file(_apart(tensors), temporary, metadata={"key": text, "sha256": _sha256(text, tensors)})
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            write_tensors(temporary, tensors, {"key": text, "sha256": checksum(text, tensors)})
         return tensors
 
 
@@ -51,24 +47,5 @@ def _read(path: Path, text: str) -> dict[str, Tensor] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError):
         return None
-    sound = metadata.get("key") == text and metadata.get("sha256") == _sha256(text, tensors)
+    sound = metadata.get("key") == text and metadata.get("sha256") == checksum(text, tensors)
     return tensors if sound else None
-
-
-def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that share no memory, as safetensors wants them: a storage that was met before is copied."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return apart

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.paths import atomic_file
-from fusionbench_lite.weights.readers import write_tensors
+from fusionbench_lite.weights.readers import checksum, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,11 +70,7 @@ def _digest(matrix: Tensor) -> str:
 
 
 def _checksum(path: Path, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(path.name.encode())  # so that the entry of another matrix is not taken for this one's
-    for name in sorted(tensors):
-        digest.update(repr((name, str(tensors[name].dtype), tuple(tensors[name].shape))).encode())
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()
+    return checksum(path.name, tensors)  # with the name, so that the entry of another matrix is not taken for this one's
 
 
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.layout import StateDict, check_same, layouts, tied_names
+from fusionbench_lite.weights.layout import StateDict, check_same, layouts, tied_names, work_dtype
 from fusionbench_lite.weights.parallel import each
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Experts:
 
     def work_dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which the tensor is merged."""
-        return torch.float64 if self.layout[name].dtype == torch.float64 else torch.float32
+        return work_dtype(self.layout[name].dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor, without reading it."""
@@ -113,6 +113,13 @@ class Experts:
         """Return a new tensor of the work dtype whose values are yet to be written, flattened."""
         device = None if callable(getattr(self.pretrained, "layout", None)) else self.pretrained[name].device
         return torch.empty(self.numel(name), dtype=self.work_dtype(name), device=device)
+
+    def filled(self, name: str, pieces: Iterable[tuple[slice, Tensor]]) -> Tensor:
+        """Return a new tensor of the work dtype, flattened, put together from slices and their values."""
+        result = self.new(name)
+        for part, values in pieces:
+            result[part] = values
+        return result
 
     def combination(self, name: str, weights: Sequence[float]) -> Tensor:
         """Return θ0 + Σ_t w_t τ_t in the work dtype, with one pass over the inputs."""

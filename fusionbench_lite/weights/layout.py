@@ -34,6 +34,11 @@ class Layout(NamedTuple):
         return self.numel * self.dtype.itemsize
 
 
+def work_dtype(stored: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a tensor of this dtype is merged: float64 for float64, else float32."""
+    return torch.float64 if stored == torch.float64 else torch.float32
+
+
 def layouts(weights: StateDict, who: str) -> dict[str, Layout]:
     """Return the layout of every tensor; mappings that read files know theirs (`layout(name)`) without reading.
 

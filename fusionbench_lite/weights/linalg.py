@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
@@ -128,17 +129,20 @@ def low_rank(left: Tensor, right: Tensor) -> Components:
 
 def inverse_root(gram: Tensor, what: str) -> Tensor:
     """Return the symmetric pseudo-inverse square root G^{-1/2} of a positive semi-definite float64 matrix."""
-    weights, vectors = _eigh(gram, what)
-    present = weights > NULL_RATIO * weights[-1:].clamp_min(0)
-    scale = torch.where(present & (weights > 0), weights.clamp_min(1e-300).rsqrt(), 0.0)
-    return (vectors * scale) @ vectors.T
+    return _inverse(gram, torch.rsqrt, what)
 
 
 def pseudo_inverse(gram: Tensor, what: str) -> Tensor:
     """Return the pseudo-inverse G⁺ of a positive semi-definite float64 matrix."""
+    return _inverse(gram, torch.reciprocal, what)
+
+
+def _inverse(gram: Tensor, invert: Callable[[Tensor], Tensor], what: str) -> Tensor:
+    """Return the matrix function of G that inverts its eigenvalues, those of the null space aside."""
     weights, vectors = _eigh(gram, what)
     present = (weights > NULL_RATIO * weights[-1:].clamp_min(0)) & (weights > 0)
-    return (vectors * torch.where(present, 1 / weights.clamp_min(1e-300), 0.0)) @ vectors.T
+    scale = torch.where(present, invert(weights.clamp_min(1e-300)), 0.0)
+    return (vectors * scale) @ vectors.T
 
 
 def eigenbasis(gram: Tensor, what: str) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.layout import Layout, StateDict, layouts, tied_names
+from fusionbench_lite.weights.layout import Layout, StateDict, layouts, tied_names, work_dtype
 from fusionbench_lite.weights.lora_files import FOLD, AdapterFile, is_adapter, read_config
 from fusionbench_lite.weights.lora_layout import Pair, check_shape, find, fit, replacements, sort_keys
 
@@ -60,7 +60,7 @@ class LoraExpert(Mapping[str, "Tensor"]):
         base = self._pretrained[name]
         if name not in self.changed:
             return base
-        value, work = base.detach(), _work_dtype(base.dtype)
+        value, work = base.detach(), work_dtype(base.dtype)
         if name in self._replaced:
             value = self._file.read(self._replaced[name], base.device, base.dtype)
         if name in self._pairs:
@@ -88,7 +88,7 @@ class LoraExpert(Mapping[str, "Tensor"]):
             return None
         from_file = callable(getattr(self._pretrained, "layout", None))  # asking it for the device would read the weight
         device = torch.device("cpu") if from_file else self._pretrained[name].device
-        left, right = (self._file.read(key, device, _work_dtype(layout.dtype)) for key in (pair.b, pair.a))
+        left, right = (self._file.read(key, device, work_dtype(layout.dtype)) for key in (pair.b, pair.a))
         return (right.T * pair.scale, left.T) if pair.transposed else (left * pair.scale, right)
 
 
@@ -121,10 +121,6 @@ def read_adapter(folder: str | os.PathLike[str], pretrained: StateDict) -> LoraE
             check_shape(file, module.bias, bias, layout)
             shifts[bias] = (module.bias, pair.scale)
     return LoraExpert(file, pretrained, layout, pairs, replacements(file, whole, layout), shifts)
-
-
-def _work_dtype(base: torch.dtype) -> torch.dtype:
-    return torch.float64 if base == torch.float64 else torch.float32
 
 
 def _product(b: Tensor, a: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -166,6 +167,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file(apart, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(_first_line(error)) from error
+
+
+def checksum(salt: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a text and of names, types, shapes and values of tensors on the CPU, in hexadecimal."""
+    digest = hashlib.sha256(salt.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:

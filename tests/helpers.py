@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import fusionbench_lite as fbl
 
 State = dict[str, Tensor]
 PRECISION = {torch.float64: 1e-10, torch.float32: 1e-6}
@@ -128,6 +133,19 @@ def check_rounded(
         # Near a cancellation float32 work leaves an error that is large in units of a tiny result.
         allowed = ulp + slack * float(want.double().abs().max())
         assert bool((error <= allowed).all()), f"{name}: {float((error / ulp).max()):.2f} ulp"
+
+
+@contextlib.contextmanager
+def refused(*parts: str) -> Iterator[list[str]]:
+    """The block is refused in one line that every pattern of `parts` matches; the list holds the message afterwards."""
+    found: list[str] = []
+    with pytest.raises(fbl.MergeError) as caught:
+        yield found
+    found.append(str(caught.value))
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in found[0]
+    for part in parts:
+        assert re.search(part, found[0]), f"{part!r} is not in {found[0]!r}"
 
 
 # ---------------------------------------------------------------- a tiny encoder

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from benchmarks.problem import Problem
 from benchmarks.reference import AutogradMerge
-from fusionbench_lite.adaptation.engine.core import MergedEncoder, entropy
+from fusionbench_lite.adaptation.engine.descent import Descent
+from fusionbench_lite.adaptation.engine.objectives import entropy
 from fusionbench_lite.adaptation.engine.parametrisation import Factors, Parametrisation, Part, Vectors
+from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.weights.experts import Experts
 
 LR = 1e-3
@@ -54,14 +56,12 @@ def parametrisation(problem: Problem) -> Parametrisation:
 
 def engine(problem: Problem, learned: Parametrisation, chunk: int | None = None) -> Step:
     """The package's step: merge into leaves, one concatenated pass, gradients in closed form, Adam."""
-    encoder = MergedEncoder(problem.model, problem.heads, learned, chunk)
-    optimizer = torch.optim.Adam(learned.parameters(), lr=LR)
+    procedure = Descent(learned, Context(problem.model, problem.heads, 1, chunk))
+    procedure.optimizers()
+    batch = {task: Examples(inputs) for task, inputs in problem.batch.items()}
 
     def step() -> Tensor:
-        encoder.refresh()
-        losses = encoder.accumulate(problem.batch)
-        learned.pull_back(encoder.gradients())
-        optimizer.step()
+        losses = procedure.step(0, [batch], lambda _, optimizer: optimizer.step())
         return torch.stack(list(losses.values())).sum()
 
     return step

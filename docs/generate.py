@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import adaptive_page
 import method_page
 
 from fusionbench_lite import experiment as experiments
@@ -98,6 +99,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{page}: left as it is: {error}")
             continue
         write_page(given.out / f"{page}.md", title, rows, table, given.results_dir, sheet, statements)
+    try:
+        rows, table = read("mini/adaptive", given.results_dir)
+    except InputError as error:
+        print(f"adaptive: left as it is: {error}")
+    else:
+        adaptive_page.write(given.out, rows, table, given.results_dir)
+        if given.out.resolve() == DOCS:
+            stamp_headers(experiments.read("mini/adaptive"), table, config_dir() / "method")
     try:
         rows, table = read(given.experiment, given.results_dir)
     except InputError as error:

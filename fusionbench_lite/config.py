@@ -14,10 +14,12 @@ from fusionbench_lite.errors import InputError, did_you_mean
 
 
 class Select(enum.Enum):
-    """Which evaluation of an adaptation counts; `best_test` looks at test labels, as AdaRank's code does."""
+    """Which evaluation of an adaptation counts; `best_test` looks at test labels, as AdaRank's code does,
+    `best_unsupervised` at the adaptation loss on held-out unlabelled data."""
 
     last = "last"
     best_test = "best_test"
+    best_unsupervised = "best_unsupervised"
 
 
 class Precision(enum.Enum):
@@ -62,6 +64,7 @@ class Config:
     results_dir: str = "results"
     cache_dir: str | None = None
     data_dir: str | None = None
+    preset: str | None = None
     seed: int = 0
     steps: int | None = None
     limit: int | None = None

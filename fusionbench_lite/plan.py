@@ -13,12 +13,15 @@ from fusionbench_lite import collect, presets, registry, tasksets
 from fusionbench_lite.adaptation.streams import KINDS
 from fusionbench_lite.config import Config, Precision
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.selection import RULES
 from fusionbench_lite.tasksets import TaskSet
 
 EMBEDDED_MODELS = ("vit_mini",)
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
 _DEVICES = ("auto", "cpu", "cuda")
 _ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
+_ADAPTATION_DEFAULTS = {"fraction": 1.0, "held_out": 64}
+"""Of the examples of each task: the part that is adapted on, and the number that is held out for best_unsupervised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,8 @@ def resolve(config: DictConfig) -> Plan:
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
     statistics = (given.pop("statistics", None) or {}) if collect.is_needed(method) else {}
-    preset = presets.lookup(method.id, model, tasks)
-    hyperparameters = _hyperparameters(method, given, preset)
+    preset = presets.lookup(method.id, model, tasks, plain["preset"])
+    hyperparameters = _hyperparameters(method, given, preset, named=plain["preset"] is not None)
     settings = _settings(method, adaptation, plain["steps"], preset)
     if collect.is_needed(method):
         settings = _sourced(method, "statistics", collect.SETTINGS, statistics, preset)
@@ -96,6 +99,26 @@ def resolve(config: DictConfig) -> Plan:
         plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
         Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
         checkpoints, _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
+    )
+
+
+def base_of(plan: Plan) -> Plan | None:
+    """Return the run whose merged model a method's adapters sit on, None for methods without.
+
+    The base runs with its own presets, on the same data, seed and device.
+    """
+    if "merged" not in registry.get(plan.method).inputs or plan.values.get("base") is None:
+        return None
+    method = registry.get(plan.values["base"])
+    if method.per_task or "merged" in method.inputs:
+        raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
+    preset = presets.lookup(method.id, plan.model, plan.tasks)
+    settings = _settings(method, {}, None, preset)
+    if collect.is_needed(method):
+        settings = _sourced(method, "statistics", collect.SETTINGS, {}, preset)
+    return dataclasses.replace(
+        plan, method=method.id, hyperparameters=_hyperparameters(method, {}, preset), settings=settings,
+        config={**plan.config, "method": {"id": method.id}}, overwrite=False,
     )
 
 
@@ -125,14 +148,16 @@ def _check_suite(model: str, tasks: TaskSet, asked: Any, data_dir: Path | None) 
 
 
 def _hyperparameters(
-    method: registry.Method, given: Mapping[str, Any], preset: Mapping[str, tuple[Any, str]]
+    method: registry.Method, given: Mapping[str, Any], preset: Mapping[str, tuple[Any, str]], *, named: bool = False
 ) -> dict[str, Sourced]:
+    """Return the checked hyperparameters. A preset that was asked for by name also replaces defaults written out in the
+    method's configuration."""
     chosen: dict[str, Sourced] = {}
     for name, default in method.defaults.items():
         value = given.get(name)
         if value is not None and value != default:
             chosen[name] = Sourced(value, "given")
-        elif value is None and name in preset:
+        elif (value is None or named) and name in preset:
             chosen[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
         else:
             chosen[name] = Sourced(default, "default")
@@ -150,12 +175,18 @@ def _settings(
             raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
         return {}
     given = {**given, **({"steps": steps} if steps is not None else {})}
-    result = _sourced(method, "adaptation", _ADAPTATION, given, preset)
+    defaults = _ADAPTATION_DEFAULTS | ({"base_select": "last"} if "merged" in method.inputs else {})
+    result = _sourced(method, "adaptation", (*_ADAPTATION, *defaults), given, preset, defaults)
     for name, setting in result.items():
-        low = 0 if name == "steps" else 1
-        if name == "stream":
-            if setting.value not in KINDS:
-                raise MergeError(f"unknown stream {setting.value!r}: {did_you_mean(str(setting.value), KINDS)}")
+        low = 0 if name in ("steps", "held_out") else 1
+        if name in ("stream", "base_select"):
+            words = KINDS if name == "stream" else RULES
+            if setting.value not in words:
+                raise MergeError(f"unknown {name} {setting.value!r}: {did_you_mean(str(setting.value), words)}")
+        elif name == "fraction":
+            number = setting.value
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1:
+                raise InputError(f"fraction must be a number above 0 and at most 1, got {number!r}")
         elif isinstance(setting.value, bool) or not isinstance(setting.value, int) or setting.value < low:
             raise InputError(f"{name} must be an integer of at least {low}, got {setting.value!r}")
     return result
@@ -163,7 +194,7 @@ def _settings(
 
 def _sourced(
     method: registry.Method, section: str, names: tuple[str, ...], given: Mapping[str, Any],
-    preset: Mapping[str, tuple[Any, str]],
+    preset: Mapping[str, tuple[Any, str]], defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Sourced]:
     """Return the settings of a section of the method's configuration: what is given wins over a preset."""
     if not isinstance(given, Mapping):
@@ -177,6 +208,8 @@ def _sourced(
             result[name] = Sourced(given[name], "given")
         elif name in preset:
             result[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
+        elif defaults and name in defaults:
+            result[name] = Sourced(defaults[name], "default")
         else:
             raise InputError(f"method {method.id!r} has no preset for {name}: give method.{section}.{name}")
     return result

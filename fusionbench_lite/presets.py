@@ -7,13 +7,22 @@ from typing import Any
 
 import yaml
 
+from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.tasksets import TaskSet
 
 
-def lookup(method: str, model: str, tasks: TaskSet) -> dict[str, tuple[Any, str]]:
-    """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins."""
+def lookup(method: str, model: str, tasks: TaskSet, name: str | None = None) -> dict[str, tuple[Any, str]]:
+    """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins.
+
+    Entries with a `name` hold only where that name is asked for, and then over all others. Raises InputError for a name
+    that no entry of the method has.
+    """
     found: dict[str, tuple[Any, str]] = {}
+    named: dict[str, tuple[Any, str]] = {}
+    if name is not None and name not in (known := names(method)):
+        hint = did_you_mean(name, known) if known else "it has none"
+        raise InputError(f"method {method!r} has no preset {name!r}: {hint}")
     for entry in _table():
         when = entry["when"]
         fits = (
@@ -21,9 +30,18 @@ def lookup(method: str, model: str, tasks: TaskSet) -> dict[str, tuple[Any, str]
             and model in _listed(when.get("model", model))
             and bool({tasks.label, len(tasks.names)} & set(_listed(when.get("tasks", tasks.label))))
         )
-        if fits:
-            found |= {name: (value, entry["source"]) for name, value in entry["set"].items()}
-    return found
+        if fits and entry.get("name") in (None, name):
+            target = named if "name" in entry else found
+            target |= {setting: (value, entry["source"]) for setting, value in entry["set"].items()}
+    return found | named
+
+
+def names(method: str) -> list[str]:
+    """Return the names of a method's presets that have to be asked for."""
+    return sorted({
+        str(entry["name"]) for entry in _table()
+        if "name" in entry and method in _listed(entry["when"].get("method", method))
+    })
 
 
 def _listed(value: Any) -> list[Any]:

@@ -20,6 +20,8 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 
 _PACKAGES = ("fusionbench_lite.methods", "fusionbench_lite.adaptation")
 _REGISTERED: dict[str, Method] = {}
+_LEARNED: dict[str, Method] = {}
+"""The learning form of methods that also have a form without data, which reads what was learned before."""
 
 Check = Callable[[Any], Any]
 
@@ -77,7 +79,11 @@ def method(
     """Register the decorated function as the method `id`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _REGISTERED[id] = Method(id, function, hyperparameters, per_task, adaptive, inputs)
+        entry = Method(id, function, hyperparameters, per_task, adaptive, inputs)
+        if adaptive and id in _REGISTERED and not _REGISTERED[id].adaptive:
+            _LEARNED[id] = entry
+        else:
+            _REGISTERED[id] = entry
         return function
 
     return register
@@ -99,9 +105,14 @@ def names() -> list[str]:
     return sorted(_REGISTERED)
 
 
-def get(id: str) -> Method:
-    """Return the method of this id; raises MergeError with the nearest id for an unknown one."""
+def get(id: str, *, learning: bool = False) -> Method:
+    """Return the method of this id; raises MergeError with the nearest id for an unknown one.
+
+    Of a method with two forms (traditional_mtl) it is the one that reads trained weights, unless `learning` is asked for.
+    """
     _scan()
+    if learning and id in _LEARNED:
+        return _LEARNED[id]
     if not isinstance(id, str) or id not in _REGISTERED:
         raise MergeError(f"unknown method {id!r}: {did_you_mean(str(id), _REGISTERED)}")
     return _REGISTERED[id]
@@ -137,11 +148,13 @@ def real(
     return _field(default, check, wanted)
 
 
-def integer(default: int, *, low: int | None = None) -> Any:
-    """Declare an integer hyperparameter with an optional lower end."""
-    wanted = "an integer" if low is None else f"an integer of at least {low}"
+def integer(default: int | None, *, low: int | None = None, optional: bool = False) -> Any:
+    """Declare an integer hyperparameter with an optional lower end; `optional` allows None."""
+    wanted = ("an integer" if low is None else f"an integer of at least {low}") + (" or null" if optional else "")
 
-    def check(value: Any) -> int:
+    def check(value: Any) -> int | None:
+        if value is None and optional:
+            return None
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(wanted)
         if low is not None and int(value) < low:
@@ -159,6 +172,18 @@ def choice(default: str, choices: tuple[str, ...]) -> Any:
         if not isinstance(value, str) or value not in choices:
             hint = did_you_mean(str(value), choices) if isinstance(value, str) else ""
             raise ValueError(wanted + (f" ({hint})" if hint.startswith("did") else ""))
+        return value
+
+    return _field(default, check, wanted)
+
+
+def word(default: str) -> Any:
+    """Declare a hyperparameter that is a name, of which the method says whether it knows it."""
+    wanted = "a name, at least one character long"
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise TypeError(wanted)
         return value
 
     return _field(default, check, wanted)

@@ -9,18 +9,15 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from fusionbench_lite import collect, recording, registry
-from fusionbench_lite.adaptation.streams import Stream
-from fusionbench_lite.data import normalise
+from fusionbench_lite import adapting, collect, recording, registry
+from fusionbench_lite import plan as planning
 from fusionbench_lite.errors import InputError, MergeWarning
-from fusionbench_lite.evaluation.evaluator import Evaluation, TaskResult
+from fusionbench_lite.evaluation.evaluator import Evaluation
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.paths import cache_dir, locked
 from fusionbench_lite.plan import Plan
@@ -77,14 +74,15 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     clock = Clock()
     with clock.stage("load"):
         suite = _with_chosen_experts(load(plan, progress), plan.checkpoints["experts"])
-    key = records.key(recording.identity(plan, suite))
+    base = Base(plan, suite, progress)
+    key = records.key(recording.identity(plan, suite, base.key))
     if not _is_first_process():
-        _compute(plan, suite, key, clock, progress)
+        _compute(plan, suite, base, key, clock, progress)
         return None, False
     with locked(_partial(plan, key).with_suffix(".lock")):
         found = None if plan.overwrite else records.find(plan.results_dir, key)
         if found is None:
-            outcome = _compute(plan, suite, key, clock, progress)
+            outcome = _compute(plan, suite, base, key, clock, progress)
             content = recording.result(plan, suite, key, outcome, clock.total())
             recording.write(plan, content, outcome)
             shutil.rmtree(_partial(plan, key), ignore_errors=True)
@@ -92,6 +90,37 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     if record is None:
         raise InputError(f"the record {key} vanished from {plan.results_dir}: run the command again")
     return record, found is None
+
+
+class Base:
+    """The merged model that the adapters of a method sit on, where its hyperparameter `base` names one.
+
+    A base that adapts is a run of its own, with a record of its own; `key` is that record's, None otherwise.
+    """
+
+    def __init__(self, plan: Plan, suite: Suite, progress: Progress) -> None:
+        self.plan, self.suite = planning.base_of(plan), suite
+        self.record: Record | None = None
+        if self.plan is not None and registry.get(self.plan.method).adaptive:
+            self.record, _ = execute(self.plan, progress)
+        self.rule = plan.setting("base_select") if self.plan is not None else "last"
+
+    @property
+    def key(self) -> str | None:
+        """What of the base enters the key of the run, beyond its name."""
+        if self.plan is None:
+            return None
+        return self.record.key if self.record else records.key({"values": self.plan.values})
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Return the merged weights, None where the method has no base."""
+        if self.plan is None:
+            return None
+        if self.record is not None:
+            step = self.record.selection(self.rule)[1]["step"]
+            return adapting.restore(self.plan, self.suite, self.record.path, self.rule, step)
+        inputs = collect.inputs(self.plan, self.suite)
+        return merge(self.plan.method, self.suite.pretrained, self.suite.experts, **self.plan.values, **inputs).state_dict()
 
 
 def _with_chosen_experts(suite: Suite, chosen: list[str] | None) -> Suite:
@@ -107,11 +136,11 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def _compute(plan: Plan, suite: Suite, key: str, clock: Clock, progress: Progress) -> Outcome:
+def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress) -> Outcome:
     with cached_in(cache_dir(plan.cache_dir) / "decompositions"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
-            outcome = _adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress)
+            outcome = adapting.adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress, base.weights())
         else:
             outcome = _merge(plan, suite, clock)
     return dataclasses.replace(outcome, warnings=tuple(_said(caught)))
@@ -139,64 +168,3 @@ def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
         else:
             evaluation = suite.evaluator.evaluate(suite.encoder(merged.state_dict()))
     return Outcome({"last": Selection(0, False, evaluation)}, {}, merged.storage)
-
-
-def _adapt(plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress) -> Outcome:
-    from fusionbench_lite.adaptation.engine.evaluations import Evaluations
-    from fusionbench_lite.adaptation.engine.fit import Settings, fit
-    from fusionbench_lite.adaptation.engine.module import own_tasks
-    from fusionbench_lite.weights.experts import Experts
-
-    method, steps = registry.get(plan.method), plan.setting("steps")
-    with clock.stage("merge"):
-        experts = Experts(suite.pretrained, suite.experts)
-        experts.check_unread()
-        parametrisation = method.function(experts, method.configure(**plan.values))
-    streams = {task: _stream(plan, task, len(suite.data[task].test_labels)) for task in plan.tasks.names}
-
-    def batch_of(step: int) -> dict[str, Tensor]:
-        progress(f"adapting {plan.method}", step + 1, steps)
-        return {task: _images(suite, task, streams[task], step) for task in own_tasks(streams)}
-
-    def predict(encode: Any, tasks: Any) -> dict[str, tuple[Any, Any]]:
-        evaluation = suite.evaluator.evaluate(encode, tasks)
-        return {task: (outcome.predictions, outcome.correct) for task, outcome in evaluation.items()}
-
-    evaluations = Evaluations(predict, plan.setting("eval_every"), steps)
-    settings = Settings(
-        checkpoint=checkpoint, checkpoint_every=plan.trainer["checkpoint_every"], devices=plan.trainer["devices"],
-        accelerator=suite.device.type, precision=plan.config_precision, chunk=plan.trainer["chunk"],
-        loggers=_loggers(plan),
-    )
-    module = fit(parametrisation, suite.model, suite.evaluator.heads, batch_of, steps, settings, [evaluations])
-    clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
-    selections = {
-        name: Selection(kept["step"], name == "best_test", _results(kept)) for name, kept in evaluations.kept.items()
-    }
-    return Outcome(selections, recording.adaptation_files(module, evaluations))
-
-
-def _stream(plan: Plan, task: str, size: int) -> Stream:
-    return Stream(
-        plan.setting("stream"), size, plan.setting("batch_size"), plan.setting("batches"), plan.seed, task
-    )
-
-
-def _images(suite: Suite, task: str, stream: Stream, step: int) -> Tensor:
-    """Return the unlabelled test images of one step, normalised, on the device."""
-    return normalise(torch.from_numpy(suite.data[task].test_images[stream.indices(step)]).to(suite.device))
-
-
-def _results(kept: Mapping[str, Any]) -> Evaluation:
-    return {
-        task: TaskResult(kept["predictions"][task].numpy(), kept["correct"][task].numpy())
-        for task in kept["predictions"]
-    }
-
-
-def _loggers(plan: Plan) -> list[Any]:
-    if "_target_" not in plan.logger:
-        return []
-    from hydra.utils import instantiate
-
-    return [instantiate(plan.logger)]

@@ -19,9 +19,12 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.engine.evaluations import Evaluations
 from fusionbench_lite.adaptation.engine.fit import Settings, fit
 from fusionbench_lite.adaptation.engine.module import own_tasks
+from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.weights.experts import Experts
 
 TASKS = ("one", "two", "three")
+SETTINGS: dict[str, dict[str, object]] = {}
+"""Hyperparameters of methods that do not take a learning rate of 0.02 alone."""
 
 
 class Encoder(torch.nn.Module):
@@ -48,29 +51,39 @@ def main(out: str, method: str, steps: int, checkpoint: str | None = None, stop_
     heads = {task: (lambda features, weight=weight: features @ weight) for task, weight in weights.items()}
     inputs = {task: torch.randn(64, 12, generator=generator) for task in TASKS}
 
-    def batch_of(step: int) -> dict[str, torch.Tensor]:
-        if step == stop_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return {task: inputs[task][(step * 7) % 48 :][:16] for task in own_tasks(TASKS)}
-
-    def predict(encode, tasks):
-        with torch.no_grad():
-            predictions = {task: heads[task](encode(inputs[task])).argmax(-1).numpy() for task in tasks}
-        return {task: (p, p == np.arange(64) % 5) for task, p in predictions.items()}
-
     view = Experts(pretrained, experts)
     entry = registry.get(method)
-    learning_rate = {"lr": 0.02}
-    parametrisation = entry.function(view, entry.configure(**learning_rate))
-    evaluations = Evaluations(predict, every=10, steps=steps)
+    procedure = entry.function(view, entry.configure(**SETTINGS.get(method, {"lr": 0.02})))(Context(model, heads, steps))
+
+    def examples(task: str, rows: slice) -> Examples:
+        labels = torch.arange(64)[rows] % 5 if procedure.reads_labels else None
+        return Examples(inputs[task][rows], procedure.known(task, inputs[task][rows]), labels)
+
+    def batches_of(step: int) -> list[dict[str, Examples]]:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        starts = [(draw.number * 7 + 3 * len(draw.role)) % 48 for draw in procedure.draws(step)]
+        return [{task: examples(task, slice(start, start + 16)) for task in own_tasks(TASKS)} for start in starts]
+
+    def predict(adapted, tasks):
+        with torch.no_grad():
+            logits = {task: heads[task](adapted.encode(task, examples(task, slice(None)))) for task in tasks}
+        predictions = {task: rows.argmax(-1).numpy() for task, rows in logits.items()}
+        return {task: (p, p == np.arange(64) % 5) for task, p in predictions.items()}
+
+    def held_out(tasks):
+        return {task: examples(task, slice(48, None)) for task in tasks}
+
+    evaluations = Evaluations(predict, 10, steps, held_out)
     settings = Settings(checkpoint=Path(checkpoint) if checkpoint else None, checkpoint_every=4)
-    module = fit(parametrisation, model, heads, batch_of, steps, settings, [evaluations])
+    module = fit(procedure, batches_of, steps, settings, [evaluations])
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(
             {
-                "coefficients": parametrisation.named_coefficients(), "masks": parametrisation.named_masks(),
+                "coefficients": procedure.coefficients(), "masks": procedure.masks(), "learned": procedure.learned(),
                 "losses": module.history.losses, "task_losses": module.history.task_losses,
-                "accuracies": evaluations.accuracies, "kept": evaluations.kept, "merged": parametrisation.merged(),
+                **{name: getattr(evaluations, name) for name in ("accuracies", "held_out_losses", "predictions", "chosen")},
+                "best": evaluations.learned,
             },
             out,
         )

@@ -37,7 +37,7 @@ REFUSALS = [
     (["limit=0"], "limit must be at least 1, got 0"),
     (["steps=5"], "steps=5 has no meaning for method 'task_arithmetic'"),
     (["method=adarank", "steps=-5"], "steps must be an integer of at least 0, got -5"),
-    (["select=best"], "expected one of [last, best_test]"),
+    (["select=best"], "expected one of [last, best_test, best_unsupervised]"),
     (["precision=fp8"], "expected one of [fp32, bf16]"),
     (["device=gpu"], "unknown device 'gpu'"),
     (["logger=wandbb"], "unknown logger 'wandbb': did you mean 'wandb'?"),

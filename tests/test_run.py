@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from fusionbench_lite import registry
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.tables import records
 
@@ -51,7 +52,7 @@ def _refusals(error: str) -> int:
 
 
 METHODS = sorted(path.stem for path in (config_dir() / "method").glob("*.yaml"))
-ADAPTIVE = [method for method in METHODS if method.startswith("ada")]
+ADAPTIVE = [method for method in METHODS if method == "adarank" or registry.get(method).adaptive]
 PAIRS = [method for method in METHODS if method.endswith("slerp")]
 SWEEPS = {
     "adaptive": (ADAPTIVE, ["steps=1", "method.adaptation.batch_size=4"]),

@@ -1,5 +1,5 @@
 """Methods that learn something at merge time from unlabelled data.
 
-Each method file builds a parametrisation, the map from a few learnable numbers φ to the merged weights; the subpackage
-`engine` drives any of them.
+A method file says what is learned and builds a learner from the experts; the subpackage `engine` holds the procedures
+that learners start, and drives any of them.
 """

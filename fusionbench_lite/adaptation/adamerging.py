@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import flag, method, real
+from fusionbench_lite.registry import choice, flag, method, real
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
-    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Vectors
+    from fusionbench_lite.adaptation.engine.descent import Learner
+    from fusionbench_lite.adaptation.engine.parametrisation import Vectors
+
+OBJECTIVES = ("entropy", "entropy_of_mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,31 +25,41 @@ class AdaMerging:
     lr: float = real(1e-3, low=0, open_low=True)
 
 
-@method("adamerging_taskwise", AdaMerging, adaptive=True)
-def adamerging_taskwise(experts: Experts, h: AdaMerging) -> Parametrisation:
+@dataclasses.dataclass(frozen=True)
+class AdaMergingEntropy(AdaMerging):
+    """As AdaMerging. `objective`: "entropy" of each prediction, or "entropy_of_mean", that of the mean logits of a task's
+    batch, as FusionBench has it for GPT-2 and Flan-T5."""
+
+    objective: str = choice("entropy", OBJECTIVES)
+
+
+@method("adamerging_taskwise", AdaMergingEntropy, adaptive=True)
+def adamerging_taskwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ_tl (AdaMerging, Section 3.2).
 
     λ minimises Σ_t of the mean entropy of task t's predictions on unlabelled batches. Cost: as adamerging_layerwise.
     """
-    return _parametrisation(experts, h, shared=True)
+    return _learner(experts, h, shared=True)
 
 
-@method("adamerging_layerwise", AdaMerging, adaptive=True)
-def adamerging_layerwise(experts: Experts, h: AdaMerging) -> Parametrisation:
+@method("adamerging_layerwise", AdaMergingEntropy, adaptive=True)
+def adamerging_layerwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ_tl (AdaMerging, Section 3.2).
 
     λ minimises Σ_t of the mean entropy of task t's predictions on unlabelled batches. A "layer" of the paper is one
     tensor of the state dict, biases and norms included. Cost: per step one forward and backward pass over a batch of
     every task, and O(Td) for the merge and its gradient; all task vectors in memory.
     """
-    return _parametrisation(experts, h, shared=False)
+    return _learner(experts, h, shared=False)
 
 
-def _parametrisation(experts: Experts, h: AdaMerging, *, shared: bool) -> Parametrisation:
+def _learner(experts: Experts, h: AdaMergingEntropy, *, shared: bool) -> Learner:
+    from fusionbench_lite.adaptation.engine.descent import descend
     from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 
     vectors = {name: task_vectors(experts, name) for name in experts.names}
-    return Parametrisation(experts, vectors, h.scaling, lr=h.lr, clamp=h.clamp, shared=shared)
+    result = Parametrisation(experts, vectors, h.scaling, lr=h.lr, clamp=h.clamp, shared=shared)
+    return descend(result, h.objective)
 
 
 def task_vectors(experts: Experts, name: str) -> Vectors:

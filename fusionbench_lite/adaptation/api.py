@@ -18,8 +18,7 @@ from fusionbench_lite.weights.readers import open_experts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fusionbench_lite.adaptation.engine.module import Adaptation
-    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+    from fusionbench_lite.adaptation.engine.procedure import Batch, Examples, Inputs, Procedure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +26,9 @@ class Adapted:
     """An adapted model and what was learned.
 
     `coefficients`: raw λ after the last update, {tensor name: [T]} in task order. `masks`: hard masks of the singular
-    components, {matrix name: bool [T, r]}, empty for methods without. `losses` [steps]: Σ_t mean entropy of each step,
-    at the weights before its update. `hyperparameters`: the values used.
+    components, {matrix name: bool [T, r]}; both are empty for methods without. `learned`: every learnable by name.
+    `losses` [steps]: Σ_t of the tasks' losses at each step, at the values before its update. `hyperparameters`: the
+    values used.
     """
 
     method: str
@@ -36,60 +36,100 @@ class Adapted:
     tasks: tuple[str, ...]
     coefficients: dict[str, Tensor]
     masks: dict[str, Tensor]
+    learned: dict[str, Tensor]
     losses: Tensor
-    _merged: Callable[[], dict[str, Tensor]] = dataclasses.field(repr=False)
+    _procedure: Procedure = dataclasses.field(repr=False)
+    _steps: int = dataclasses.field(repr=False)
 
     def state_dict(self, task: str | None = None) -> dict[str, Tensor]:
-        """Return the merged weights after the last update: keys, order and dtypes of `pretrained`."""
-        if task is not None and task not in self.tasks:
+        """Return the merged weights after the last update: keys, order and dtypes of `pretrained`.
+
+        Adapters and routers are not in it: `encode` runs the model with them. `task` is needed where the method keeps
+        one model per task.
+        """
+        if task is not None:
+            self._check(task)
+        return self._procedure.merged(task)
+
+    def encode(self, inputs: Inputs, task: str) -> Tensor:
+        """Return the features that the adapted model gives for inputs of a task, with its adapters and routers."""
+        from fusionbench_lite.adaptation.engine.procedure import Examples
+
+        self._check(task)
+        with torch.no_grad():
+            self._procedure.refresh(self._steps)
+            return self._procedure.encode(task, Examples(inputs, self._procedure.known(task, inputs)))
+
+    def _check(self, task: str) -> None:
+        if task not in self.tasks:
             raise MergeError(f"unknown task {task!r}: {did_you_mean(task, self.tasks)}")
-        return self._merged()
 
 
 def adapt(
     method: str, model: nn.Module, pretrained: StateDict, experts: Mapping[str, StateDict | str | os.PathLike[str]],
-    heads: Mapping[str, Callable[[Tensor], Tensor]], batches: Mapping[str, Iterable[Tensor]], steps: int,
+    heads: Mapping[str, Callable[[Tensor], Tensor]], batches: Mapping[str, Iterable[Any]], steps: int,
     **hyperparameters: Any,
 ) -> Adapted:
     """Merge experts and adapt what the method learns on unlabelled batches.
 
     `model(x)` returns features and is run with the merged tensors in place of its own, in evaluation mode;
-    `heads[task](features)` returns logits; `batches[task]` yields one input tensor per step. Experts, which may be
-    paths, and hyperparameters are as in `fusionbench_lite.merge`. Inputs, the model's parameters and the heads stay as they are.
+    `heads[task](features)` returns logits; `batches[task]` yields the inputs of one step, a tensor or a mapping of the
+    tensors that the model takes by name. Methods that read several batches in a step take as many; supervised ones
+    take pairs of inputs and labels. Experts, which may be paths, and hyperparameters are as in
+    `fusionbench_lite.merge`; methods with adapters on a merged model take its weights as `merged` where it is not one
+    of their `base` methods. Inputs, the model's parameters and the heads stay as they are.
 
     Raises MergeError naming the task, the values and the fix: everything that `merge` refuses; a missing head or
-    missing batches; fewer batches than steps; a model that shares no tensor with the weights; a loss that is not
-    finite.
+    missing batches; fewer batches than steps; a model that shares no tensor with the weights; a loss or a gradient that
+    is not finite.
     """
-    entry = registry.get(method)
+    entry = registry.get(method, learning=True)
     if not entry.adaptive:
         raise MergeError(f"method {method!r} needs no data: call fusionbench_lite.merge")
+    extra = {name: hyperparameters.pop(name) for name in entry.inputs if name in hyperparameters}
     configured = entry.configure(**hyperparameters)
     view = Experts(pretrained, open_experts(experts, pretrained))
     view.check_unread()
     _check_steps(steps)
     _check_tasks(view.tasks, heads=heads, batches=batches)
     check_model(model, pretrained)
-    parametrisation = entry.function(view, configured)
-    queue = _first_batches(batches, view.tasks, steps)
-    module = _fit(parametrisation, model, heads, queue, steps)
-    losses = torch.tensor(module.history.losses if module else [], dtype=torch.float64)
+    from fusionbench_lite.adaptation.engine.procedure import Context
+
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    example, batches = _peeked(view.tasks[0], batches, device)
+    procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
+    losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
     return Adapted(
-        method, registry.describe(configured), tuple(view.tasks), parametrisation.named_coefficients(),
-        parametrisation.named_masks(), losses, parametrisation.merged,
+        method, registry.describe(configured), tuple(view.tasks), procedure.coefficients(), procedure.masks(),
+        procedure.learned(), losses, procedure, steps,
     )
 
 
 def _fit(
-    parametrisation: Parametrisation, model: nn.Module, heads: Mapping[str, Callable[[Tensor], Tensor]],
-    queue: Callable[[int], Mapping[str, Tensor]], steps: int,
-) -> Adaptation | None:
+    procedure: Procedure, batches_of: Callable[[int], list[Batch]], steps: int, device: torch.device
+) -> Tensor:
     if steps == 0:
-        return None
+        return torch.zeros(0, dtype=torch.float64)
     from fusionbench_lite.adaptation.engine.fit import Settings, fit
 
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return fit(parametrisation, model, heads, queue, steps, Settings(accelerator=device.type))
+    module = fit(procedure, batches_of, steps, Settings(accelerator=device.type))
+    return torch.tensor(module.history.losses, dtype=torch.float64)
+
+
+def _peeked(
+    task: str, batches: Mapping[str, Iterable[Any]], device: torch.device
+) -> tuple[Inputs | None, Mapping[str, Iterable[Any]]]:
+    """Return the inputs of a task's first batch, None where there is none, and the batches with that one put back."""
+    iterator = iter(batches[task])
+    given = next(iterator, None)
+    if given is None:
+        return None, {**batches, task: iterator}
+    whole = {**batches, task: itertools.chain([given], iterator)}
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        given = given[0]  # of (inputs, labels)
+    from fusionbench_lite.adaptation.engine.procedure import Examples
+
+    return Examples(_checked_inputs(task, 0, given)).to(device).inputs, whole
 
 
 def _check_steps(steps: Any) -> None:
@@ -122,30 +162,70 @@ def check_model(model: nn.Module, pretrained: StateDict) -> None:
             )
 
 
-def _first_batches(
-    batches: Mapping[str, Iterable[Tensor]], tasks: list[str], steps: int
-) -> Callable[[int], Mapping[str, Tensor]]:
-    """Return the function that hands out the batches of each step, taken from the iterables in turn."""
-    iterators = {task: enumerate(itertools.islice(batches[task], steps)) for task in tasks}
+class _Queue:
+    """Hands out the batches of each step, taken from the iterables in turn."""
 
-    def batch_of(step: int) -> Mapping[str, Tensor]:
+    def __init__(
+        self, procedure: Procedure, batches: Mapping[str, Iterable[Any]], steps: int, device: torch.device
+    ) -> None:
+        self.procedure = procedure
+        self.device = device
+        self.steps = steps
+        self.iterators = {task: iter(batches[task]) for task in procedure.tasks}
+        self.taken = 0
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Return the examples of every task for each draw of the step."""
+        return [self._next(step) for _ in self.procedure.draws(step)]
+
+    def _next(self, step: int) -> Batch:
         batch = {}
-        for task, iterator in iterators.items():
-            number, inputs = next(iterator, (None, None))
-            if number is None:
+        for task, iterator in self.iterators.items():
+            given = next(iterator, None)
+            if given is None:
+                needed = sum(len(self.procedure.draws(number)) for number in range(self.steps))
                 raise MergeError(
-                    f"task {task!r} has {step} batches, {steps} steps need {steps}: add batches or lower steps"
+                    f"task {task!r} has {self.taken} batches, {self.steps} steps need {needed}: add batches or lower steps"
                 )
-            batch[task] = _checked_inputs(task, step, inputs)
+            batch[task] = self._examples(task, step, given)
+        self.taken += 1
         return batch
 
-    return batch_of
+    def _examples(self, task: str, step: int, given: Any) -> Examples:
+        from fusionbench_lite.adaptation.engine.procedure import Examples, size_of
+
+        labels = None
+        if self.procedure.reads_labels:
+            if not isinstance(given, (tuple, list)) or len(given) != 2:
+                raise MergeError(f"task {task!r}: the method is supervised: let its batches yield (inputs, labels)")
+            given, labels = given
+        inputs = _checked_inputs(task, step, given)
+        if labels is not None:
+            _check_labels(task, step, labels, size_of(inputs))
+        examples = Examples(inputs, None, labels).to(self.device)
+        assert examples.inputs is not None  # noqa: S101
+        with torch.no_grad():
+            return dataclasses.replace(examples, known=self.procedure.known(task, examples.inputs))
 
 
-def _checked_inputs(task: str, step: int, inputs: Any) -> Tensor:
-    if not isinstance(inputs, torch.Tensor) or inputs.dim() == 0 or len(inputs) == 0:
-        what = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-        raise MergeError(f"task {task!r}: the batch of step {step + 1} must be a tensor of examples, got {what}")
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        raise MergeError(f"task {task!r}: the batch of step {step + 1} has non-finite values; check the inputs")
-    return inputs
+def _check_labels(task: str, step: int, labels: Any, size: int) -> None:
+    """Whether they fit the head's classes is seen where the loss is computed."""
+    what = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+    whole = isinstance(labels, torch.Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+    if not whole or labels.shape != (size,):
+        raise MergeError(f"task {task!r}: the labels of step {step + 1} must be integers [{size}], got {what}")
+
+
+def _checked_inputs(task: str, step: int, inputs: Any) -> Inputs:
+    tensors = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    lengths = {len(t) if isinstance(t, torch.Tensor) and t.dim() else 0 for t in tensors}
+    if lengths in (set(), {0}) or len(lengths) > 1 or 0 in lengths:
+        what = [tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__ for t in tensors]
+        raise MergeError(
+            f"task {task!r}: the batch of step {step + 1} must be a tensor of examples (or named tensors of as many), "
+            f"got {what[0] if len(what) == 1 else what}"
+        )
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MergeError(f"task {task!r}: the batch of step {step + 1} has non-finite values; check the inputs")
+    return inputs  # type: ignore[no-any-return]

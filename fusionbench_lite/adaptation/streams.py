@@ -58,3 +58,8 @@ class Stream:
         if self.kind == "sequential":
             return np.arange(self.size)
         return generator(self.seed, self.task, self.kind, turn if self.kind == "epoch" else 0).permutation(self.size)
+
+
+def subset(size: int, wanted: int, *key: object) -> np.ndarray:
+    """Return `wanted` of `size` rows, drawn uniformly by the key, in order; a larger subset contains a smaller one."""
+    return np.sort(generator(*key).permutation(size)[:wanted])

@@ -50,14 +50,18 @@ class Evaluator:
 
     def task(self, task: str, encode: Encode) -> TaskResult:
         """Return the predictions of one task; the first of equal logits wins."""
-        data = self.data[task]
-        parts = []
+        images = self.data[task].test_images
+        return self.rows(task, lambda rows: encode(normalise(torch.from_numpy(images[rows]).to(self.device))))
+
+    def rows(self, task: str, features: Callable[[NDArray[np.int64]], Tensor]) -> TaskResult:
+        """Return the predictions of one task from the features of rows of its test examples."""
+        labels, parts = self.data[task].test_labels, []
         with torch.inference_mode():
-            for start in range(0, len(data.test_labels), self.batch_size):
-                images = torch.from_numpy(data.test_images[start : start + self.batch_size]).to(self.device)
-                parts.append(self.heads[task](encode(normalise(images))).argmax(-1).cpu())
+            for start in range(0, len(labels), self.batch_size):
+                rows = np.arange(start, min(start + self.batch_size, len(labels)))
+                parts.append(self.heads[task](features(rows)).argmax(-1).cpu())
         predictions = torch.cat(parts).numpy().astype(np.int64)
-        return TaskResult(predictions, predictions == data.test_labels)
+        return TaskResult(predictions, predictions == labels)
 
     def evaluate(self, encode: Encode, tasks: Iterable[str] | None = None) -> Evaluation:
         """Return the predictions of one encoder on the given tasks, all by default."""

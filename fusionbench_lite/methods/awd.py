@@ -42,16 +42,28 @@ def awd_ta(experts: Experts, h: AwdTa) -> Iterator[tuple[str, Tensor]]:
     The gradient of ‖δ‖ at δ = 0 counts as 0. Cost: two passes for gradient descent, which needs only the T × T inner
     products; O(Td) per step for Adam, with δ and its moments in memory.
     """
-    groups = [experts.names] if h.group == "global" else [[name] for name in experts.names]
-    for names in groups:
-        if h.optimizer == "adam" and len(experts) > 1:
-            yield from _by_adam(experts, names, h)
+    for names, redundant in redundant_vectors(experts, h):
+        if isinstance(redundant, dict):
+            for name, delta in redundant.items():
+                shift = h.scaling * len(experts) * delta.reshape(experts.shape(name))
+                merged = experts.combination(name, [h.scaling] * len(experts))
+                yield name, merged - shift.to(merged)
             continue
-        products = sum((experts.inner_products(name) for name in names), torch.zeros((len(experts),) * 2, dtype=torch.float64))
-        shares = _descend(products, h)
-        weights = (h.scaling * (1 - len(experts) * shares)).tolist()
+        weights = (h.scaling * (1 - len(experts) * redundant)).tolist()
         for name in names:
             yield name, experts.combination(name, weights)
+
+
+def redundant_vectors(experts: Experts, h: AwdTa) -> Iterator[tuple[list[str], Tensor | dict[str, Tensor]]]:
+    """Yield the tensors of every group and their δ in float64: c [T] with δ = Σ_t c_t τ_t after gradient descent, or δ by
+    tensor, flattened, after Adam, which changes it entry by entry."""
+    groups = [experts.names] if h.group == "global" else [[name] for name in experts.names]
+    for names in groups:
+        products = sum((experts.inner_products(name) for name in names), torch.zeros((len(experts),) * 2, dtype=torch.float64))
+        if h.optimizer == "adam" and len(experts) > 1:
+            yield names, _by_adam(experts, names, products, h)
+        else:
+            yield names, _descend(products, h)
 
 
 def _descend(products: Tensor, h: AwdTa) -> Tensor:
@@ -84,11 +96,9 @@ def _pull(remaining: Tensor) -> Tensor:
     return 2 * by_products.sum(0)
 
 
-def _by_adam(experts: Experts, names: list[str], h: AwdTa) -> Iterator[tuple[str, Tensor]]:
-    """Yield the merged tensors of a group whose δ Adam changes entry by entry."""
+def _by_adam(experts: Experts, names: list[str], products: Tensor, h: AwdTa) -> dict[str, Tensor]:
     change = {name: torch.zeros(experts.numel(name), dtype=torch.float64, requires_grad=True) for name in names}
     optimizer = torch.optim.Adam(list(change.values()), lr=h.lr)
-    products = sum((experts.inner_products(name) for name in names), torch.zeros((len(experts),) * 2, dtype=torch.float64))
     for _ in range(h.steps):
         with torch.no_grad():
             inside, square = torch.zeros(len(experts), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -102,7 +112,4 @@ def _by_adam(experts: Experts, names: list[str], h: AwdTa) -> Iterator[tuple[str
                 for part, block in experts.blocks(name):
                     delta.grad[part] -= pull @ block.cpu().double()
         optimizer.step()
-    for name, delta in change.items():
-        shift = h.scaling * len(experts) * delta.detach().reshape(experts.shape(name))
-        merged = experts.combination(name, [h.scaling] * len(experts))
-        yield name, merged - shift.to(merged)
+    return {name: delta.detach() for name, delta in change.items()}

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ROWS = 64
 """Rows of a matrix whose gradient is computed at once: their task vectors are read from memory once a step."""
 
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Of Adam."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DogeTa:
@@ -68,35 +71,56 @@ def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
             f"doge_ta merges nothing: matrices={h.matrices!r} selects none of the {len(experts.names)} tensors; choose "
             f"another of {', '.join(MATRIX_POLICIES)}", MergeWarning, stacklevel=2,
         )
-    thresholds = trim_thresholds(Vectors.of(experts, selected), h.keep)
-    scales = _coefficients(experts, selected, h)
     ranks = Ranks("doge_ta")
+    modified = Modified(experts, selected, h, ranks)
     for name in selected:
-        yield name, _merged(experts, name, scales[name], thresholds, h, ranks)
+        yield name, _merged(experts, name, modified)
     ranks.warn()
 
 
-def _merged(
-    experts: Experts, name: str, scales: Tensor, thresholds: Tensor, h: DogeTa, ranks: Ranks
-) -> Tensor:
+def _merged(experts: Experts, name: str, modified: Modified) -> Tensor:
     """Return one merged matrix; the task vectors of a matrix are in memory for as long as this takes."""
-    base, space = experts.base(name), None
-    if h.steps and h.projection != "none":
-        space = shared_space(experts, name, h, ranks).to(base)
-    vectors = torch.empty((base.shape[0], len(experts), base.shape[1]), dtype=base.dtype, device=base.device)
-    for number, task in enumerate(experts.tasks):
-        vectors[:, number] = experts.task_vector(task, name)
-    change = torch.zeros_like(base)
-    if h.steps:
-        change = modification(vectors, scales.to(base), space, h)
-        if not bool(torch.isfinite(change).all()):
-            raise MergeError(f"doge_ta: {name!r} overflowed {base.dtype}: are its task vectors meant to be so large?")
+    vectors, base = modified.vectors(name), experts.base(name)
     merged = torch.zeros_like(base)
-    for number, scale in enumerate(scales.tolist()):
-        vector = vectors[:, number]
-        kept = vector.abs() >= thresholds.reshape(-1)[number if thresholds.dim() else 0].to(base.device)
-        merged.add_(vector.add_(change).mul_(kept), alpha=scale)
+    for number, scale in enumerate(modified.scales[name].tolist()):
+        merged.add_(vectors[:, number], alpha=scale)
     return merged.add_(base)
+
+
+class Modified:
+    """The modified task vectors M_t ⊙ (τ_t + Δ) of some matrices and their λ [T], `scales`.
+
+    `per_task` gives every task a Δ_t of its own.
+    """
+
+    def __init__(
+        self, experts: Experts, selected: list[str], h: DogeTa, ranks: Ranks, *, per_task: bool = False
+    ) -> None:
+        self.experts, self.h, self.ranks = experts, h, ranks
+        self.optimise = modifications if per_task else modification
+        self.thresholds = trim_thresholds(Vectors.of(experts, selected), h.keep)
+        self.scales = _coefficients(experts, selected, h)
+
+    def vectors(self, name: str) -> Tensor:
+        """Return those of one matrix, [m, T, n]; raises MergeError where Δ overflows."""
+        experts, h, base, space = self.experts, self.h, self.experts.base(name), None
+        if h.steps and h.projection != "none":
+            space = shared_space(experts, name, h, self.ranks).to(base)
+        vectors = torch.empty((base.shape[0], len(experts), base.shape[1]), dtype=base.dtype, device=base.device)
+        for number, task in enumerate(experts.tasks):
+            vectors[:, number] = experts.task_vector(task, name)
+        change = torch.zeros_like(base)
+        if h.steps:
+            change = self.optimise(vectors, self.scales[name].to(base), space, h)
+            if not bool(torch.isfinite(change).all()):
+                raise MergeError(
+                    f"{self.ranks.method}: {name!r} overflowed {base.dtype}: are its task vectors meant to be so large?"
+                )
+        for number, own in enumerate(change.expand(len(experts), *base.shape)):
+            vector = vectors[:, number]
+            kept = vector.abs() >= self.thresholds.reshape(-1)[number if self.thresholds.dim() else 0].to(base.device)
+            vector.add_(own).mul_(kept)
+        return vectors
 
 
 def _coefficients(experts: Experts, selected: list[str], h: DogeTa) -> dict[str, Tensor]:
@@ -135,25 +159,56 @@ def modification(vectors: Tensor, scales: Tensor, space: Tensor | None, h: DogeT
     height, _, width = vectors.shape
     total = float(scales.sum())
     change = torch.zeros((height, width), dtype=vectors.dtype, device=vectors.device, requires_grad=True)
-    # Block by block, so that memory beyond the task vectors is Δ, Adam's two moments and the gradient.
-    constant = torch.cat([
-        torch.linalg.vector_norm(part, dim=2).square() - (part @ (scales @ part).unsqueeze(2)).squeeze(2)
-        for part in torch.split(vectors, ROWS)
-    ])
-    optimizer = torch.optim.Adam([change], lr=h.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    constant = _constant(vectors, scales)
+    optimizer = torch.optim.Adam([change], lr=h.lr, betas=BETAS, eps=EPS, fused=True)
     gradient = torch.empty_like(change, requires_grad=False)
     with torch.no_grad():
         for _ in range(h.steps):
             _gradient(vectors, constant, change, total, gradient, whole=h.loss == "matrix")
-            if space is not None:
-                inside = space.T @ gradient
-                if h.projection == "onto":
-                    torch.mm(space, inside, out=gradient)
-                else:
-                    gradient.addmm_(space, inside, alpha=-1)
+            _project(gradient, space, h.projection)
             change.grad = gradient
             optimizer.step()
     return change.detach()
+
+
+def modifications(vectors: Tensor, scales: Tensor, space: Tensor | None, h: DogeTa) -> Tensor:
+    """Return Δ_t of every task, [T, m, n], after Adam from 0 in the loss of `modification` with Σ_t λ_t Δ_t for ΛΔ.
+
+    Gradients of the tasks are λ_t G with one G for all. Adam's moments of λ_t G are λ_t and λ_t² times those of G, so
+    these are kept once: dividing by λ_t, tasks differ by ε / λ_t alone, and only where G is as small as that.
+    """
+    deltas = vectors.new_zeros((vectors.shape[1], len(vectors), vectors.shape[2]))
+    combined, gradient, first, second = (torch.zeros_like(deltas[0]) for _ in range(4))
+    constant = _constant(vectors, scales)
+    for step in range(1, h.steps + 1):
+        _gradient(vectors, constant, combined, 1.0, gradient, whole=h.loss == "matrix")
+        _project(gradient, space, h.projection)
+        first.lerp_(gradient, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        size, combined = (second / (1 - BETAS[1] ** step)).sqrt_(), combined.zero_()
+        for delta, scale in zip(deltas, scales.tolist(), strict=True):
+            if scale:
+                delta.addcdiv_(first, size + EPS / scale, value=-h.lr / (1 - BETAS[0] ** step))
+                combined.add_(delta, alpha=scale)
+    return deltas
+
+
+def _constant(vectors: Tensor, scales: Tensor) -> Tensor:
+    """Return c [m, T], block by block, so that memory beyond the task vectors is Δ, Adam's moments and the gradient."""
+    return torch.cat([
+        torch.linalg.vector_norm(part, dim=2).square() - (part @ (scales @ part).unsqueeze(2)).squeeze(2)
+        for part in torch.split(vectors, ROWS)
+    ])
+
+
+def _project(gradient: Tensor, space: Tensor | None, projection: str) -> None:
+    """Take the shared directions out of a gradient, or leave them alone, in place."""
+    if space is not None:
+        inside = space.T @ gradient
+        if projection == "onto":
+            torch.mm(space, inside, out=gradient)
+        else:
+            gradient.addmm_(space, inside, alpha=-1)
 
 
 def _gradient(vectors: Tensor, constant: Tensor, change: Tensor, total: float, out: Tensor, *, whole: bool) -> None:

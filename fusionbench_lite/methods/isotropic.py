@@ -71,16 +71,24 @@ def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
     Cost: 1 + T eigenproblems of side p, and two more, per matrix.
     """
     for name in experts.names:
-        shape = experts.shape(name)
-        if not is_factorised(name, shape, h.matrices):
+        if not is_factorised(name, experts.shape(name), h.matrices):
             yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
             continue
-        common, own = _shares(min(shape), len(experts), h.common_fraction)
-        left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
-        # What the sum has beyond its common directions makes room for those of the tasks.
-        each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own), range(len(experts)))
-        orthonormalise_(left, right, repr(name))
+        (left, values, right), _ = directions(experts, name, h.common_fraction)
         yield name, _flat(experts, name, h.scaling, left, values, right)
+
+
+def directions(experts: Experts, name: str, fraction: float) -> tuple[Components, list[int]]:
+    """Return U⊥ [m, p], the singular values [p] before they are made equal, and V⊥ᵀ [p, n], and the sizes of the blocks.
+
+    The first block is that of the common directions, one for each task follows; some may be empty.
+    """
+    common, own = _shares(min(experts.shape(name)), len(experts), fraction)
+    left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
+    # What the sum has beyond its common directions makes room for those of the tasks.
+    each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own), range(len(experts)))
+    orthonormalise_(left, right, repr(name))
+    return (left, values, right), [common] + [own] * len(experts)
 
 
 def _outside(experts: Experts, name: str, space: Tensor, target: Components, own: int, number: int) -> None:

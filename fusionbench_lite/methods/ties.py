@@ -122,10 +122,9 @@ def _merge(
         trimmed = trim(block, thresholds)
         sign = ordered_sum(trimmed).sign_()
         balance += int(sign.sum(dtype=torch.float64).item())
-        undecided = sign == 0
-        cancelled = cancelled or bool((undecided & _any(trimmed)).any())
+        cancelled = cancelled or cancels(trimmed, sign)
         if majority:
-            sign += majority * undecided.to(sign.dtype)
+            sign += majority * (sign == 0).to(sign.dtype)
         parts.append(disjoint_merge(trimmed, sign, reduce))
     return torch.cat(parts), balance, cancelled
 
@@ -136,6 +135,11 @@ def ordered_sum(rows: Tensor) -> Tensor:
     for row in rows[1:]:
         total += row
     return total
+
+
+def cancels(trimmed: Tensor, sign: Tensor) -> bool:
+    """Say whether trimmed entries [T, length] add up to exactly zero somewhere; `sign` [length] is that of their sum."""
+    return bool(((sign == 0) & _any(trimmed)).any())
 
 
 def _any(rows: Tensor) -> Tensor:

@@ -59,14 +59,14 @@ def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
             continue
         wanted = rank_of(ratio, min(shape))
         if wanted:
-            left, values, right = _side_by_side(experts, name, wanted, h.rank, ranks)
+            left, values, right = side_by_side(experts, name, wanted, h.rank, ranks)
             orthonormalise_(left, right, repr(name))
             merged = product(left.mul_(values), right, experts.work_dtype(name))
             yield name, merged.mul_(h.scaling).add_(experts.base(name))
     ranks.warn()
 
 
-def _side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ranks) -> Components:
+def side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ranks) -> Components:
     """Return Ū [m, Tk], Σ̄ [Tk] and V̄ᵀ [Tk, n] in float64; a task with fewer components than k leaves zeros."""
     (rows, columns), total = experts.shape(name), wanted * len(experts)
     device = experts.base(name).device

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.selection import RULES
 
 FORMATS = ("text", "csv", "latex", "markdown", "html", "png")
 
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--results-dir", default="results", metavar="DIR", help="default: results")
     arguments.add_argument(
         "--select",
-        choices=("last", "best_test"),
+        choices=RULES,
         default="last",
         help="which step of adaptive methods: the last, or the best on test labels (such rows carry a dagger)",
     )

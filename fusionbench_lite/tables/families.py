@@ -4,9 +4,10 @@ from __future__ import annotations
 
 REFERENCE, DATA_FREE, SVD, ADAPTIVE = "Reference", "Data-free", "Data-free, SVD-based", "Test-time adaptive"
 STATISTICS, PER_TASK, SOME = "Training statistics", "One model per task", "Some of the experts"
-FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, PER_TASK, SOME)
-UNRANKED = (REFERENCE, PER_TASK, SOME)
-"""Rows that do not answer the question of the others: one model that does everything all experts do."""
+ADAPTERS, ROUTED = "Adapters per task", "Routed per example"
+FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, ADAPTERS, ROUTED, PER_TASK, SOME)
+UNRANKED = (REFERENCE, ADAPTERS, ROUTED, PER_TASK, SOME)
+"""Rows that do not answer the question of the others: one model, as large as one expert, that does what all do."""
 
 _KNOWN = {
     "pretrained": ("Pretrained", REFERENCE),
@@ -47,19 +48,25 @@ _KNOWN = {
     "adarank_cart": ("AdaRank (CART)", ADAPTIVE),
     "adarank_tsvm": ("AdaRank (TSV-M)", ADAPTIVE),
     "adarank_iso_cts": ("AdaRank (Iso-CTS)", ADAPTIVE),
+    "adamerging_pp_taskwise": ("AdaMerging++ (task-wise)", ADAPTIVE),
+    "adamerging_pp_layerwise": ("AdaMerging++ (layer-wise)", ADAPTIVE),
+    "adamerging_tsvm": ("AdaMerging (TSV-M)", ADAPTIVE),
+    "adamerging_cart": ("AdaMerging (CART)", ADAPTIVE),
+    "adamerging_iso_cts": ("AdaMerging (Iso-CTS)", ADAPTIVE),
+    "concrete_ta": ("Concrete TA", ADAPTIVE),
+    "concrete_am": ("Concrete AM", ADAPTIVE),
+    "doge_am": ("doGe AM", ADAPTIVE),
+    "awd_am": ("AWD AM", ADAPTIVE),
+    "pareto_merging": ("Pareto Merging", ADAPTIVE),
+    "surgery": ("Surgery", ADAPTERS),
+    "surgery_v2": ("SurgeryV2", ADAPTERS),
+    "prob_surgery": ("ProbSurgery", ADAPTERS),
+    "metamerging": ("MetaMerging", ADAPTERS),
+    "wemoe": ("WEMoE", ROUTED),
+    "twin_merging": ("Twin-Merging", ROUTED),
 }
 
-_ADAPTIVE = (
-    "adamerging",
-    "adarank",
-    "concrete_",
-    "surgery",
-    "prob_surgery",
-    "metamerging",
-    "pareto_merging",
-    "wemoe",
-    "twin_merging",
-)
+_ADAPTIVE = ("adamerging", "adarank")
 _SVD = ("tsv_", "iso_", "knots_")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.selection import RULES
 from fusionbench_lite.tables.compare import compare, find_row
 from fusionbench_lite.tables.families import REFERENCE, SOME, family, label
 from fusionbench_lite.tables.notes import notes
@@ -18,7 +19,7 @@ from fusionbench_lite.tables.rows import Row, Rows
 from fusionbench_lite.tables.statistics import average_interval
 
 AVERAGE = "average"
-SELECTIONS = ("last", "best_test")
+SELECTIONS = RULES
 DETAILS = ("method", "family", "select", "uses_test_labels", "trial", "seeds")
 TIMES = ("seconds", "seconds_total")
 DIFFERENCE = ("difference", "difference_low", "difference_high")

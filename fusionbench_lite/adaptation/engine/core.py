@@ -1,53 +1,83 @@
-"""Entropy and its gradient at the merged weights, for the batches of all tasks at once."""
+"""A loss and its gradient at the merged weights, for the batches of all tasks at once."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective, entropy
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, size_of
+from fusionbench_lite.adaptation.engine.ties import aliases, distinct
 from fusionbench_lite.errors import MergeError
 
-Head = Callable[[Tensor], Tensor]
 Segment = tuple[str, int, int]
+"""A task and its rows, first and one past the last, in inputs of several tasks."""
+
+Piece = tuple[str, slice, slice, int]
+"""A task, its rows in a forward pass, the same rows among its own examples, and how many it has."""
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
+__all__ = ["MergedEncoder", "call", "entropy", "in_chunks"]
 
-def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy in nats of softmax(logits) for each row, [B] from [B, C] (AdaMerging, Eq. 4)."""
-    log_probabilities = torch.log_softmax(logits, dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Return the model's features with these weights in place of its own, in evaluation mode.
+
+    A tensor that the model knows by several names takes the weight of the first that is listed. Modes of the modules
+    are put back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    arguments: tuple[Any, ...] = () if isinstance(inputs, Mapping) else (inputs,)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    try:
+        output: Tensor = torch.func.functional_call(model, distinct(model, weights), arguments, named)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return output
 
 
 class MergedEncoder:
     """A model evaluated at merged weights that are leaves of the autograd graph.
 
     The module's own parameters are never touched: its forward runs with the leaves in their place, in evaluation mode.
-    `chunk` bounds the number of examples in one forward pass; it halves when memory runs out.
+    `chunk` bounds the number of examples in one forward pass; it halves when memory runs out. A tensor that the model
+    knows by several names has one leaf, and the names one coefficient row and one merge.
     """
 
-    def __init__(
-        self, model: nn.Module, heads: Mapping[str, Head], parametrisation: Parametrisation, chunk: int | None = None
-    ) -> None:
-        self.model = model
-        self.heads = heads
+    def __init__(self, context: Context, parametrisation: Parametrisation) -> None:
+        self.model = context.model
         self.parametrisation = parametrisation
-        self.chunk = chunk
-        known = model.state_dict()
+        self.chunk = context.chunk
+        known = self.model.state_dict()
         pretrained = parametrisation.experts.pretrained
+        follow = aliases(self.model, parametrisation.experts)
+        parametrisation.tie(follow)
         self.leaves = {
             name: torch.empty(
                 part.origin.shape, dtype=pretrained[name].dtype, device=part.origin.device, requires_grad=True
             )
             for name, part in parametrisation.parts.items()
-            if name in known
+            if name in known and name not in follow
         }
-        self._constants = {name: pretrained[name] for name in pretrained if name in known and name not in self.leaves}
+        self._constants = {
+            name: pretrained[name] for name in pretrained
+            if name in known and name not in self.leaves and name not in follow
+        }
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of the merged model by name: leaves, and tensors that are not merged."""
+        return {**self.leaves, **self._constants}
 
     def refresh(self) -> None:
         """Merge with the present φ into the leaves and forget their gradients."""
@@ -55,25 +85,40 @@ class MergedEncoder:
             leaf.grad = None
         self.parametrisation.write({name: leaf.detach() for name, leaf in self.leaves.items()})
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Inputs) -> Tensor:
         """Return features of the merged model."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            output: Tensor = torch.func.functional_call(self.model, {**self.leaves, **self._constants}, (inputs,))
-        finally:
-            for module, mode in modes:
-                module.training = mode
-        return output
+        return call(self.model, self.weights, inputs)
 
-    def accumulate(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add ∂/∂W Σ_t mean entropy of the batch to the leaves' gradients; return each task's mean entropy.
+    def accumulate(
+        self, batch: Batch, objective: Objective, weights: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
+        """Add ∂/∂W Σ_t w_t loss_t of the batch to the leaves' gradients; return each task's loss, a mean over examples.
 
-        Tasks whose inputs have one shape run as one concatenated forward pass.
+        The weights w are 1 unless given. Tasks whose inputs have one shape run as one concatenated forward pass.
         """
         losses: dict[str, Tensor] = {}
-        for inputs, segments in _concatenated(batch):
-            losses |= self._accumulate_group(inputs, segments)
+        for inputs, segments in concatenated(batch):
+            # Copies: autograd adds to gradients in place. There are none to copy before the first group of inputs.
+            kept = {name: None if leaf.grad is None else leaf.grad.clone() for name, leaf in self.leaves.items()}
+
+            def compute(chunk: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
+                return self._chunks(inputs, segments, chunk, batch, objective, weights)
+
+            found, self.chunk = in_chunks(compute, size_of(inputs), self.chunk, undo=lambda kept=kept: self._restore(kept))  # type: ignore[misc]
+            losses |= found
+        return losses
+
+    @torch.no_grad()
+    def losses(self, batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """Return each task's loss without gradients."""
+        losses: dict[str, Tensor] = {}
+        for inputs, segments in concatenated(batch):
+
+            def compute(chunk: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
+                return self._chunks(inputs, segments, chunk, batch, objective, None)
+
+            found, self.chunk = in_chunks(compute, size_of(inputs), self.chunk)
+            losses |= found
         return losses
 
     def gradients(self) -> dict[str, Tensor]:
@@ -83,45 +128,95 @@ class MergedEncoder:
             name: leaf.grad.to(parts[name].origin.dtype) for name, leaf in self.leaves.items() if leaf.grad is not None
         }
 
-    def _accumulate_group(self, inputs: Tensor, segments: list[Segment]) -> dict[str, Tensor]:
-        while True:
-            # Copies: autograd adds to gradients in place. There are none to copy before the first group of inputs.
-            kept = {name: None if leaf.grad is None else leaf.grad.clone() for name, leaf in self.leaves.items()}
-            try:
-                return self._accumulate_chunks(inputs, segments)
-            except torch.OutOfMemoryError as error:
-                chunk = min(self.chunk or len(inputs), len(inputs))
-                if chunk == 1:
-                    raise MergeError("out of memory with one example at a time: use a smaller model") from error
-                for name, leaf in self.leaves.items():
-                    leaf.grad = kept[name]
-                self.chunk = -(-chunk // 2)
-                log.warning("out of memory with %d examples in a forward pass: trying %d", chunk, self.chunk)
+    def _restore(self, gradients: Mapping[str, Tensor | None]) -> None:
+        for name, leaf in self.leaves.items():
+            leaf.grad = gradients[name]
 
-    def _accumulate_chunks(self, inputs: Tensor, segments: list[Segment]) -> dict[str, Tensor]:
-        size = self.chunk or len(inputs)
-        losses = {task: torch.zeros((), device=inputs.device) for task, _, _ in segments}
-        for start in range(0, len(inputs), size):
-            features = self.encode(inputs[start : start + size])
+    def _chunks(
+        self, inputs: Inputs, segments: list[Segment], size: int, batch: Batch, objective: Objective,
+        weights: Mapping[str, float] | None,
+    ) -> dict[str, Tensor]:
+        device = next(iter(inputs.values())).device if isinstance(inputs, Mapping) else inputs.device
+        losses = {task: torch.zeros((), device=device) for task, _, _ in segments}
+        if isinstance(objective, EntropyOfMean) and size < size_of(inputs):
+            objective = objective.around(self._mean_logits(inputs, segments, size, objective))
+        for features, pieces in self._forward(inputs, segments, size):
             total: Any = 0
+            for task, rows, own, count in pieces:
+                loss = objective(task, features[rows], batch[task].part(own.start, own.stop)).sum() / count
+                losses[task] = losses[task] + loss.detach()
+                total = total + (loss if weights is None else weights[task] * loss)
+            if torch.is_grad_enabled():
+                total.backward(inputs=list(self.leaves.values()))
+        return losses
+
+    @torch.no_grad()
+    def _mean_logits(
+        self, inputs: Inputs, segments: list[Segment], size: int, objective: EntropyOfMean
+    ) -> dict[str, Tensor]:
+        means: dict[str, Tensor] = {}
+        for features, pieces in self._forward(inputs, segments, size):
+            for task, rows, _, count in pieces:
+                share = objective.logits(task, features[rows]).sum(0) / count
+                means[task] = means[task] + share if task in means else share
+        return means
+
+    def _forward(self, inputs: Inputs, segments: list[Segment], size: int) -> Iterator[tuple[Tensor, list[Piece]]]:
+        """Yield the features of `size` examples after another, and whose they are."""
+        whole = Examples(inputs)
+        for start in range(0, len(whole), size):
+            part = whole if size >= len(whole) else whole.part(start, start + size)
+            assert part.inputs is not None
+            pieces = []
             for task, low, high in segments:
                 first, last = max(low - start, 0), min(high - start, size)
                 if first < last:
-                    loss = entropy(self.heads[task](features[first:last])).sum() / (high - low)
-                    losses[task] = losses[task] + loss.detach()
-                    total = total + loss
-            total.backward(inputs=list(self.leaves.values()))
-        return losses
+                    own = slice(first + start - low, last + start - low)
+                    pieces.append((task, slice(first, last), own, high - low))
+            yield self.encode(part.inputs), pieces
 
 
-def _concatenated(batch: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, list[Segment]]]:
-    """Yield inputs of equal shape as one tensor, with the task and the rows of each segment."""
+def in_chunks(
+    compute: Callable[[int], Result], examples: int, chunk: int | None, undo: Callable[[], None] = lambda: None
+) -> tuple[Result, int | None]:
+    """Return `compute(size)` and the chunk to go on with.
+
+    `size` is the number of examples in one forward pass: all, or the chunk. When memory runs out, what was done is
+    undone and tried again with half of it. Raises MergeError where one example at a time is too much.
+    """
+    while True:
+        size = min(chunk or examples, examples)
+        try:
+            return compute(size), chunk
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise MergeError("out of memory with one example at a time: use a smaller model") from error
+            undo()
+            chunk = -(-size // 2)
+            log.warning("out of memory with %d examples in a forward pass: trying %d", size, chunk)
+
+
+def concatenated(batch: Batch) -> Iterator[tuple[Inputs, list[Segment]]]:
+    """Yield inputs of equal shape together, with the task and the rows of each segment."""
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for task, inputs in batch.items():
-        groups.setdefault((inputs.shape[1:], inputs.dtype), []).append(task)
+    for task, examples in batch.items():
+        groups.setdefault(_form(examples.inputs), []).append(task)
     for tasks in groups.values():
         segments, start = [], 0
         for task in tasks:
             segments.append((task, start, start + len(batch[task])))
             start += len(batch[task])
-        yield torch.cat([batch[task] for task in tasks]), segments
+        yield _together([batch[task].inputs for task in tasks]), segments
+
+
+def _form(inputs: Inputs | None) -> tuple[Any, ...]:
+    if isinstance(inputs, Mapping):
+        return tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in inputs.items())
+    assert inputs is not None
+    return inputs.shape[1:], inputs.dtype
+
+
+def _together(parts: list[Any]) -> Inputs:
+    if isinstance(parts[0], Mapping):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)

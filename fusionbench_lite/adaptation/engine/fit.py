@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
 
-from fusionbench_lite.adaptation.engine.core import Head, MergedEncoder
-from fusionbench_lite.adaptation.engine.module import Adaptation, Batch, Steps, TaskParallelStrategy
-from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.module import Adaptation, Steps, TaskParallelStrategy
+from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
 from fusionbench_lite.paths import atomic_file
 
 log = logging.getLogger(__name__)
@@ -30,7 +28,7 @@ class Settings:
     """How an adaptation runs, none of which changes its result on one device.
 
     `checkpoint`: file to resume from and to save to, every `checkpoint_every` steps; None saves nothing. `devices`
-    share the tasks. `chunk`: examples in one forward pass, None for all of a step. `precision`: Lightning's name.
+    share the tasks. `precision`: Lightning's name.
     """
 
     checkpoint: Path | None = None
@@ -38,21 +36,20 @@ class Settings:
     devices: int = 1
     accelerator: str = "cpu"
     precision: str = "32-true"
-    chunk: int | None = None
     loggers: Sequence[Any] = ()
 
 
 def fit(
-    parametrisation: Parametrisation, model: nn.Module, heads: Mapping[str, Head], batch_of: Callable[[int], Batch],
-    steps: int, settings: Settings | None = None, callbacks: Sequence[Callback] = (),
+    procedure: Procedure, batches_of: Callable[[int], Sequence[Batch]], steps: int, settings: Settings | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Adaptation:
-    """Adapt φ for `steps` steps and return the module that holds it, resumed from the checkpoint if there is one.
+    """Run a procedure for `steps` steps and return the module that holds it, resumed from the checkpoint if there is one.
 
-    `batch_of(step)` returns the inputs of this process's tasks. Raises MergeError for a loss that is not finite.
+    `batches_of(step)` returns this process's tasks' examples for each of `procedure.draws(step)`. Raises MergeError for
+    a loss or a gradient that is not finite.
     """
     settings = settings or Settings()
-    tasks = parametrisation.experts.tasks
-    module = Adaptation(parametrisation, MergedEncoder(model, heads, parametrisation, settings.chunk), tasks)
+    module = Adaptation(procedure)
     checkpoint = settings.checkpoint
     callbacks = list(callbacks)
     if checkpoint is not None:
@@ -60,13 +57,13 @@ def fit(
     # Neither the caller's inference mode nor their random numbers are touched.
     with _quiet(), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         trainer = lightning.Trainer(
-            max_epochs=1, max_steps=steps, accelerator=settings.accelerator, callbacks=callbacks,
+            max_epochs=1, accelerator=settings.accelerator, callbacks=callbacks,
             precision=settings.precision,  # type: ignore[arg-type]
             logger=list(settings.loggers) or False, log_every_n_steps=1, plugins=[AtomicCheckpointIO()],
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **_devices(settings),
         )
         resume = str(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
-        loader = Steps(module, batch_of, steps).loader()
+        loader = Steps(module, batches_of, steps).loader()
         trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
     return module
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -13,11 +14,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from fusionbench_lite.adaptation.engine.core import MergedEncoder
-from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
 from fusionbench_lite.errors import MergeError
-
-Batch = Mapping[str, Tensor]
 
 
 @dataclasses.dataclass
@@ -30,50 +28,43 @@ class History:
 
 
 class Adaptation(lightning.LightningModule):
-    """One adaptation step: merge into leaves, accumulate G, pull it back to φ, one Adam step on φ.
+    """A procedure, its optimizers and its history under Lightning's trainer.
 
-    Its state dict is φ alone. `encoder` holds the model and the merged leaves and is no submodule on purpose: the
-    trainer must neither save it, nor move it, nor switch it to training mode.
+    The state dict is that of the learnables alone. `procedure` is no submodule on purpose: the trainer must neither
+    save models, nor move them, nor switch them to training mode.
     """
 
-    def __init__(self, parametrisation: Parametrisation, encoder: MergedEncoder, tasks: Iterable[str]) -> None:
+    def __init__(self, procedure: Procedure) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.parametrisation = parametrisation
-        self.tasks = tuple(tasks)
+        self.learnables = procedure.learnables
+        self.tasks = tuple(procedure.tasks)
         self.history = History(task_losses={task: [] for task in self.tasks})
-        self._encoder = (encoder,)
+        self._procedure = (procedure,)
+        self._started = 0.0
 
     @property
-    def encoder(self) -> MergedEncoder:
-        """The merged model that φ describes."""
-        return self._encoder[0]
+    def procedure(self) -> Procedure:
+        """The adaptive method."""
+        return self._procedure[0]
 
     @property
     def completed(self) -> int:
         """The number of finished steps."""
         return len(self.history.losses)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (specification of the adaptive methods, §1.2)."""
-        learnable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(learnable, lr=self.parametrisation.lr)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the procedure's optimizers."""
+        return list(self.procedure.optimizers())
 
-    def training_step(self, batch: Batch, batch_index: int) -> None:
-        """Run one step; raises MergeError when a task's loss is not finite, leaving φ as it was."""
+    def transfer_batch_to_device(self, batch: Sequence[Batch], device: torch.device, dataloader_idx: int) -> list[Batch]:
+        """Move the examples of every draw."""
+        return [{task: examples.to(device) for task, examples in draw.items()} for draw in batch]
+
+    def training_step(self, batches: Sequence[Batch], batch_index: int) -> None:
+        """Run one step; raises MergeError when a task's loss or a gradient is not finite, leaving φ as it was."""
         start = time.perf_counter()
-        self.encoder.refresh()
-        losses = self._shared_losses(self.encoder.accumulate(batch))
-        for task, loss in losses.items():
-            if not torch.isfinite(torch.tensor(loss)):
-                raise MergeError(
-                    f"task {task!r}: the loss is {loss} at step {self.completed + 1}; "
-                    "lower the learning rate or check the task's inputs"
-                )
-        self.parametrisation.pull_back(self.encoder.gradients())
-        self._share_gradients()
-        optimizer = self.optimizers()
-        optimizer.step()  # type: ignore[union-attr]
+        losses = self._shared_losses(self.procedure.step(self.completed, batches, self._update))
         for task in self.tasks:
             self.history.task_losses[task].append(losses[task])
         self.history.losses.append(sum(losses[task] for task in self.tasks))
@@ -81,13 +72,29 @@ class Adaptation(lightning.LightningModule):
         if self._trainer is not None and self.trainer.loggers:
             self.log_dict({"loss": self.history.losses[-1]} | {f"loss/{task}": losses[task] for task in self.tasks})
 
+    def _update(self, losses: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        for task, loss in self._shared_losses(losses).items():
+            if not math.isfinite(loss):
+                raise MergeError(
+                    f"task {task!r}: the loss is {loss} at step {self.completed + 1}; "
+                    "lower the learning rate or check the task's inputs"
+                )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._share_gradients(parameters)
+        for parameter in parameters:
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                raise MergeError(
+                    f"the gradient at step {self.completed + 1} is not finite; lower the learning rate or check the inputs"
+                )
+        optimizer.step()
+
     def _shared_losses(self, own: Mapping[str, Tensor]) -> dict[str, float]:
         like = next(iter(own.values())) if own else torch.zeros((), device=self.device)
-        losses = torch.stack([own.get(task, torch.zeros_like(like)) for task in self.tasks])
+        losses = torch.stack([own.get(task, torch.zeros_like(like)).detach() for task in self.tasks])
         return dict(zip(self.tasks, self._sum_over_devices(losses).tolist(), strict=True))
 
-    def _share_gradients(self) -> None:
-        for parameter in self.parameters():
+    def _share_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
             if parameter.requires_grad and parameter.grad is not None:
                 parameter.grad = self._sum_over_devices(parameter.grad)
 
@@ -97,7 +104,7 @@ class Adaptation(lightning.LightningModule):
         return tensor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what φ and the optimizer do not hold: the history and the state of torch's generator."""
+        """Store what φ and the optimizers do not hold: the history and the state of torch's generator."""
         checkpoint["adaptation"] = {"history": dataclasses.asdict(self.history), "generator": torch.get_rng_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -107,20 +114,20 @@ class Adaptation(lightning.LightningModule):
         torch.set_rng_state(stored["generator"])
 
 
-class Steps(IterableDataset[Batch]):
-    """The batches of the steps that are still to be done: `batch_of(step)` for each."""
+class Steps(IterableDataset[Sequence[Batch]]):
+    """The batches of the steps that are still to be done: `batches_of(step)` for each."""
 
-    def __init__(self, module: Adaptation, batch_of: Callable[[int], Batch], steps: int) -> None:
+    def __init__(self, module: Adaptation, batches_of: Callable[[int], Sequence[Batch]], steps: int) -> None:
         super().__init__()
         self.module = module
-        self.batch_of = batch_of
+        self.batches_of = batches_of
         self.steps = steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
         for step in range(self.module.completed, self.steps):
-            yield self.batch_of(step)
+            yield self.batches_of(step)
 
-    def loader(self) -> DataLoader[Batch]:
+    def loader(self) -> DataLoader[Sequence[Batch]]:
         """Return a loader that hands the batches on as they are."""
         return DataLoader(self, batch_size=None)
 

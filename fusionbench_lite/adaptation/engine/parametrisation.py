@@ -6,8 +6,8 @@ of size tasks × weights is built for that, and nothing is saved for a backward 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +66,13 @@ class Parametrisation(nn.Module):
     `coefficients` [L, T] holds λ, a row per floating-point tensor (with `shared` one row for all: task-wise
     coefficients), all `initial` at the start. `clamp` limits λ to [0, 1] inside the merge, with PyTorch's convention
     that the gradient passes at both ends; the raw λ is what is learned. Tensors without a part stay at `pretrained`,
-    and their λ never changes. The module's own state is φ alone: weights and factors are constants.
+    and their λ never changes. With `common`, rows have one λ more, before those of the tasks: that of what all tasks
+    share, which only parts other than `TasksAlone` have. The module's own state is φ alone: weights and factors are constants.
     """
 
     def __init__(
         self, experts: Experts, parts: Mapping[str, Part], initial: float, *, lr: float, clamp: bool = False,
-        shared: bool = False, masks: Mapping[str, Tensor] | None = None,
+        shared: bool = False, masks: Mapping[str, Tensor] | None = None, common: bool = False,
     ) -> None:
         super().__init__()
         self.experts = experts
@@ -80,12 +81,23 @@ class Parametrisation(nn.Module):
         self.parts = dict(parts)
         self.rows = {name: 0 if shared else row for row, name in enumerate(experts.floating)}
         like = next(part.origin for part in parts.values())
-        shape = (1 if shared else len(experts.floating), len(experts))
+        self.common = int(common)
+        shape = (1 if shared else len(experts.floating), self.common + len(experts))
         self.coefficients = nn.Parameter(torch.full(shape, initial, dtype=like.dtype, device=like.device))
         self.learned_parts = nn.ModuleDict(
             {name.replace(".", "/"): part for name, part in parts.items() if isinstance(part, nn.Module)}
         )
         self._frozen_masks = dict(masks or {})
+
+    def tie(self, aliases: Mapping[str, str]) -> None:
+        """Let names follow the merge, the coefficients and the mask of another: {name: the name to follow}."""
+        for name, first in aliases.items():
+            if name in self.rows:
+                self.rows[name] = self.rows[first]
+            _follow(self.parts, name, first)
+            _follow(self._frozen_masks, name, first)
+            if name.replace(".", "/") in self.learned_parts:
+                del self.learned_parts[name.replace(".", "/")]
 
     @torch.no_grad()
     def write(self, targets: Mapping[str, Tensor]) -> None:
@@ -116,14 +128,31 @@ class Parametrisation(nn.Module):
         return coefficients.clamp(0, 1) if self.clamp else coefficients
 
     def named_coefficients(self) -> dict[str, Tensor]:
-        """Return the raw λ of every floating-point tensor, {name: [T]}."""
+        """Return the raw λ of every floating-point tensor, {name: [T]}, and of common blocks, {name/common: [1]}."""
         learned = self.coefficients.detach().cpu()
-        return {name: learned[row].clone() for name, row in self.rows.items()}
+        result = {name: learned[row, self.common :].clone() for name, row in self.rows.items()}
+        for name, part in self.parts.items():
+            if self.common and not isinstance(part, TasksAlone):
+                result[f"{name}/common"] = learned[self.rows[name], :1].clone()
+        return result
 
     def named_masks(self) -> dict[str, Tensor]:
         """Return the hard masks of the singular components, {name: bool [T, r]}; empty where there are none."""
-        learned = {name: part.mask() for name, part in self.parts.items() if isinstance(part, Factors)}
+        learned = {name: part.mask() for name, part in self._factors()}
         return {name: mask.cpu().clone() for name, mask in (self._frozen_masks | learned).items()}
+
+    def spectra(self) -> dict[str, Tensor]:
+        """Return the singular values behind the masks, {spectrum/name: [T, r]}."""
+        return {f"spectrum/{name}": part.values.detach().cpu() for name, part in self._factors()}
+
+    def _factors(self) -> Iterator[tuple[str, Factors]]:
+        for name, part in self.parts.items():
+            if isinstance(part, Factors):
+                yield name, part
+            elif isinstance(part, Sum):
+                for suffix, piece in (("", part.own), ("/common", part.common)):
+                    if isinstance(piece, Factors):
+                        yield name + suffix, piece
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
@@ -133,6 +162,12 @@ class Parametrisation(nn.Module):
             result[name] = base.detach().clone(memory_format=torch.contiguous_format)
         self.write({name: tensor for name, tensor in result.items() if name in self.parts})
         return result
+
+
+def _follow(table: dict[str, Any], name: str, first: str) -> None:
+    table.pop(name, None)
+    if first in table:
+        table[name] = table[first]
 
 
 class Factors(nn.Module):
@@ -231,3 +266,46 @@ class Factors(nn.Module):
         """Return the same merge with the mask at its present value for ever: constant Δ_t = U_t diag(b_t s_t) V_tᵀ."""
         bits = self.bits()
         return self._dense if torch.equal(bits, self._start) else Vectors(self.origin, self._sums(bits))
+
+
+class Sum(nn.Module):
+    """W = θ_o + λ_0 (common block) + Σ_t λ_t (block of task t), for coefficients [1 + T]; both parts hold one kind.
+
+    `common` is a part of one pseudo-task around θ_o, `own` one of T tasks around 0.
+    """
+
+    origin: Tensor
+
+    def __init__(self, common: Part, own: Part) -> None:
+        super().__init__()
+        self.common, self.own = common, own  # modules among them register themselves
+        self.origin = common.origin
+
+    def combine(self, coefficients: Tensor, out: Tensor) -> None:
+        """Write the merged tensor into `out`."""
+        self.common.combine(coefficients[:1], out)
+        rest = torch.empty_like(out)
+        self.own.combine(coefficients[1:], rest)
+        out.add_(rest)
+
+    def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
+        """Return ∂L/∂λ [1 + T] and set the gradients of both parts' logits."""
+        return torch.cat([
+            self.common.pull_back(coefficients[:1], gradient), self.own.pull_back(coefficients[1:], gradient)
+        ])
+
+
+class TasksAlone:
+    """A part of the tasks among parts with a common block: of its coefficients [1 + T] the first has no effect."""
+
+    def __init__(self, own: Part) -> None:
+        self.own = own
+        self.origin = own.origin
+
+    def combine(self, coefficients: Tensor, out: Tensor) -> None:
+        """Write the merged tensor into `out`."""
+        self.own.combine(coefficients[1:], out)
+
+    def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
+        """Return ∂L/∂λ [1 + T], the first 0."""
+        return nn.functional.pad(self.own.pull_back(coefficients[1:], gradient), (1, 0))

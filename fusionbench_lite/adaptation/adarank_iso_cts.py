@@ -1,0 +1,81 @@
+"""AdaRank on the directions of Iso-CTS: no code or definition was published, this is the specification's reading, §3.5
+(Lee et al. 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.adaptation.adarank import AdaRankTa
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.isotropic import directions
+from fusionbench_lite.registry import method, real
+from fusionbench_lite.weights.experts import Experts, is_factorised
+from fusionbench_lite.weights.linalg import rank_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusionbench_lite.adaptation.engine.components import Components, Masks
+    from fusionbench_lite.adaptation.engine.descent import Learner
+    from fusionbench_lite.adaptation.engine.parametrisation import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaRankIsoCts(AdaRankTa):
+    """As AdaRankTa, from Iso-CTS. `rank_ratio`: ρ, the part of the directions of each block that start active.
+    `common_fraction`: f, the part of the directions that the sum of the task vectors keeps; the tasks share the rest."""
+
+    scaling: float = real(1.0)
+    common_fraction: float = real(0.8, low=0, high=1)
+
+
+@method("adarank_iso_cts", AdaRankIsoCts, adaptive=True)
+def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
+    """θ_l = θ0_l + σ̄_l Σ_{t=0..T} λ_tl U_tl diag(b_tl) V_tlᵀ for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
+
+    U, V and σ̄ are those of Iso-CTS; block 0 holds the directions common to all tasks, with a λ and a mask of its own.
+    Masks b and λ are learned as in adarank_ta. Cost: 3 + T eigenproblems of side p per matrix before; per step that of
+    AdaMerging and O(pmn) per matrix, p the directions of all blocks together; one task vector more in memory.
+    """
+    from fusionbench_lite.adaptation.engine.components import Masks
+    from fusionbench_lite.adaptation.engine.parametrisation import TasksAlone, Vectors
+
+    masks = Masks(h.learn, h.temperature)
+    factorised = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
+    largest = max((experts.numel(name) for name in factorised), default=0)
+    zeros: dict[torch.dtype, Tensor] = {}
+    parts: dict[str, Part] = {}
+    for name in experts.names:
+        base = experts.base(name)
+        if name not in factorised:
+            parts[name] = TasksAlone(Vectors(base, experts.task_vectors(name).div_(len(experts))))
+            continue
+        # Blocks of the tasks are added to nothing: one tensor of zeros serves all matrices.
+        nothing = zeros.setdefault(base.dtype, base.new_zeros(largest))[: base.numel()].view_as(base)
+        parts[name] = _part(experts, name, h, masks, base, nothing)
+    return masks.learner(experts, parts, h.scaling, lr=h.lr, objective=h.objective, common=True)
+
+
+def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, base: Tensor, nothing: Tensor) -> Part:
+    from fusionbench_lite.adaptation.engine.parametrisation import Sum
+
+    (left, values, right), sizes = directions(experts, name, h.common_fraction)
+    blocks = []
+    for label, origin, first, size, count in (("/common", base, 0, sizes[0], 1), ("", nothing, sizes[0], sizes[1], len(experts))):
+        place, active = slice(first, first + size * count), rank_of(h.rank_ratio or 1.0, size)
+        components = _components(left[:, place], right[place], float(values.mean()), count, base.dtype)
+        held = components.leading(active) if h.top_only else components
+        blocks.append(masks.part(name + label, origin, held, active, rank=size))
+    return Sum(*blocks)
+
+
+def _components(left: Tensor, right: Tensor, value: float, count: int, dtype: torch.dtype) -> Components:
+    """Return directions [m, count·r] and [count·r, n] as the components of `count` blocks, all of one singular value."""
+    from fusionbench_lite.adaptation.engine.components import Components
+
+    shape = count, len(right) // count
+    return Components(
+        left.T.to(dtype).reshape(*shape, len(left)).contiguous(), torch.full(shape, value, dtype=dtype, device=left.device),
+        right.to(dtype).reshape(*shape, right.shape[1]),
+    )

@@ -1,0 +1,70 @@
+"""The merged model that the adapters of a method sit on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusionbench_lite import registry
+from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.api import merge
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.layout import layouts
+from fusionbench_lite.weights.readers import open_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def base_weights(experts: Experts, base: str, merged: Any = None) -> dict[str, Tensor]:
+    """Return new merged weights: those of the method `base` with its defaults, or a copy of `merged`, a state dict
+    or a path, where given.
+
+    Raises MergeError for a base that needs data or keeps one model per task, and for `merged` weights that do not have
+    the keys, shapes and dtypes of the pretrained model, or values that are not finite.
+    """
+    if merged is not None:
+        return _checked(experts, merged)
+    entry = registry.get(base)
+    if entry.adaptive:
+        raise MergeError(
+            f"base {base!r} learns from data: adapt with it first and pass its weights as merged=adapted.state_dict()"
+        )
+    if entry.per_task:
+        raise MergeError(f"base {base!r} keeps one model per task: use a base that merges into one model")
+    if entry.inputs:
+        raise MergeError(
+            f"base {base!r} needs {' and '.join(entry.inputs)}: merge with it first and pass its weights as "
+            "merged=result.state_dict()"
+        )
+    return merge(base, experts.pretrained, experts.by_task).state_dict()
+
+
+def _checked(experts: Experts, merged: Any) -> dict[str, Tensor]:
+    merged = open_weights(merged, experts.pretrained, "merged")
+    found = layouts(merged, "merged")
+    for name in experts.layout:
+        if name not in found:
+            hint = did_you_mean(name, [key for key in found if key not in experts.layout])
+            raise MergeError(f"merged lacks key {name!r} of the pretrained model: {hint}")
+    for name, own in found.items():
+        if name not in experts.layout:
+            raise MergeError(f"merged has key {name!r} that the pretrained model lacks: remove it")
+        expected = experts.layout[name]
+        if own.shape != expected.shape:
+            raise MergeError(
+                f"merged: {name!r} has shape {own.shape}, the pretrained model {expected.shape}; "
+                "pass the weights of the same model"
+            )
+        if own.dtype != expected.dtype:
+            raise MergeError(
+                f"merged: {name!r} has dtype {own.dtype}, the pretrained model {expected.dtype}; "
+                f"convert it with .to({expected.dtype})"
+            )
+    weights: dict[str, Tensor] = {}
+    for name in experts.layout:
+        first = experts.tied.get(name)
+        weights[name] = merged[name].detach().clone() if first is None else weights[first]
+        if weights[name].is_floating_point() and not bool(torch.isfinite(weights[name]).all()):
+            raise MergeError(f"merged: {name!r} has values that are not finite; check the weights")
+    return weights

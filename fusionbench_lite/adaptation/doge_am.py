@@ -1,0 +1,78 @@
+"""doGe AM: AdaMerging on the task vectors that doGe has modified (Wei et al. 2025).
+
+The definition is that of the released code; the paper has one modification for all tasks and a smaller shared space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.errors import MergeError
+from fusionbench_lite.methods.doge import DogeTa, Modified
+from fusionbench_lite.registry import choice, flag, integer, method, real
+from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.ranks import RANKS, Ranks
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.engine.descent import Learner
+
+DELTAS = ("shared", "per_task")
+
+
+@dataclasses.dataclass(frozen=True)
+class DogeAm:
+    """The settings of doGe's modifications and of AdaMerging.
+
+    `eta`: η, the norm of every scaled task vector of a matrix; 0.07 for CLIP, 0.15 for Flan-T5. `keep`: part of each
+    task vector that is trimmed to, over all matrices. `delta_steps`, `delta_lr`: of Adam on Δ; 0 steps are "no
+    optimisation". `subspace_divisor`: the shared space has ⌊p / divisor⌋ directions; null is T, the released code, and
+    the paper says 6. `deltas`: one Δ for all tasks, or one for each as in the released code, which differ only where
+    gradients are as small as Adam's ε. `matrices`: which tensors are merged at all. `rank`: "numerical" takes no singular
+    vectors beyond a task vector's numerical rank, which "fixed" fills with noise. `scaling`: the initial λ everywhere.
+    `clamp`: limit λ to [0, 1] in the merge. `lr`: Adam's learning rate for λ.
+    """
+
+    eta: float = real(0.07, low=0, open_low=True)
+    keep: float = real(0.3, low=0, high=1, open_low=True)
+    delta_steps: int = integer(400, low=0)
+    delta_lr: float = real(1e-4, low=0, open_low=True)
+    subspace_divisor: int | None = integer(None, low=1, optional=True)
+    deltas: str = choice("shared", DELTAS)
+    matrices: str = choice("encoder_linear", MATRIX_POLICIES)
+    rank: str = choice("fixed", RANKS)
+    scaling: float = real(0.3)
+    clamp: bool = flag(False)
+    lr: float = real(1e-3, low=0, open_low=True)
+
+
+@method("doge_am", DogeAm, adaptive=True)
+def doge_am(experts: Experts, h: DogeAm) -> Learner:
+    """θ_l = θ0_l + Σ_t λ_tl M_tl ⊙ (τ_tl + Δ_l) for the selected matrices, θ0 else.
+
+    Δ and M are those of doge_ta, without its scaling of the task vectors; λ is learned as in adamerging_layerwise. Cost:
+    before, 4(T + k)mn operations per step of Δ and matrix; per step of λ that of adamerging_layerwise.
+    """
+    from fusionbench_lite.adaptation.engine.descent import descend
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Part, Vectors
+
+    selected = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
+    if not selected:
+        raise MergeError(
+            f"doge_am merges nothing: matrices={h.matrices!r} selects none of the {len(experts.names)} tensors; choose "
+            f"another of {', '.join(MATRIX_POLICIES)}"
+        )
+    ranks = Ranks("doge_am")
+    modified = Modified(experts, selected, _settings(experts, h), ranks, per_task=h.deltas == "per_task")
+    parts: dict[str, Part] = {
+        name: Vectors(experts.base(name), modified.vectors(name).transpose(0, 1).contiguous()) for name in selected
+    }
+    ranks.warn()
+    return descend(Parametrisation(experts, parts, h.scaling, lr=h.lr, clamp=h.clamp))
+
+
+def _settings(experts: Experts, h: DogeAm) -> DogeTa:
+    return DogeTa(
+        eta=h.eta, keep=h.keep, steps=h.delta_steps, lr=h.delta_lr, matrices=h.matrices, rank=h.rank,
+        subspace_divisor=len(experts) if h.subspace_divisor is None else h.subspace_divisor,
+    )

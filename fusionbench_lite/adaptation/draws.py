@@ -1,0 +1,38 @@
+"""Random numbers of the adaptive methods, keyed by what they are for.
+
+A draw depends on its key alone, not on what was drawn before: a resumed run, another order of the tasks or another
+device sees the same numbers. They are made in float32 on the processor, so that work in float64 starts from the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.lazy import torch
+from fusionbench_lite.randomness import seed_of
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+TINY = 2.0**-24
+"""Half the spacing of float32 below 1: what `open_uniform` keeps away from 0 and 1."""
+
+
+def uniform(shape: Sequence[int], *key: object) -> Tensor:
+    """Return float32 numbers from [0, 1)."""
+    return torch.rand(tuple(shape), generator=_generator(key))
+
+
+def open_uniform(shape: Sequence[int], *key: object) -> Tensor:
+    """Return float32 numbers from (0, 1), so that logarithms of them and of 1 minus them are finite."""
+    return uniform(shape, *key).clamp_(TINY, 1 - TINY)
+
+
+def normal(shape: Sequence[int], *key: object) -> Tensor:
+    """Return float32 standard normal numbers."""
+    return torch.randn(tuple(shape), generator=_generator(key))
+
+
+def _generator(key: tuple[object, ...]) -> Generator:
+    return torch.Generator().manual_seed(seed_of(*key) % 2**63)

@@ -1,0 +1,90 @@
+"""The singular components that AdaRank's variants start from, and the parts that hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from fusionbench_lite.adaptation.engine.descent import Learner, descend
+from fusionbench_lite.adaptation.engine.parametrisation import Factors, Parametrisation, Part, Vectors
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.linalg import NULL_RATIO, decompose, inverse_root
+from fusionbench_lite.weights.parallel import each
+
+
+@dataclasses.dataclass
+class Components:
+    """Singular components of several matrices: u as rows [T, r, m], s [T, r] and v as rows [T, r, n]."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The number of components of each matrix."""
+        return self.values.shape[1]
+
+    def leading(self, count: int) -> Components:
+        """Return the first `count` components of each, in memory of their own."""
+        return Components(*(tensor[:, :count].contiguous() for tensor in (self.left, self.values, self.right)))
+
+
+class Masks:
+    """Makes the parts with masks of one method, and remembers the masks that are not learned.
+
+    `learn` is "both", "coefficients" or "masks", which decides what of the parametrisation is learned.
+    """
+
+    def __init__(self, learn: str, temperature: float) -> None:
+        self.learn = learn
+        self.temperature = temperature
+        self.frozen: dict[str, Tensor] = {}
+
+    def part(
+        self, name: str, origin: Tensor, components: Components, active: int, *, rank: int | None = None,
+        deltas: Tensor | None = None,
+    ) -> Factors | Vectors:
+        """Return the part of one matrix (see `Factors`): constant vectors where masks are not learned."""
+        factors = Factors(
+            origin, components.left, components.values, components.right, active, temperature=self.temperature,
+            deltas=deltas, rank=rank, learn=self.learn != "coefficients",
+        )
+        if self.learn != "coefficients":
+            return factors
+        self.frozen[name] = factors.mask()
+        return factors.frozen()
+
+    def learner(
+        self, experts: Experts, parts: dict[str, Part], initial: float, *, lr: float, objective: str, common: bool = False
+    ) -> Learner:
+        """Return the learner of λ and masks."""
+        result = Parametrisation(experts, parts, initial, lr=lr, masks=self.frozen, common=common)
+        result.coefficients.requires_grad_(self.learn != "masks")
+        return descend(result, objective)
+
+
+def decomposed(experts: Experts, name: str, deltas: Tensor) -> Components:
+    """Return all components of the matrices [T, m, n], singular values descending."""
+
+    def rows(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        left, values, right = decompose(deltas[number], f"{name!r} of expert {experts.tasks[number]!r}")
+        return left.T.to(deltas.dtype), values.to(deltas.dtype), right.to(deltas.dtype)
+
+    left, values, right = zip(*each(rows, range(len(experts))), strict=True)
+    return Components(torch.stack(left), torch.stack(values), torch.stack(right))
+
+
+def whiten_leading(components: Components, active: int, name: str) -> None:
+    """Replace the leading components of all tasks by their polar factor, in place: rows u and v become orthonormal
+    across tasks. Components that are numerically zero have arbitrary vectors and take no part, as in static TSV-M."""
+    values = components.values
+    present = (values > NULL_RATIO**0.5 * values[:, :1])[:, :active, None]
+    for rows, side in ((components.left, "left"), (components.right, "right")):
+        rows[:, :active] *= present
+        leading = rows[:, :active].reshape(-1, rows.shape[2]).double()
+        if len(leading):
+            root = inverse_root(leading @ leading.T, f"the {side} singular vectors of {name!r}")
+            rows[:, :active] = (root @ leading).reshape(len(rows), active, -1).to(rows.dtype)

@@ -1,0 +1,157 @@
+"""What an adaptive method is to the engine: learnables, what a step reads and does, and the model that results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fusionbench_lite.weights.experts import Experts
+
+Head = Callable[[Tensor], Tensor]
+Inputs = Tensor | Mapping[str, Tensor]
+"""The inputs of a batch of examples: a tensor, or named tensors that the model takes as keyword arguments."""
+
+Update = Callable[[Mapping[str, Tensor], torch.optim.Optimizer], None]
+"""`update(losses, optimizer)` checks each task's loss and the gradients, adds gradients up over devices, and steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Some examples of one task, first dimension B.
+
+    `inputs` is None where the procedure does not read them; `known` is what `Procedure.known` returned for them;
+    `labels` [B] are there where the procedure reads labels.
+    """
+
+    inputs: Inputs | None = None
+    known: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        if self.inputs is not None:
+            return size_of(self.inputs)
+        assert self.known is not None  # noqa: S101  (one of both is there by construction)
+        return len(self.known)
+
+    def part(self, first: int, last: int) -> Examples:
+        """Return some of the examples in a row."""
+        return self._each(lambda tensor: tensor[first:last])
+
+    def to(self, device: torch.device) -> Examples:
+        """Return the examples on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Examples:
+        inputs = self.inputs
+        if isinstance(inputs, Mapping):
+            inputs = {name: function(tensor) for name, tensor in inputs.items()}
+        elif inputs is not None:
+            inputs = function(inputs)
+        known, labels = (None if tensor is None else function(tensor) for tensor in (self.known, self.labels))
+        return Examples(inputs, known, labels)
+
+
+Batch = Mapping[str, Examples]
+
+
+def size_of(inputs: Inputs) -> int:
+    """Return the number of examples."""
+    return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One batch of every task that a step reads: the `number`-th (from 0) of the stream `role`.
+
+    Roles are separate streams. `size` and `kind` replace the batch size and the kind of stream that the run is set to.
+    """
+
+    number: int
+    role: str = ""
+    size: int | None = None
+    kind: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a procedure works with: the encoder, the heads by task, the number of steps to come, the largest number of
+    examples in one forward pass (None: no limit), and some inputs, from which widths inside the encoder are measured."""
+
+    model: nn.Module
+    heads: Mapping[str, Head]
+    steps: int
+    chunk: int | None = None
+    example: Inputs | None = None
+
+
+class Procedure:
+    """An adaptive method at work. Subclasses hold `experts`, and in `learnables` exactly what they learn.
+
+    Class attributes say what a step reads: `reads_inputs` is False where `known` suffices; `reads_labels` marks a
+    supervised method; `split` is the split of the data; `updates_per_batch`: the several batches that a run may be set
+    to take per step are updates of their own instead of one larger batch.
+    """
+
+    experts: Experts
+    learnables: nn.Module
+    reads_inputs = True
+    reads_labels = False
+    split = "test"
+    updates_per_batch = False
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks in order."""
+        return self.experts.tasks
+
+    def draws(self, step: int) -> Sequence[Draw]:
+        """Return what step `step` (from 0) reads; one batch of every task unless overridden."""
+        return (Draw(step),)
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Return the optimizers, whose state is saved and restored."""
+        raise NotImplementedError
+
+    def known(self, task: str, inputs: Inputs) -> Tensor | None:
+        """Return what frozen networks say about inputs, [B, ...]: computed once per example and cached by a run."""
+        return None
+
+    def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
+        """Do step `step` on its draws and return each task's loss at the values before the update."""
+        raise NotImplementedError
+
+    def refresh(self, step: int) -> None:
+        """Prepare `encode` and `losses` for the present learnables, after `step` finished steps."""
+
+    def encode(self, task: str, examples: Examples) -> Tensor:
+        """Return the features [B, d] that the adapted model gives for examples of a task."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return each task's adaptation loss at the present learnables, without touching them."""
+        raise NotImplementedError
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """Return the merging coefficients, {tensor name: [T]}; empty for methods without."""
+        return {}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the hard masks of singular components, {matrix name: bool [T, r]}; empty for methods without."""
+        return {}
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return a copy of every learnable by name."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.learnables.state_dict().items()}
+
+    def merged(self, task: str | None = None) -> dict[str, Tensor]:
+        """Return the merged weights, without adapters, in the keys, order and dtypes of the pretrained model."""
+        raise NotImplementedError
+
+    def extras(self) -> dict[str, Any]:
+        """Return constants that pictures need, such as the spectra behind masks: {name: tensor}."""
+        return {}

@@ -1,0 +1,242 @@
+"""Adapters on the final features of a frozen merged model (Representation Surgery and its probabilistic form)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fusionbench_lite.adaptation.draws import normal, uniform
+from fusionbench_lite.adaptation.engine.frozen import Frozen, linear_start, parameters
+from fusionbench_lite.adaptation.engine.probe import example_of, widths
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
+from fusionbench_lite.weights.experts import Experts
+
+Values = Mapping[str, Tensor]
+"""The weights of the adapters of n tasks, each [n, ...]."""
+
+
+class Adapter(Protocol):
+    """What an adapter computes and minimises, for n tasks at once. Features are [n, B, d]; rows of zeros add no loss."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its weights."""
+
+    def start(self, part: str, width: int, task: str) -> Tensor:
+        """Return the start of a task's weight."""
+
+    def adapt(self, values: Values, merged: Tensor) -> Tensor:
+        """Return the adapted features."""
+
+    def loss(self, values: Values, merged: Tensor, expert: Tensor, noise: Tensor | None) -> Tensor:
+        """Return each example's loss [n, B]."""
+
+    def noise(self, task: str, shape: Sequence[int], key: Sequence[int]) -> Tensor | None:
+        """Return the noise of a task's update for its features [B, d]; None where there is none."""
+
+
+class Reduction:
+    """ẑ = z - U relu(D z), with U = 0 at the start; the loss is the mean distance |ẑ - y| to the expert's feature y."""
+
+    parts = ("down", "up")
+
+    def __init__(self, rank: int, seed: int) -> None:
+        self.rank, self.seed = rank, seed
+
+    def start(self, part: str, width: int, task: str) -> Tensor:
+        """Return D [rank, d] or U [d, rank]."""
+        if part == "up":
+            return torch.zeros(width, self.rank, dtype=torch.float64)
+        return linear_start(uniform((self.rank, width), self.seed, "surgery", task, "down"))
+
+    def adapt(self, values: Values, merged: Tensor) -> Tensor:
+        """Return ẑ."""
+        return torch.baddbmm(merged, torch.relu(merged @ values["down"].mT), values["up"].mT, alpha=-1)
+
+    def loss(self, values: Values, merged: Tensor, expert: Tensor, noise: Tensor | None) -> Tensor:
+        """Return |ẑ - y|, a mean over d."""
+        return (self.adapt(values, merged) - expert).abs().mean(-1)
+
+    def noise(self, task: str, shape: Sequence[int], key: Sequence[int]) -> Tensor | None:
+        """Return None."""
+        return None
+
+
+class Probabilistic:
+    """ẑ = z - (μ + exp(ℓ/2) ε), μ = M r, ℓ = V r, r = relu(D z), with M = V = 0 at the start; evaluation subtracts μ.
+
+    The loss is the mean distance |ẑ - y| and `kl` times KL(N(μ, e^ℓ) ‖ N(0, 1)), a sum over d.
+    """
+
+    parts = ("down", "mean", "log_variance")
+
+    def __init__(self, hidden: int, kl: float, seed: int) -> None:
+        self.hidden, self.kl, self.seed = hidden, kl, seed
+
+    def start(self, part: str, width: int, task: str) -> Tensor:
+        """Return D [hidden, d], M or V [d, hidden]."""
+        if part != "down":
+            return torch.zeros(width, self.hidden, dtype=torch.float64)
+        return linear_start(uniform((self.hidden, width), self.seed, "prob_surgery", task, "down"))
+
+    def adapt(self, values: Values, merged: Tensor) -> Tensor:
+        """Return z - μ."""
+        return merged - torch.relu(merged @ values["down"].mT) @ values["mean"].mT
+
+    def loss(self, values: Values, merged: Tensor, expert: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the loss at this noise; without noise that of z - μ."""
+        inner = torch.relu(merged @ values["down"].mT)
+        mean, log_variance = inner @ values["mean"].mT, inner @ values["log_variance"].mT
+        removed = mean if noise is None else mean + (log_variance / 2).exp() * noise
+        divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(-1) / 2
+        return (merged - removed - expert).abs().mean(-1) + self.kl * divergence
+
+    def noise(self, task: str, shape: Sequence[int], key: Sequence[int]) -> Tensor | None:
+        """Return ε."""
+        return normal(shape, self.seed, "prob_surgery", task, "noise", *key)
+
+
+class FeatureSurgery(Procedure):
+    """Adam on the adapters of all tasks, one update of each task's per batch. What frozen networks say, the features
+    of the merged model and of the task's expert, is all that a step reads.
+
+    `grouping`: "together", every task's adapter is updated by its own batch, all at once; "apart", in turn, by one Adam
+    that steps all adapters, with zero gradients for the other tasks' (from their first batch on); "shared", in turn on
+    one adapter for all tasks. `normalise` scales features to length 1 first.
+    """
+
+    reads_inputs = False
+    updates_per_batch = True
+
+    def __init__(
+        self, experts: Experts, base: Mapping[str, Tensor], adapter: Adapter, context: Context, *, lr: float,
+        grouping: str, normalise: bool = False,
+    ) -> None:
+        self.experts = experts
+        self.frozen, self.adapter = Frozen(context, experts, base), adapter
+        self.lr, self.grouping, self.normalise = lr, grouping, normalise
+        self.owners = [""] if grouping == "shared" else self.tasks
+        self._weights: dict[str, nn.ParameterList] = {}
+        example = example_of(context, "an adapter on the features")
+        if example is not None:
+            _, width = widths(context.model, self.frozen.base, example, [])
+            self._weights = {part: parameters(self._start(part, width)) for part in adapter.parts}
+        self.learnables = nn.ModuleDict(self._weights)
+
+    def _start(self, part: str, width: int) -> list[Tensor]:
+        """Return a weight of all owners, [T, ...], or of one after the other, [1, ...] each."""
+        rows = [self.adapter.start(part, width, owner) for owner in self.owners]
+        whole = torch.stack(rows).to(self.frozen.device, self.frozen.dtype)
+        return [whole] if self.grouping == "together" else [row.clone() for row in whole.split(1)]
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (specification of the adaptive methods, §1.2)."""
+        self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr, fused=True)
+        return (self._optimizer,)
+
+    def known(self, task: str, inputs: Inputs) -> Tensor:
+        """Return the features of the merged model and of the task's expert, [B, 2, d]."""
+        pair = [self.frozen.run(weights, inputs) for weights in (self.frozen.base, self.frozen.expert(task))]
+        features = torch.stack(pair, dim=1)
+        return nn.functional.normalize(features, dim=-1) if self.normalise else features
+
+    def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
+        """Update once per batch of the step, and return each task's mean loss."""
+        (losses, *others) = [
+            self._update(batch, (step, number) if number else (step,), update) for number, batch in enumerate(batches)
+        ]
+        for more in others:
+            losses = {task: losses[task] + loss for task, loss in more.items()}
+        return {task: loss / len(batches) for task, loss in losses.items()}
+
+    def _update(self, batch: Batch, key: tuple[int, ...], update: Update) -> dict[str, Tensor]:
+        if self.grouping == "together":
+            losses = self._differentiate(batch, key, 0)
+            update(losses or {self.tasks[0]: self.frozen.zero()}, self._optimizer)
+            return losses
+        found: dict[str, Tensor] = {}
+        for number, task in enumerate(self.tasks):
+            group = 0 if self.grouping == "shared" else number
+            self._forget(len(self.owners) if any(key) or len(key) > 1 else group)
+            losses = self._differentiate({task: batch[task]} if task in batch else {}, key, group)
+            update(losses or {task: self.frozen.zero()}, self._optimizer)
+            found |= losses
+        return found
+
+    def _forget(self, started: int) -> None:
+        """Zero the gradients of the first `started` groups; the others have none, so that Adam leaves them alone."""
+        for group in self._weights.values():
+            for number, parameter in enumerate(group):
+                parameter.grad = torch.zeros_like(parameter) if number < started else None
+
+    def _differentiate(self, batch: Batch, key: tuple[int, ...], group: int) -> dict[str, Tensor]:
+        """Set the gradients of a group of adapters for the batch; return each task's loss."""
+        values: list[Tensor] = [weights[group] for weights in self._weights.values()]
+        gradients: Sequence[Tensor] = [torch.zeros_like(value) for value in values]
+        losses: dict[str, Tensor] = {}
+        if batch:
+            each = self._losses(batch, self._noise(batch, key))
+            gradients = torch.autograd.grad(each.sum(), values)
+            losses = dict(zip(batch, each.detach(), strict=True))
+        for value, gradient in zip(values, gradients, strict=True):
+            value.grad = gradient.contiguous()  # the fused Adam walks over memory, whatever the strides
+        return losses
+
+    def _noise(self, batch: Batch, key: tuple[int, ...]) -> Tensor | None:
+        drawn = []
+        for task, examples in batch.items():
+            assert examples.known is not None
+            own = self.adapter.noise(task, (len(examples), examples.known.shape[-1]), key)
+            if own is None:
+                return None
+            drawn.append(own.to(self.frozen.device, self.frozen.dtype))
+        return pad_sequence(drawn, batch_first=True)
+
+    def _losses(self, batch: Batch, noise: Tensor | None) -> Tensor:
+        """Return the losses [n] of the n tasks of the batch; shorter batches are filled up with zeros."""
+        features = pad_sequence([self._features(examples) for examples in batch.values()], batch_first=True)
+        merged, expert = features.unbind(2)
+        sizes = torch.tensor([len(examples) for examples in batch.values()], device=features.device)
+        return self.adapter.loss(self._values(list(batch)), merged, expert, noise).sum(1) / sizes
+
+    def _features(self, examples: Examples) -> Tensor:
+        assert examples.known is not None
+        return examples.known.to(self.frozen.dtype)
+
+    def _values(self, tasks: list[str]) -> dict[str, Tensor]:
+        """Return the adapters' weights of some tasks, [n, ...]; of one task where they are updated in turn."""
+        rows = [self.tasks.index(task) for task in tasks]
+        if self.grouping != "together":
+            group = 0 if self.grouping == "shared" else rows[0]
+            return {part: weights[group] for part, weights in self._weights.items()}
+        every = tasks == self.tasks
+        return {part: weights[0] if every else weights[0][rows] for part, weights in self._weights.items()}
+
+    def encode(self, task: str, examples: Examples) -> Tensor:
+        """Return the adapted features; those of the merged model where no step was taken and no batch seen."""
+        features = self._features(examples)[:, 0]
+        if self._weights:
+            features = self.adapter.adapt(self._values([task]), features[None])[0]
+        assert examples.known is not None
+        return features.to(examples.known.dtype)
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return each task's loss, without noise."""
+        return {task: self._losses({task: examples}, None)[0] for task, examples in batch.items()}
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return the weights of every task's adapter, `TASK/PART`; `/PART` of one for all."""
+        found = {}
+        for part, group in self._weights.items():
+            whole = torch.cat([value.detach().cpu() for value in group])
+            found |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}
+        return found
+
+    def merged(self, task: str | None = None) -> dict[str, Tensor]:
+        """Return the weights that the adapters sit on."""
+        return self.frozen.state_dict()

@@ -1,0 +1,214 @@
+"""The adaptive half of a run: which examples each step reads, the course of the adaptation, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionbench_lite import recording, registry
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
+from fusionbench_lite.adaptation.streams import Stream, subset
+from fusionbench_lite.data import normalise
+from fusionbench_lite.evaluation.evaluator import TaskResult
+from fusionbench_lite.recording import Outcome, Selection
+from fusionbench_lite.selection import USES_TEST_LABELS
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from fusionbench_lite.plan import Plan
+    from fusionbench_lite.progress import Progress
+    from fusionbench_lite.run import Clock
+    from fusionbench_lite.suite import Suite
+
+TRAJECTORY_POINTS = 100
+"""Merging coefficients are kept at about so many steps of a run."""
+ROWS = 250
+"""Examples whose frozen features are computed at once."""
+
+Rows = NDArray[np.int64]
+
+
+class Source:
+    """Examples of a suite as a procedure wants them; what frozen networks say about an example is computed once."""
+
+    def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
+        self.plan, self.suite, self.procedure = plan, suite, procedure
+        self._known: dict[tuple[str, str], Tensor] = {}
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks.names}
+        self.pools = {task: self._pool(task) for task in plan.tasks.names}
+
+    def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
+        """Return the examples of the tasks for every draw of a step."""
+        tasks = list(tasks)
+        batches: list[Batch] = []
+        for draw in self.procedure.draws(step):
+            rows = {task: self.pools[task][self._stream(task, draw).indices(draw.number)] for task in tasks}
+            for part in range(self._updates()):
+                size = draw.size or self.plan.setting("batch_size")
+                cut = slice(None) if self._updates() == 1 else slice(part * size, (part + 1) * size)
+                batches.append({task: self._examples(task, self.procedure.split, rows[task][cut]) for task in tasks})
+        return batches
+
+    def predict(self, procedure: Procedure, tasks: Iterable[str]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+        """Return predictions and correctness on all test examples of the tasks."""
+        found = {}
+        for task in tasks:
+            result = self.suite.evaluator.rows(
+                task, lambda rows, task=task: procedure.encode(task, self._examples(task, "test", rows))  # type: ignore[misc]
+            )
+            found[task] = (result.predictions, result.correct)
+        return found
+
+    def held_out(self, tasks: Iterable[str]) -> Batch:
+        """Return the held-out examples of the tasks: from the training split, and read by no step."""
+        return {task: self._examples(task, "train", self.held_out_rows[task]) for task in tasks}
+
+    def _updates(self) -> int:
+        return self.plan.setting("batches") if self.procedure.updates_per_batch else 1
+
+    def _stream(self, task: str, draw: Draw) -> Stream:
+        kind, size = draw.kind or self.plan.setting("stream"), draw.size or self.plan.setting("batch_size")
+        if (task, draw.role) not in self._streams:
+            name = f"{task}/{draw.role}" if draw.role else task
+            self._streams[task, draw.role] = Stream(
+                kind, len(self.pools[task]), size, self.plan.setting("batches"), self.plan.seed, name
+            )
+        return self._streams[task, draw.role]
+
+    def _images(self, task: str, split: str) -> NDArray[np.uint8]:
+        data = self.suite.data[task]
+        return data.test_images if split == "test" else data.train_images
+
+    def _held_out_rows(self, task: str) -> Rows:
+        size = len(self._images(task, "train"))
+        return subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
+
+    def _pool(self, task: str) -> Rows:
+        """Return the rows that steps read: a seeded part of the split, without what is held out."""
+        size, rows = len(self._images(task, self.procedure.split)), None
+        if self.procedure.split == "train":
+            rows = np.setdiff1d(np.arange(size), self.held_out_rows[task])
+            size = len(rows)
+        wanted = max(1, int(self.plan.setting("fraction") * size))
+        chosen = np.arange(size) if wanted >= size else subset(size, wanted, self.plan.seed, task, "fraction")
+        return chosen if rows is None else rows[chosen]
+
+    def _examples(self, task: str, split: str, rows: Rows) -> Examples:
+        known = self._look_up(task, split, rows)
+        inputs = self._inputs(task, split, rows) if self.procedure.reads_inputs or known is None else None
+        labels = None
+        if self.procedure.reads_labels:
+            data = self.suite.data[task]
+            labels = torch.from_numpy((data.test_labels if split == "test" else data.train_labels)[rows])
+            labels = labels.to(self.suite.device)
+        return Examples(inputs, known, labels)
+
+    def _inputs(self, task: str, split: str, rows: Rows) -> Tensor:
+        return normalise(torch.from_numpy(self._images(task, split)[rows]).to(self.suite.device))
+
+    def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
+        """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
+        if (task, split) not in self._known:
+            probe = self._compute(task, split, rows[:1])
+            if probe is None:
+                return None
+            wanted = np.arange(len(self._images(task, split)))
+            if split == "train" and self.procedure.split == "test":
+                wanted = np.sort(self.held_out_rows[task])
+            table = probe.new_empty((len(self._images(task, split)), *probe.shape[1:]))
+            for start in range(0, len(wanted), ROWS):
+                some = wanted[start : start + ROWS]
+                table[torch.from_numpy(some)] = self._compute(task, split, some)  # type: ignore[assignment]
+            self._known[task, split] = table
+        return self._known[task, split][torch.from_numpy(rows)]
+
+    def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
+        with torch.no_grad():
+            return self.procedure.known(task, self._inputs(task, split, rows))
+
+
+def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None = None) -> Procedure:
+    """Return the procedure of a plan; `merged` are the weights that methods with adapters on a merged model start from."""
+    method = registry.get(plan.method)
+    experts = Experts(suite.pretrained, suite.experts)
+    experts.check_unread()
+    extra = {} if merged is None else {"merged": merged}
+    first = suite.data[plan.tasks.names[0]].test_images[:1]
+    example = normalise(torch.from_numpy(first).to(suite.device))
+    learner = method.function(experts, method.configure(**plan.values), **extra)
+    context = Context(
+        suite.model, suite.evaluator.heads, plan.setting("steps"), plan.trainer["chunk"], example=example
+    )
+    procedure: Procedure = learner(context)
+    return procedure
+
+
+def adapt(
+    plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress, merged: Mapping[str, Tensor] | None
+) -> Outcome:
+    """Adapt as the plan says and return what was found."""
+    from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
+    from fusionbench_lite.adaptation.engine.fit import Settings, fit
+    from fusionbench_lite.adaptation.engine.module import own_tasks
+
+    steps = plan.setting("steps")
+    with clock.stage("merge"):
+        procedure = procedure_of(plan, suite, merged)
+    source = Source(plan, suite, procedure)
+
+    def batches_of(step: int) -> Sequence[Batch]:
+        progress(f"adapting {plan.method}", step + 1, steps)
+        return source.batches_of(step, own_tasks(plan.tasks.names))
+
+    evaluations = Evaluations(
+        source.predict, plan.setting("eval_every"), steps, source.held_out if plan.setting("held_out") else None
+    )
+    trajectory = Trajectory(max(1, steps // TRAJECTORY_POINTS))
+    settings = Settings(
+        checkpoint=checkpoint, checkpoint_every=plan.trainer["checkpoint_every"], devices=plan.trainer["devices"],
+        accelerator=suite.device.type, precision=plan.config_precision, loggers=_loggers(plan),
+    )
+    module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
+    clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
+    supervised = procedure.reads_labels or plan.settings.get("base_select", None) in USES_TEST_LABELS
+    selections = {
+        rule: Selection(step, supervised or rule in USES_TEST_LABELS, _results(evaluations.predictions[step]))
+        for rule, step in evaluations.chosen.items()
+    }
+    return Outcome(
+        selections, recording.adaptation_files(module, evaluations, trajectory),
+        evaluations=recording.evaluations(evaluations),
+    )
+
+
+def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dict[str, Tensor]:
+    """Return the merged weights of a recorded adaptation at the step that a selection rule picked."""
+    from safetensors.torch import load_file
+
+    procedure = procedure_of(plan, suite)
+    stored = recording.learned_file(record, rule)
+    state = {
+        name.removeprefix("state/"): tensor for name, tensor in load_file(stored).items() if name.startswith("state/")
+    }
+    procedure.learnables.load_state_dict(state)
+    procedure.refresh(step)
+    return procedure.merged()
+
+
+def _results(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, TaskResult]:
+    return {task: TaskResult(found.numpy(), correct.numpy()) for task, (found, correct) in predictions.items()}
+
+
+def _loggers(plan: Plan) -> list[Any]:
+    if "_target_" not in plan.logger:
+        return []
+    from hydra.utils import instantiate
+
+    return [instantiate(plan.logger)]

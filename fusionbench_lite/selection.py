@@ -1,0 +1,25 @@
+"""Which evaluation of an adaptation counts, decided from what was measured; torch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+RULES = ("last", "best_test", "best_unsupervised")
+USES_TEST_LABELS = frozenset({"best_test"})
+
+
+def choose(rule: str, averages: Mapping[int, float], held_out: Mapping[int, float]) -> int | None:
+    """Return the step whose evaluation a rule picks; None where the rule has nothing to go by.
+
+    `averages` maps evaluated steps to the average accuracy on the test labels, `held_out` to the adaptation loss on
+    held-out unlabelled data. `last` takes the last step; `best_test` the highest average, as AdaRank's code does, which
+    looks at the test labels; `best_unsupervised` the lowest held-out loss. Of equals the first counts.
+    """
+    if not averages:
+        return None
+    if rule == "last":
+        return max(averages)
+    if rule == "best_test":
+        return max(sorted(averages), key=lambda step: averages[step])
+    measured = {step: loss for step, loss in held_out.items() if step in averages}
+    return min(sorted(measured), key=lambda step: measured[step]) if measured else None

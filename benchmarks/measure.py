@@ -69,13 +69,14 @@ def measure(job: Job) -> Timing:
     clock = CLOCKS[job.clock]
     end = time.perf_counter() + job.seconds
     while len(steps) < LEAST_ROUNDS or (time.perf_counter() < end and len(steps) < MOST_ROUNDS):
-        others.append(_seconds(other, device, clock))
+        others.append(timed(other, device, clock))
         problem.model.zero_grad(set_to_none=True)
-        steps.append(_seconds(step, device, clock))
+        steps.append(timed(step, device, clock))
     return Timing(tuple(steps), tuple(others), held, peak - held, loss)
 
 
-def _seconds(step: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+def timed(step: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    """Return the time that a step takes by the clock."""
     _wait(device)
     start = clock()
     step()

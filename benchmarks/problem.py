@@ -94,9 +94,7 @@ class Problem:
 def build(size: Size, method: Method, device: torch.device, *, dense: bool = True) -> Problem:
     """Return the problem, the same for the same arguments; without `dense`, factors come without Δ."""
     torch.manual_seed(0)
-    model = VisionTransformer(
-        size.image, size.patch, size.width, size.layers, size.heads, mlp_ratio=4.0, output_dim=size.output
-    ).to(device).eval()
+    model = encoder(size).to(device).eval()
     pretrained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     vectors, factors = {}, {}
     for index, (name, tensor) in enumerate(pretrained.items()):
@@ -108,12 +106,21 @@ def build(size: Size, method: Method, device: torch.device, *, dense: bool = Tru
     shape = (size.images, 3, size.image, size.image)
     return Problem(
         method, model, pretrained, vectors, factors,
-        heads={task: _head(torch.randn(CLASSES, size.output, device=device)) for task in tasks},
+        heads={task: head(torch.randn(CLASSES, size.output, device=device)) for task in tasks},
         batch={task: torch.randn(shape, device=device) for task in tasks},
     )
 
 
-def _head(weight: Tensor) -> Callable[[Tensor], Tensor]:
+def encoder(size: Size) -> nn.Module:
+    """Return a vision transformer of this size."""
+    model: nn.Module = VisionTransformer(
+        size.image, size.patch, size.width, size.layers, size.heads, mlp_ratio=4.0, output_dim=size.output
+    )
+    return model
+
+
+def head(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a head in CLIP's form: scaled cosines."""
     weight = nn.functional.normalize(weight, dim=1)
     return lambda features: 20 * nn.functional.normalize(features, dim=1) @ weight.T
 

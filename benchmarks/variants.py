@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.problem import Problem
 from benchmarks.reference import AutogradMerge
@@ -23,14 +23,18 @@ Step = Callable[[], Tensor]
 
 def plain(problem: Problem) -> Step:
     """Forward and backward of all tasks' examples at once, through the model's ordinary parameters."""
-    model, batch = problem.model, problem.batch
+    return plain_step(problem.model, problem.heads, problem.batch)
+
+
+def plain_step(model: nn.Module, heads: Mapping[str, Callable[[Tensor], Tensor]], batch: Mapping[str, Tensor]) -> Step:
+    """Return the plain step of a model on a batch of every task."""
     inputs = torch.cat(list(batch.values()))
     sizes = [len(part) for part in batch.values()]
 
     def step() -> Tensor:
         model.zero_grad(set_to_none=True)
         features = model(inputs).split(sizes)
-        parts = zip(problem.heads.values(), features, strict=True)
+        parts = zip(heads.values(), features, strict=True)
         loss = torch.stack([entropy(head(part)).mean() for head, part in parts]).sum()
         torch.autograd.backward(loss)
         return loss.detach()

@@ -51,6 +51,8 @@ def start_of(method: str, experts: Experts, values: Mapping[str, Any]) -> Start:
     base, _, kind = method.rpartition("_")
     scaling = values.get("scaling", 1 / len(experts) if method == "weight_averaging" else 1.0)
     each = [float(scaling[task]) if isinstance(scaling, Mapping) else float(scaling) for task in experts.tasks]
+    if values.get("clamp"):
+        each = [min(max(factor, 0.0), 1.0) for factor in each]
     if base == "adamerging" and kind in ("taskwise", "layerwise"):
         return Start(_truncated(experts, values, experts.base, each, None), experts.base, each)
     if base in ("adarank", "adamerging") and kind in ("ta", "cart"):
@@ -104,10 +106,11 @@ def changes(
             origin = start.origin(name)
             for task, factor in zip(tasks, start.scaling, strict=True):
                 left, sizes, right = decompose(experts.expert(task, name) - origin, f"{name!r} of expert {task!r}")
-                frame = pd.DataFrame({"matrix": name, "task": task, "component": range(len(sizes)), "singular_value": sizes.cpu()})
+                frame = pd.DataFrame({"matrix": name, "task": task, "component": range(len(sizes))})
+                frame["singular_value"] = sizes.cpu().numpy()
                 for other in batches:
                     slope = slopes[other][name].to(left.dtype)
-                    frame[f"first_order/{other}"] = (factor * sizes * ((slope @ right.T) * left).sum(0)).cpu()
+                    frame[f"first_order/{other}"] = (factor * sizes * ((slope @ right.T) * left).sum(0)).cpu().numpy()
                 exact = {f"exact/{other}": [float("nan")] * len(sizes) for other in batches}
                 for index in range(min(top, len(sizes))):
                     added = factor * sizes[index] * torch.outer(left[:, index], right[index])

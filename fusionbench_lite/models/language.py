@@ -30,13 +30,16 @@ class Encoder(nn.Module):
         super().__init__()
         self._vocabulary, self._longest = vocabulary, longest
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **others: Tensor
+    ) -> Tensor:
         """Return features [B, d]. Raises MergeError for inputs that do not fit the model or each other."""
         name = type(self).__name__
         if others:
             raise MergeError(f"{name} takes input_ids and attention_mask, got {', '.join(others)} too: leave it out")
-        if attention_mask is None:
-            raise MergeError(f"{name} needs attention_mask beside input_ids: pass both, as the tokenizer returns them")
+        if input_ids is None or attention_mask is None:
+            missing = "input_ids" if input_ids is None else "attention_mask"
+            raise MergeError(f"{name} needs {missing}: pass input_ids and attention_mask, as the tokenizer returns them")
         if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
             raise MergeError(
                 f"{name}: input_ids must be [B, L] and attention_mask of that shape, got {tuple(input_ids.shape)} and "

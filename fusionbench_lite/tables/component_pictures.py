@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import AsinhNorm
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from fusionbench_lite.tables import style
-from fusionbench_lite.tables.families import label
+from fusionbench_lite.tables.families import ADAPTIVE, family, label
 from fusionbench_lite.tables.learned import Floats
 from fusionbench_lite.tables.style import CYCLE, INK, MARGIN, SOFT, Sheet
 
@@ -48,8 +50,9 @@ def draw(frame: pd.DataFrame, tasks: Sequence[str], path: Path, method: str, sub
     high = float(np.clip(0.15 * len(tasks), 0.6, 2.6))
     upper = rows * (high + 0.5)
     exact = bool(frame[[EXACT + task for task in tasks]].notna().any(axis=None))
-    width = max(2 * MARGIN + names + columns * (WIDE + 0.15) + 0.55, 7.4)
-    sheet = Sheet(width, upper + 3.4, f"Adding single components: {label(method)} at its start", subtitle)
+    width = max(2 * MARGIN + names + columns * (WIDE + 0.15) + 0.55, 8.4)
+    of = label(method) if family(method) != ADAPTIVE else f"the start of {label(method)}"
+    sheet = Sheet(width, upper + 3.4, f"Adding single components to {of}", subtitle)
     left, top = MARGIN + names, sheet.top + 0.2
     # Leading components move losses by orders of magnitude more than the rest: linear near 0, logarithmic beyond.
     reach = float(np.abs(sums).max()) or 1.0
@@ -70,9 +73,12 @@ def draw(frame: pd.DataFrame, tasks: Sequence[str], path: Path, method: str, sub
     sheet.text(left, top + upper - 0.2, "rows: whose loss; columns: component index; colour: change of the loss, to first order",
                fontsize=8, color=SOFT)
     below = top + upper + 0.4
-    _scatter(sheet.axes(MARGIN + 0.5, below, 3.0, 2.35), frame, tasks)
+    room = (width - 2 * MARGIN - 0.5 - 0.75 * (1 + exact)) / (2 + exact)
+    step = room + 0.75
+    _scatter(sheet.axes(MARGIN + 0.5, below, room, 2.35), frame, tasks)
+    _by_index(sheet.axes(MARGIN + 0.5 + step, below, room, 2.35), sums, len(tasks))
     if exact:
-        _check(sheet.axes(MARGIN + 4.5, below, 2.35, 2.35), frame, tasks)
+        _check(sheet.axes(MARGIN + 0.5 + 2 * step, below, room, 2.35), frame, tasks)
     return sheet.save(path, frame)
 
 
@@ -104,7 +110,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
     axes.axvline(0, color="#B8C0C8", linewidth=0.8)
     axes.scatter(own[order], others[order], c=1 - depth[order] ** 0.5, cmap=style.HEAT, vmin=-0.4, vmax=1, s=5, linewidths=0)
     axes.set_xlim(-2.5 * reach, 2.5 * reach)
-    axes.set_ylim(-2.5 * reach, 2.5 * reach)
+    axes.set_ylim(-8 * reach, 8 * reach)  # room for the words in the corners
     # Corners: the share of all components there.
     for x, y, own_sign, other_sign, text in (
         (0.02, 0.97, -1, 1, "helps own, harms others"), (0.98, 0.03, 1, -1, "the reverse"),
@@ -113,15 +119,42 @@ def _scatter(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
         share = float(np.mean((np.sign(own) == own_sign) & (np.sign(others) == other_sign)))
         axes.text(x, y, f"{text} {share:.0%}", transform=axes.transAxes, fontsize=7.5, color=INK,
                   ha="left" if x < 0.5 else "right", va="bottom" if y < 0.5 else "top")
-    ticks = [-reach, -(reach * width) ** 0.5, 0, (reach * width) ** 0.5, reach]
-    for place, names in ((axes.set_xticks, axes.set_xticklabels), (axes.set_yticks, axes.set_yticklabels)):
-        place(ticks)
-        names(["0" if tick == 0 else f"{tick:+.0e}" for tick in ticks])
-    axes.minorticks_off()
-    axes.tick_params(labelsize=6.5)
+    _asinh_ticks(axes.xaxis, reach, width)
+    _asinh_ticks(axes.yaxis, reach, width)
     axes.set_xlabel("change of its own task's loss", fontsize=8, color=SOFT)
     axes.set_ylabel("sum of the other tasks' changes", fontsize=8, color=SOFT)
     style.heading(axes, "every component; dark: leading")
+
+
+def _asinh_ticks(axis: Axis, reach: float, width: float) -> None:
+    """Ticks at 0, at powers of ten near the largest value and in the middle of the logarithmic part."""
+    powers = sorted({round(math.log10(value)) for value in (reach, (reach * width) ** 0.5)})
+    ticks = [-(10.0**power) for power in reversed(powers)] + [0.0] + [10.0**power for power in powers]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: _power(tick)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _power(tick: float) -> str:
+    return "0" if tick == 0 else f"{'−' if tick < 0 else '+'}$10^{{{round(math.log10(abs(tick)))}}}$"
+
+
+def _by_index(axes: Axes, sums: Floats, tasks: int) -> None:
+    """By component index the mean over tasks of the own loss's change and of the others' sum."""
+    own = np.mean([sums[number, :, number] for number in range(tasks)], axis=0)
+    others = np.mean([sums[number].sum(1) - sums[number, :, number] for number in range(tasks)], axis=0)
+    reach = max(float(np.abs(own).max()), float(np.abs(others).max())) or 1.0
+    width = max(float(np.median(np.abs(np.concatenate([own, others])))), 1e-4 * reach)
+    axes.set_yscale("asinh", linear_width=width)
+    style.grid(axes)
+    axes.axhline(0, color="#B8C0C8", linewidth=0.8)
+    for values, colour, text in ((own, CYCLE[0], "own loss"), (others, CYCLE[1], "other losses, summed")):
+        axes.plot(values, color=colour, linewidth=1.3, label=text)
+    _asinh_ticks(axes.yaxis, reach, width)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right", handlelength=1.2)
+    axes.set_xlabel("component index", fontsize=8, color=SOFT)
+    style.heading(axes, "change by index, mean over tasks")
 
 
 def _check(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
@@ -137,4 +170,4 @@ def _check(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
         locate.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("to first order", fontsize=8, color=SOFT)
     axes.set_ylabel("evaluated", fontsize=8, color=SOFT)
-    style.heading(axes, f"changes of the losses, leading {int(known['component'].max()) + 1} components")
+    style.heading(axes, f"check: leading {int(known['component'].max()) + 1} components evaluated")

@@ -25,7 +25,7 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7
 """Okabe and Ito's palette, as in plot.py, with a grey and an ink."""
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 
-MARGIN = 0.35
+MARGIN, DPI = 0.35, 200
 
 
 class Sheet:
@@ -72,10 +72,10 @@ class Sheet:
             handletextpad=0.5, columnspacing=1.4, handlelength=1.6,
         )
 
-    def save(self, path: Path, numbers: pd.DataFrame, *, dpi: int = 200) -> list[Path]:
+    def save(self, path: Path, numbers: pd.DataFrame) -> list[Path]:
         """Write the picture as PNG and its numbers beside it as CSV, each whole or not at all; return both paths."""
         with atomic_file(path) as temporary:
-            self.figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+            self.figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
         with atomic_file(path.with_suffix(".csv")) as temporary:
             numbers.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
         return [path, path.with_suffix(".csv")]

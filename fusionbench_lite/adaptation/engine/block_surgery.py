@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,28 +104,27 @@ class BlockSurgery(Procedure):
         losses = {task: self.frozen.zero() for task, _, _ in segments}
         whole = Examples(inputs)
         for start in range(0, len(whole), size):
-            chosen = {
-                task: (max(low - start, 0), min(high - start, size)) for task, low, high in segments
-                if low < start + size and high > start
-            }
             part = whole if size >= len(whole) else whole.part(start, start + size)
             assert part.inputs is not None
-            outputs = self._adapted(part.inputs, [(task, high - low) for task, (low, high) in chosen.items()])
-            known = torch.cat([
-                _known(batch[task])[max(start - low, 0) : start + size - low] for task, low, _ in segments if task in chosen
-            ])
-            each = self._distances(outputs, known)
-            weighted = {
-                task: each[slice(*chosen[task])].sum() / (high - low) for task, low, high in segments if task in chosen
+            rows = {
+                task: (max(low, start) - low, min(high, start + size) - low) for task, low, high in segments
+                if low < start + size and start < high
             }
-            losses |= {task: losses[task] + loss.detach() for task, loss in weighted.items()}
+            sizes = [last - first for first, last in rows.values()]
+            known = torch.cat([_known(batch[task])[first:last] for task, (first, last) in rows.items()])
+            each = self._distances(self._adapted(part.inputs, list(zip(rows, sizes, strict=True))), known)
+            total: Any = 0
+            for task, own in zip(rows, torch.split(each, sizes), strict=True):
+                loss = own.sum() / len(batch[task])
+                losses[task] = losses[task] + loss.detach()
+                total = total + loss
             if torch.is_grad_enabled():
-                torch.stack(list(weighted.values())).sum().backward(inputs=list(self.learnables.parameters()))
+                total.backward(inputs=list(self.learnables.parameters()))
         return losses
 
     def _distances(self, outputs: list[Tensor], known: Tensor) -> Tensor:
         """Return each example's loss [B]: Σ over blocks and the features of the mean |difference| to the expert's."""
-        targets = known.to(self.frozen.dtype).split([output.shape[-1] for output in outputs], dim=1)
+        targets = torch.split(known.to(self.frozen.dtype), [output.shape[-1] for output in outputs], dim=1)
         pairs = zip(outputs, targets, strict=True)
         return torch.stack([(output.to(target.dtype) - target).abs().mean(1) for output, target in pairs]).sum(0)
 
@@ -156,9 +156,10 @@ class BlockSurgery(Procedure):
             removed = torch.relu(tokens @ (down if every else down[rows]).mT) @ (up if every else up[rows]).mT
             removed = removed.reshape(wide.shape)
         else:
-            parts = zip(rows, wide.split([size for _, size in sizes]), strict=True)
+            parts = zip(rows, torch.split(wide, [size for _, size in sizes]), strict=True)
             removed = torch.cat([torch.relu(part @ down[row].mT) @ up[row].mT for row, part in parts])
-        return (wide - removed).to(hidden.dtype)
+        adapted: Tensor = wide - removed
+        return adapted.to(hidden.dtype)
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return the adapted features; those of the merged model where no step was taken and no batch seen."""

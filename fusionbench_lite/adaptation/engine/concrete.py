@@ -98,7 +98,10 @@ class Concrete(Procedure):
                 f"mask_steps={mask_steps} is more than the steps, {context.steps}: lower mask_steps or raise steps"
             )
         self.initial, self.mask_lr, self.inner_lr = initial, mask_lr, inner_lr
-        self._parts = {name: part for name, part in parametrisation.parts.items() if isinstance(part, Masked)}
+        self._parts = {  # names of one tensor share a part
+            name: part for name, part in parametrisation.parts.items()
+            if isinstance(part, Masked) and name.replace(".", "/") in parametrisation.learned_parts
+        }
         self._finished = 0
         self._adapted: Tensor | None = None
         if released:  # a buffer, because the next step depends on it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -89,7 +90,7 @@ class Frozen:
 
 def linear_start(numbers: Tensor) -> Tensor:
     """Return uniform numbers from [0, 1) [r, d] as weights from [-1/√d, 1/√d) in float64, as nn.Linear starts."""
-    return (2 * numbers.double() - 1) / numbers.shape[1] ** 0.5
+    return (2 * numbers.double() - 1) / math.sqrt(numbers.shape[1])
 
 
 def parameters(tensors: Iterable[Tensor]) -> nn.ParameterList:

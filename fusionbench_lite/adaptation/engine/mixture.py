@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError
 
-BUDGET = {"cpu": 1 << 18, "cuda": 1 << 26}
+BUDGET = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Bytes that the mixed weights of a layer may take at a time. A processor works in its cache, a graphics card wants
 large products; the examples that fit share a product."""
 

@@ -20,5 +20,5 @@ def rename_state(module: nn.Module, names: Mapping[str, str]) -> None:
             if prefix + name in state:
                 state[prefix + key] = state.pop(prefix + name)
 
-    module.register_state_dict_post_hook(saved)
-    module.register_load_state_dict_pre_hook(loaded)
+    module.register_state_dict_post_hook(saved)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(loaded)  # type: ignore[no-untyped-call]

@@ -181,9 +181,9 @@ class Factors(nn.Module):
     `left` [T, r, m] and `right` [T, r, n] hold u and v as rows, `values` [T, r] the singular values. At the start the
     first `active` components of every task are on; their sums Δ_t are kept as dense matrices, which cost the memory of
     one task vector each. A merge takes those and the components flipped since, or the active components alone,
-    whichever are fewer: it depends on the current mask only, so a resumed run repeats it bit for bit. `deltas`
-    [T, m, n], where given, are the sums of all components (exact singular value decompositions); their memory is taken
-    over.
+    whichever are fewer: it depends on the current mask only, so rounding does not build up with flips (a full rebuild
+    agrees to 1e-5) and a resumed run repeats it bit for bit. `deltas` [T, m, n], where given, are the sums of all
+    components (exact singular value decompositions); their memory is taken over.
     """
 
     origin: Tensor

@@ -72,13 +72,12 @@ class Distances:
 
     def __init__(self, parametrisation: Parametrisation) -> None:
         self.parametrisation = parametrisation
-        experts, names = parametrisation.experts, list(parametrisation.parts)
-        device = parametrisation.coefficients.device
-        self.rows = torch.tensor([parametrisation.rows[name] for name in names], device=device)
-        self.gram = torch.stack([experts.inner_products(name) for name in names]).to(device)
-        self.preferred = [
-            (number, part) for number, part in enumerate(parametrisation.parts.values()) if isinstance(part, Preferred)
-        ]
+        experts, device = parametrisation.experts, parametrisation.coefficients.device
+        # Names of one tensor share a part.
+        parts = {id(part): (name, part) for name, part in reversed(parametrisation.parts.items())}.values()
+        self.rows = torch.tensor([parametrisation.rows[name] for name, _ in parts], device=device)
+        self.gram = torch.stack([experts.inner_products(name) for name, _ in parts]).to(device)
+        self.preferred = [(number, part) for number, (_, part) in enumerate(parts) if isinstance(part, Preferred)]
 
     @torch.no_grad()
     def measure(self) -> Tensor:
@@ -129,8 +128,10 @@ class ParetoMerging(Procedure):
         self.distances = Distances(parametrisation) if mode == "distance" else None
         self.mu = mu if scalarisation == "tchebycheff" else None
         self.per_task, self.seed = per_task, seed
-        parts = parametrisation.parts.items()
-        self._preferred = {name: part for name, part in parts if isinstance(part, Preferred)}
+        self._preferred = {
+            name: part for name, part in parametrisation.parts.items()
+            if isinstance(part, Preferred) and name.replace(".", "/") in parametrisation.learned_parts
+        }
         self._merged_for: str | None = None
         rename_state(parametrisation, {
             f"learned_parts.{name.replace('.', '/')}.{factor}": f"{name}/{factor}"
@@ -189,9 +190,8 @@ class ParetoMerging(Procedure):
                 }
                 losses = {task: graph.detach() for task, graph in graphs.items()}
                 weights = self._task_weights(losses, preference)
-                torch.stack([weights[task] * graph for task, graph in graphs.items()]).sum().backward(
-                    inputs=list(self.encoder.leaves.values())
-                )
+                total = torch.stack([weights[task] * graph for task, graph in graphs.items()]).sum()
+                torch.autograd.backward(total, inputs=list(self.encoder.leaves.values()))
                 return losses
             except torch.OutOfMemoryError:
                 self.encoder.chunk = -(-size_of(inputs) // 2)

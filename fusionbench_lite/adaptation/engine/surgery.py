@@ -131,7 +131,7 @@ class FeatureSurgery(Procedure):
         """Return a weight of all owners, [T, ...], or of one after the other, [1, ...] each."""
         rows = [self.adapter.start(part, width, owner) for owner in self.owners]
         whole = torch.stack(rows).to(self.frozen.device, self.frozen.dtype)
-        return [whole] if self.grouping == "together" else [row.clone() for row in whole.split(1)]
+        return [whole] if self.grouping == "together" else [row.clone() for row in torch.split(whole, 1)]
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (specification of the adaptive methods, §1.2)."""
@@ -231,7 +231,7 @@ class FeatureSurgery(Procedure):
 
     def learned(self) -> dict[str, Tensor]:
         """Return the weights of every task's adapter, `TASK/PART`; `/PART` of one for all."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for part, group in self._weights.items():
             whole = torch.cat([value.detach().cpu() for value in group])
             found |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.draws import normal
-from fusionbench_lite.adaptation.engine.core import MergedEncoder
+from fusionbench_lite.adaptation.engine.core import MergedEncoder, Segment
 from fusionbench_lite.adaptation.engine.frozen import Frozen
 from fusionbench_lite.adaptation.engine.mixture import Gates, MixedLinear, is_linear
 from fusionbench_lite.adaptation.engine.objectives import objective
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.blocks import perceptrons
 from fusionbench_lite.weights.experts import Experts
@@ -50,7 +50,8 @@ class RoutedEncoder(MergedEncoder):
 
     def __init__(self, context: Context, frozen: Frozen, routers: Mapping[str, Router], *, whole_batch: bool) -> None:
         self.model = copy.deepcopy(context.model).eval()
-        self.chunk = context.chunk
+        self.chunk = None if whole_batch else context.chunk
+        self.whole_batch = whole_batch
         self.model.load_state_dict(frozen.base, strict=False, assign=True)
         self.model.requires_grad_(False)
         self.leaves = {f"{name}/{part}": leaf for name, router in routers.items() for part, leaf in router.named_parameters()}
@@ -59,6 +60,11 @@ class RoutedEncoder(MergedEncoder):
             _mix(self.model, name, frozen, gates)
             hook = functools.partial(_route, name, router, gates, whole_batch)
             self.model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _chunks(self, inputs: Inputs, segments: list[Segment], size: int, *rest: Any) -> dict[str, Tensor]:
+        if self.whole_batch and size < size_of(inputs):
+            raise MergeError("out of memory, and a batch that is routed as a whole cannot be split: lower batch_size")
+        return super()._chunks(inputs, segments, size, *rest)
 
     def encode(self, inputs: Inputs) -> Tensor:
         """Return features of the routed model."""
@@ -84,16 +90,16 @@ def _mix(model: nn.Module, name: str, frozen: Frozen, gates: Gates) -> None:
     """Replace the linear layers of a perceptron by mixed ones."""
     experts = frozen.experts
     for path, module in linear_layers(model, name, experts.layout).items():
-        tensors: list[Tensor | None] = []
-        for key in (f"{path}.weight", f"{path}.bias"):
-            known = key in experts.layout
-            tensors += [tensor.to(frozen.device) for tensor in (experts.base(key), experts.task_vectors(key))] if known else [None] * 2
-        weight, vectors, bias, bias_vectors = tensors
-        assert weight is not None  # noqa: S101
-        assert vectors is not None  # noqa: S101
-        mixed = MixedLinear(gates, weight, vectors, bias, bias_vectors, transposed=not isinstance(module, nn.Linear))
+        weight, vectors = _mixture_of(f"{path}.weight", frozen)
+        bias = _mixture_of(f"{path}.bias", frozen) if f"{path}.bias" in experts.layout else (None, None)
+        mixed = MixedLinear(gates, weight, vectors, *bias, transposed=not isinstance(module, nn.Linear))
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, mixed)
+
+
+def _mixture_of(name: str, frozen: Frozen) -> tuple[Tensor, Tensor]:
+    """Return θ0 and the task vectors of a tensor, where the model is."""
+    return frozen.experts.base(name).to(frozen.device), frozen.experts.task_vectors(name).to(frozen.device)
 
 
 def _route(
@@ -163,12 +169,11 @@ class Routing(Procedure):
         """Return what may run as one forward pass: all tasks, or each on its own where a batch is routed as a whole."""
         if not self.whole_batch:
             return [batch]
-        self.encoder.chunk = None
         return [{task: examples} for task, examples in batch.items()]
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the routed model, the same for every task."""
-        assert examples.inputs is not None  # noqa: S101
+        assert examples.inputs is not None
         return self.encoder.encode(examples.inputs)
 
     def learned(self) -> dict[str, Tensor]:

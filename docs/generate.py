@@ -1,6 +1,6 @@
 """Write the result pages and the scores in the configuration headers from records: `make docs`.
 
-    python docs/generate.py [--results-dir results] [--experiment mini/three_seeds] [--out docs]
+    python docs/generate.py [--results-dir results] [--experiment mini/methods] [--out docs]
 
 Nothing here is typed by hand: a page or a header whose experiment has no records stays as it is. The experiment is that
 of the page of all methods and of the headers, which are written only where the pages go to docs/.
@@ -84,7 +84,7 @@ COMPARED = [
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results-dir", default="results")
-    parser.add_argument("--experiment", default="mini/three_seeds")
+    parser.add_argument("--experiment", default="mini/methods")
     parser.add_argument("--out", type=Path, default=DOCS)
     given = parser.parse_args(arguments)
     pages = {

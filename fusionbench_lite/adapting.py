@@ -177,7 +177,7 @@ def adapt(
     )
     module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
     clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
-    supervised = procedure.reads_labels or plan.settings.get("base_select", None) in USES_TEST_LABELS
+    supervised = procedure.reads_labels or _base_rule(plan) in USES_TEST_LABELS
     selections = {
         rule: Selection(step, supervised or rule in USES_TEST_LABELS, _results(evaluations.predictions[step]))
         for rule, step in evaluations.chosen.items()
@@ -200,6 +200,10 @@ def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dic
     procedure.learnables.load_state_dict(state)
     procedure.refresh(step)
     return procedure.merged()
+
+
+def _base_rule(plan: Plan) -> str | None:
+    return plan.setting("base_select") if "base_select" in plan.settings else None
 
 
 def _results(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, TaskResult]:

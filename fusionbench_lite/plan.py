@@ -20,6 +20,8 @@ EMBEDDED_MODELS = ("vit_mini",)
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
 _DEVICES = ("auto", "cpu", "cuda")
 _ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
+_BASE_DEFAULTS = {"base_select": "last", "base_steps": None}
+"""Of a base that adapts: the selection rule, and the steps, its preset's where None."""
 _ADAPTATION_DEFAULTS = {"fraction": 1.0, "held_out": 64}
 """Of the examples of each task: the part that is adapted on, and the number that is held out for best_unsupervised."""
 
@@ -94,12 +96,14 @@ def resolve(config: DictConfig) -> Plan:
             collect.check(name, setting.value)
     _check_integers(plain)
     checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
-    return Plan(
+    plan = Plan(
         method.id, hyperparameters, settings, model, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
         plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
         Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
         checkpoints, _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
     )
+    base_of(plan)  # a base that cannot be is refused before anything is loaded
+    return plan
 
 
 def base_of(plan: Plan) -> Plan | None:
@@ -113,7 +117,7 @@ def base_of(plan: Plan) -> Plan | None:
     if method.per_task or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
     preset = presets.lookup(method.id, plan.model, plan.tasks)
-    settings = _settings(method, {}, None, preset)
+    settings = _settings(method, {}, plan.setting("base_steps") if method.adaptive else None, preset)
     if collect.is_needed(method):
         settings = _sourced(method, "statistics", collect.SETTINGS, {}, preset)
     return dataclasses.replace(
@@ -175,14 +179,16 @@ def _settings(
             raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
         return {}
     given = {**given, **({"steps": steps} if steps is not None else {})}
-    defaults = _ADAPTATION_DEFAULTS | ({"base_select": "last"} if "merged" in method.inputs else {})
+    defaults = _ADAPTATION_DEFAULTS | (_BASE_DEFAULTS if "merged" in method.inputs else {})
     result = _sourced(method, "adaptation", (*_ADAPTATION, *defaults), given, preset, defaults)
     for name, setting in result.items():
-        low = 0 if name in ("steps", "held_out") else 1
+        low = 0 if name in ("steps", "held_out", "base_steps") else 1
         if name in ("stream", "base_select"):
             words = KINDS if name == "stream" else RULES
             if setting.value not in words:
                 raise MergeError(f"unknown {name} {setting.value!r}: {did_you_mean(str(setting.value), words)}")
+        elif name == "base_steps" and setting.value is None:
+            continue
         elif name == "fraction":
             number = setting.value
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1:

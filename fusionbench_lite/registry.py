@@ -177,11 +177,13 @@ def choice(default: str, choices: tuple[str, ...]) -> Any:
     return _field(default, check, wanted)
 
 
-def word(default: str) -> Any:
-    """Declare a hyperparameter that is a name, of which the method says whether it knows it."""
-    wanted = "a name, at least one character long"
+def word(default: str | None, *, optional: bool = False) -> Any:
+    """Declare a hyperparameter that is a name, of which the method says whether it knows it; `optional` allows None."""
+    wanted = "a name, at least one character long" + (" or null" if optional else "")
 
-    def check(value: Any) -> str:
+    def check(value: Any) -> str | None:
+        if value is None and optional:
+            return None
         if not isinstance(value, str) or not value:
             raise TypeError(wanted)
         return value

@@ -95,3 +95,13 @@ def check_stream_faults(method: str, s: Setting, steps: int, **given) -> None:
     with refused("task1", "nan|inf|finite"):
         fbl.adapt(method, *s.arguments(), steps, **given)
     s.batches = full
+
+
+def identify(case: tuple[str, Mapping[str, object]]) -> str:
+    return case[0] + "".join(f"-{k}={v}" for k, v in case[1].items())
+
+
+def gradient_of(change: Tensor, lr: float) -> Tensor:
+    """Undo Adam's first step, -lr g / (|g| + 1e-8), in float64."""
+    ratio = change.abs() / lr
+    return -change.sign() * 1e-8 * ratio / (1 - ratio)

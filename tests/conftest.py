@@ -25,14 +25,27 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-@pytest.fixture
-def command(tmp_path: Path, shared_cache: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m fusionbench_lite ...` with results in a fresh folder; `module` chooses another module."""
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
+
+@pytest.fixture
+def command(tmp_path: Path, shared_cache: Path) -> Command:
+    """Run `python -m fusionbench_lite ...` with results in a fresh folder; `module` chooses another module."""
+    return _command_in(tmp_path, shared_cache)
+
+
+@pytest.fixture(scope="module")
+def module_command(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tuple[Command, Path]:
+    """As `command`, in one folder for a module of tests, which comes with it."""
+    folder = tmp_path_factory.mktemp("module")
+    return _command_in(folder, shared_cache), folder
+
+
+def _command_in(folder: Path, cache: Path) -> Command:
     def run(*arguments: str, module: str = "fusionbench_lite", env: dict[str, str] | None = None, timeout: float = 240):
-        environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(shared_cache), "COLUMNS": "200", **(env or {})}
+        environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(cache), "COLUMNS": "200", **(env or {})}
         return subprocess.run(
-            [sys.executable, "-m", module, *arguments], cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", module, *arguments], cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=timeout, check=False,
         )
 

@@ -140,3 +140,40 @@ def test_the_loss_falls_when_batches_repeat(method, steps, options, ratio):
     s.batches = {t: b * steps for t, b in s.batches.items()}
     losses = run(method, s, steps, **options).losses
     assert float(losses[-1]) < ratio * float(losses[0])
+
+
+# ---------------------------------------------------------------- memory
+
+
+class ShortOfMemory(Transformer):
+    """Refuses more than two examples, and its fifth forward pass: there a step is half done."""
+
+    calls = 0  # of the class: a method may run a copy of the model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ShortOfMemory.calls += 1
+        if ShortOfMemory.calls == 5 or len(x) > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return super().forward(x)
+
+
+@each
+def test_memory_runs_out(method):
+    """Smaller chunks repeat nothing and lose nothing."""
+    s, short = (small_setting(model, tasks=2, steps=8) for model in (None, ShortOfMemory()))
+    ShortOfMemory.calls = 0
+    options = {"router": "entropy"} if method == "twin_merging" else {}
+    want, got = (run(method, x, 4, lr=0.01, **options) for x in (s, short))
+    assert ShortOfMemory.calls > 8
+    if method == "twin_merging":  # biases that batch normalisation cancels
+        want.learned.update({n: got.learned[n] for n in ("0/bias", "1/bias")})
+    assert all(torch.allclose(v, got.learned[n], rtol=0, atol=1e-10) for n, v in want.learned.items())
+    assert torch.allclose(want.losses, got.losses, rtol=0, atol=1e-12)
+    x = s.batches["task0"][1]
+    assert len(x) > 2
+    assert torch.allclose(want.encode(x, "task0"), got.encode(x, "task0"), rtol=0, atol=1e-9)
+
+
+def test_batches_that_are_routed_as_a_whole_are_not_split():
+    with refused("memory", "batch_size"):
+        run("wemoe", small_setting(ShortOfMemory(), tasks=2), 4, routing="batch")

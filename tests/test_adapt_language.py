@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_model
 
 import fusionbench_lite as fbl
-from fusionbench_lite.adaptation.engine.core import call
+from fusionbench_lite.adaptation.engine import core
 from fusionbench_lite.adaptation.engine.descent import descend
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Vectors
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
@@ -49,6 +49,10 @@ def double(kind, **given):
 
 def run(s, method="adamerging_layerwise", steps=3, **given):
     return fbl.adapt(method, *s.setting.arguments(), steps, **given)
+
+
+def call(encoder, weights, batch):
+    return core.call(encoder, weights, batch).detach()
 
 
 # ---------------------------------------------------------------- encoders and heads

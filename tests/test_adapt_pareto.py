@@ -27,12 +27,11 @@ from tests.helpers import UNUSED, Setting, distance, same_bits, setting, snapsho
 from tests.oracles import adaptive, coefficients, data_free, pareto
 
 METHOD = "pareto_merging"
-LAWS = settings(max_examples=8, deadline=None)
-SEED = st.integers(0, 2**31)
+LAWS, SEED = settings(max_examples=8, deadline=None), st.integers(0, 2**31)
 
 
 def compare(s, steps, tolerance, **given):
-    """Coefficients, losses, and the merged weights and features of every preference that `fbl` offers."""
+    """Coefficients, losses, merged weights and features of both preferences."""
     want = pareto.pareto_merging(s, steps, **given)
     for preference in ("equal", "task"):
         got = fbl.adapt(METHOD, *s.arguments(), steps, preference=preference, **given)
@@ -45,7 +44,6 @@ def compare(s, steps, tolerance, **given):
             check_encode(got, state, s, task, 100 * tolerance)
         if preference == "equal":
             check_merged(got, want.state(want.equal()), s, 50 * tolerance)
-    return got, want
 
 
 CASES = [
@@ -184,8 +182,8 @@ def test_coefficients_move_at_most_like_adam(seed, steps, lr, learn):
 def test_distance_reads_no_data_and_entropy_does():
     s = setting(steps=3, dtype=DOUBLE)
     empty = Setting(s.model, s.pretrained, s.experts, s.heads, {t: [] for t in s.batches})
-    a, b = run(METHOD, s, 3, mode="distance"), run(METHOD, empty, 3, mode="distance")
-    assert same_bits(a.state_dict(), b.state_dict())
+    a, b = (run(METHOD, x, 3, mode="distance").state_dict() for x in (s, empty))
+    assert same_bits(a, b)
     refuse("task0", method=METHOD, s=empty, steps=3)
 
 
@@ -203,8 +201,8 @@ def test_every_preference_comes_closer_to_its_expert():
 def test_entropy_falls_when_one_batch_is_repeated():
     s = setting(steps=1)
     s.batches.update({t: b * 30 for t, b in s.batches.items()})
-    losses = run(METHOD, s, 30, lr=0.01).losses
-    assert float(losses[-1]) < float(losses[0])
+    first, *_, last = run(METHOD, s, 30, lr=0.01).losses.tolist()
+    assert last < first
 
 
 def test_the_draws_depend_on_the_seed_and_inputs_stay():
@@ -245,7 +243,7 @@ def test_value_out_of_range(method, name, value):
 
 
 def test_the_task_preference_needs_a_task():
-    got = run(METHOD, setting(steps=2), 2, preference="task")
+    got = run(METHOD, setting(steps=0), 0, preference="task")
     with pytest.raises(fbl.MergeError, match="task"):
         got.state_dict()
     with pytest.raises(fbl.MergeError, match="task1"):

@@ -14,6 +14,8 @@ from tests.adapter_checks import (
     check_encode,
     check_learned,
     check_losses,
+    gradient_of,
+    identify,
 )
 from tests.helpers import distance, same_bits, setting, snapshot
 from tests.oracles import surgery
@@ -57,10 +59,6 @@ CASES = [
     ("prob_surgery", {"hidden": 7, "kl": 0.1, "lr": 0.01, "seed": 4}),
     ("prob_surgery", {"shared": True, "lr": 0.01}),
 ]
-
-
-def identify(case):
-    return case[0] + "".join(f"-{k}={v}" for k, v in case[1].items())
 
 
 @pytest.mark.parametrize("case", CASES, ids=identify)
@@ -138,12 +136,6 @@ def test_first_update_changes_only_what_starts_at_zero(method):
             assert moved.any()
             assert bool((value[moved].abs() <= 1e-3).all())
     assert len(got) == {"surgery": 4, "surgery_v2": 12, "prob_surgery": 6}[method]
-
-
-def gradient_of(step: torch.Tensor, lr: float) -> torch.Tensor:
-    """Undo Adam's first step lr g / (|g| + 1e-8) in float64."""
-    ratio = step.abs() / lr
-    return -step.sign() * 1e-8 * ratio / (1 - ratio)
 
 
 def test_gradient_against_finite_differences_and_the_formula():

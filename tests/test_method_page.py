@@ -100,10 +100,10 @@ def test_the_command_of_every_header_runs_the_method(id):
 
 
 @pytest.mark.parametrize("id", registry.names())
-def test_three_seeds_has_a_row_that_is_the_command(id):
+def test_the_experiment_of_all_methods_has_a_row_that_is_the_command(id):
     from method_page import described, main_row
 
-    assert main_row(described(registry.get(id), FOLDER), experiments.read("mini/three_seeds"))
+    assert main_row(described(registry.get(id), FOLDER), experiments.read("mini/methods"))
 
 
 def test_what_is_accepted_are_the_words_of_the_refusal():

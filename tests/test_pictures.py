@@ -164,6 +164,7 @@ def test_tensors_find_their_order_and_their_group():
     runs = layers.groups(layers.arrange(sorted(NAMES)))
     assert [label for label, _, _ in runs] == ["stem", *map(str, range(11)), "end"]
     assert runs[0][2] == len(STEM)
+    assert layers.arrange(NAMES, sorted(NAMES)) == layers.arrange(NAMES)
     given = layers.arrange(sorted(NAMES), NAMES)
     assert [found.name for found in given] == NAMES
     kinds = {layers.place(name).family for name in NAMES}
@@ -181,6 +182,8 @@ def test_labels_are_kept_apart():
     places = style.spread([1.0, 1.0, 1.5, 9.0], 2.0)
     assert sorted(places) == places
     assert min(np.diff(places)) >= 2.0 - 1e-9
+    assert style.spread([8.0, 9.0, 9.5, 9.9], 2.0, 0.0, 10.0) == [4.0, 6.0, 8.0, 10.0]
+    assert style.spread([9.0, 9.0, 9.0], 8.0, 0.0, 10.0) == [0.0, 5.0, 10.0]
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path, capsys):

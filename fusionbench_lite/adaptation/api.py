@@ -97,7 +97,8 @@ def adapt(
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     example, batches = _peeked(view.tasks[0], batches, device)
-    procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
+    with torch.inference_mode(False), torch.enable_grad():  # what is learned has to take gradients, wherever this is called
+        procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
     losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
     return Adapted(
         method, registry.describe(configured), tuple(view.tasks), procedure.coefficients(), procedure.masks(),

@@ -224,7 +224,13 @@ def _roberta(transformers: Any, config: dict[str, Any]) -> Encoder:
 
 def _t5(transformers: Any, config: dict[str, Any], **options: Any) -> Encoder:
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**config))
-    if config.get("tie_word_embeddings", True) is False:  # version 5 ties all the same, until weights are loaded
+    # The stacks always share their embeddings; the setting is about the lm_head and its factor. From version 5 on, a new
+    # model ties the lm_head all the same, and 5.0 forgets the factor.
+    tied = config.get("tie_word_embeddings", True) is not False
+    model.config.scale_decoder_outputs = tied
+    for stack in (model.encoder, model.decoder):
+        stack.embed_tokens.weight = model.shared.weight
+    if not tied:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     return T5Encoder(model, **options)
 

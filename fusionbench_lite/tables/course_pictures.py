@@ -127,12 +127,12 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str, str]]) -> None
     low, high = axes.get_ylim()
     inches = axes.get_position().height * axes.figure.get_figure(root=True).get_figheight()
     gap = (high - low) * 0.135 / inches
-    for (text, value, colour, weight), place in zip(ends, style.spread([end[1] for end in ends], gap), strict=True):
-        axes.annotate(
-            text, (1, value), (1.05, place), xycoords=("axes fraction", "data"), textcoords=("axes fraction", "data"),
-            fontsize=8, color=colour, fontweight=weight, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "#C9D1D9", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
-        )
+    places = style.spread([end[1] for end in ends], gap, low, high)
+    for (text, value, colour, weight), place in zip(ends, places, strict=True):
+        beside = axes.get_yaxis_transform()
+        axes.plot([1.0, 1.045], [value, place], color="#C9D1D9", linewidth=0.6, transform=beside, clip_on=False)
+        axes.set_ylim(low, high)
+        axes.text(1.055, place, text, fontsize=8, color=colour, fontweight=weight, va="center_baseline", transform=beside)
 
 
 def _held_out(axes: Axes, values: pd.Series) -> None:
@@ -181,31 +181,38 @@ def draw_experiment(rows: Rows, found: Sequence[Curve], path: Path, note: str = 
     """Draw the adaptive rows of an experiment over each other; returns the files written."""
     names = list(dict.fromkeys(curve.row for curve in found))
     inks = {name: (CYCLE[number % 8], DASHES[number // 8 % 4]) for number, name in enumerate(names)}
-    kinds = list(dict.fromkeys(curve.objective for curve in found if curve.quantity == LOSS))
-    panels: list[tuple[str, list[Curve]]] = [
-        (f"loss: {kind}, summed over tasks", [c for c in found if c.quantity == LOSS and c.objective == kind]) for kind in kinds
-    ]
-    panels += [
-        (f"held-out loss: {kind}", [c for c in found if c.quantity == HELD_OUT and c.objective == kind])
-        for kind in dict.fromkeys(curve.objective for curve in found if curve.quantity == HELD_OUT)
-    ]
-    accuracy = [curve for curve in found if curve.quantity == AVERAGE]
+    panels = _panels(found)
     tag, wide = 0.4 + 0.068 * max(len(name) for name in names), 3.4
-    high = max(2.6, 0.15 * len(names) + 0.4)
-    tall = max(len(panels), 1) * (high + 0.55) - 0.55
+    # Two panels a row, each row as high as the names beside its panels need.
+    highs = [max(2.2, *(0.15 * len(chosen) + 0.3 for _, chosen in panels[at : at + 2])) for at in range(0, len(panels), 2)]
     seeds = int(max(curve.frame["seeds"].max() for curve in found))
     sheet = Sheet(
-        2 * MARGIN + 0.4 + 2 * (wide + tag) + 0.5, tall + 0.6, rows.title,
+        2 * MARGIN + 0.4 + 2 * (wide + tag) + 0.5, sum(highs) + 0.55 * len(highs) + 0.1, rows.title,
         f"Adaptive rows of {rows.experiment}: running means of the loss, average accuracy at the evaluations"
         + (f"; mean of {seeds} seeds, bands ± one standard deviation" if seeds > 1 else "; one seed") + note,
     )
-    left, top = MARGIN + 0.4, sheet.top + 0.2
     for number, (title, chosen) in enumerate(panels):
-        _overlay(sheet.axes(left, top + number * (high + 0.55), wide, high), title, chosen, inks)
-    _overlay(sheet.axes(left + wide + tag + 0.5, top, wide, min(tall, 1.6 * high)), "average accuracy (%)", accuracy, inks)
+        row, column = divmod(number, 2)
+        top = sheet.top + 0.2 + sum(highs[:row]) + 0.55 * row
+        _overlay(sheet.axes(MARGIN + 0.4 + column * (wide + tag + 0.5), top, wide, highs[row]), title, chosen, inks)
     sheet.text(sheet.width / 2, sheet.height - 0.1, "step", ha="center", va="bottom", fontsize=8.5, color=SOFT)
     numbers = [curve.frame.reset_index().assign(row=curve.row, quantity=curve.quantity) for curve in found]
     return sheet.save(path, pd.concat(numbers)[["row", "quantity", "step", "mean", "std", "seeds"]])
+
+
+def _panels(found: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
+    """Return (title, curves): losses of one kind and the accuracies first, then held-out losses and other kinds."""
+
+    def of(quantity: str, kind: str | None = None) -> list[Curve]:
+        return [c for c in found if c.quantity == quantity and kind in (None, c.objective)]
+
+    panels: list[tuple[str, list[Curve]]] = []
+    for kind in dict.fromkeys(curve.objective for curve in found):
+        panels.append((f"loss: {kind}, summed over tasks", of(LOSS, kind)))
+        if len(panels) == 1:
+            panels.append(("average accuracy (%)", of(AVERAGE)))
+        panels.append((f"held-out loss: {kind}", of(HELD_OUT, kind)))
+    return [panel for panel in panels if panel[1]]
 
 
 def _overlay(axes: Axes, title: str, chosen: Sequence[Curve], inks: Mapping[str, tuple[str, Any]]) -> None:

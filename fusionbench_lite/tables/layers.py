@@ -55,12 +55,15 @@ def place(name: str, *, visual: bool = False) -> Place:
 
 
 def arrange(names: Iterable[str], order: Sequence[str] = ()) -> list[Place]:
-    """Return the places of tensors in model order; `order` is that of the state dict where it is known."""
+    """Return the places of tensors in model order; `order` is that of the state dict where it is known.
+
+    An alphabetical order is that of a file and says nothing.
+    """
     names = list(names)
     visual = any("visual." in name for name in names)
     places = [place(name, visual=visual) for name in names]
     stages = {STEM: 0, TAIL: 2, TEXT: 3}
-    known = {name: number for number, name in enumerate(order)}
+    known = {name: number for number, name in enumerate(order)} if list(order) != sorted(order) else {}
     stacks = sorted({found.stack for found in places}, key=lambda stack: ("decoder" in stack, stack))
 
     def key(found: Place) -> tuple[int, int, int, int, int, str]:

@@ -65,7 +65,7 @@ def draw_masks(record: Record, learned: Learned, path: Path) -> list[Path]:
         max(2 * MARGIN + 0.35 + columns * (wide + 0.4) + 0.35, 6.6), rows * (high + 0.62) + 0.05,
         f"Learned masks: {name_of(record)}",
         f"{describe(record)}; rows are blocks, columns singular components by falling singular value"
-        + ("" if _active(record, learned) is None else "; dashed: components to the left started on"),
+        + _started(_active(record, learned)),
     )
     lines = []
     image = None
@@ -125,6 +125,12 @@ def _mask_lines(found: Sequence[Place], counts: Floats) -> list[dict[str, Any]]:
         {"matrix": one.name, "block": one.block, "kind": short(one.kind), "component": index, "tasks_on": int(count)}
         for one, line in zip(found, counts, strict=True) for index, count in enumerate(line) if not math.isnan(count)
     ]
+
+
+def _started(active: float | None) -> str:
+    if active is None:
+        return ""
+    return "; all started on" if active == 1 else "; dashed: components to the left started on"
 
 
 def _active(record: Record, learned: Learned) -> float | None:

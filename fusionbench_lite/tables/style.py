@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,8 +98,12 @@ def heading(axes: Axes, text: str, **style: Any) -> None:
     axes.set_title(text, **{"loc": "left", "fontsize": 9, "color": INK, "pad": 4, **style})
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart to at least `gap` from each other, as near to their places as their order allows."""
+def spread(places: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Move labels apart to at least `gap` from each other, as near to their places as their order allows.
+
+    They stay between `low` and `high`, closer together where there is no room for the gap.
+    """
+    gap = min(gap, (high - low) / max(len(places) - 1, 1))
     order = sorted(range(len(places)), key=lambda number: places[number])
     groups: list[tuple[list[int], float]] = []
     for number in order:
@@ -112,4 +117,8 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     for members, centre in groups:
         for rank, number in enumerate(members):
             moved[number] = centre + gap * (rank - (len(members) - 1) / 2)
+    for rank, number in enumerate(order):
+        moved[number] = max(moved[number], low + gap * rank)
+    for rank, number in enumerate(reversed(order)):
+        moved[number] = min(moved[number], high - gap * rank)
     return moved

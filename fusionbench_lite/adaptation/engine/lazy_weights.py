@@ -7,19 +7,18 @@ time, so a whole model per example is never in memory.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusionbench_lite.adaptation.engine.mixture import is_linear
+from fusionbench_lite.adaptation.engine.mixture import frozen_copy, is_linear
 from fusionbench_lite.adaptation.engine.procedure import Examples, Inputs, size_of
 
 BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
@@ -74,9 +73,8 @@ class LazyModel:
     """A copy of `model` with the weights `base`, and `vectors` by tensor name that gates add to them."""
 
     def __init__(self, model: nn.Module, base: Mapping[str, Tensor], vectors: Mapping[str, Vectors]) -> None:
-        self.model = copy.deepcopy(model).eval()
-        self.model.load_state_dict(base, strict=False, assign=True)
-        self.model.requires_grad_(False)
+        self.model, follow = frozen_copy(model, base)
+        vectors = {**vectors, **{name: vectors[first] for name, first in follow.items() if first in vectors}}
         self.gates = Gates()
         self._bytes: tuple[int, int] | None = None
         self._in_turn = False
@@ -169,7 +167,7 @@ def _apply_to_states(module: nn.Module, name: str, origin: Tensor, vectors: Vect
 
     def convolution(inputs: Tensor) -> Tensor:
         own = inputs @ left.to(inputs.dtype)
-        return inputs @ origin + module.bias + scale(own, gates.values) @ right.to(inputs.dtype)
+        return inputs @ origin + cast(Tensor, module.bias) + scale(own, gates.values) @ right.to(inputs.dtype)
 
     def embedding(inputs: Tensor) -> Tensor:
         own = nn.functional.embedding(inputs, left)
@@ -181,9 +179,9 @@ def _apply_to_states(module: nn.Module, name: str, origin: Tensor, vectors: Vect
     elif name != "weight":
         return
     elif isinstance(module, nn.Embedding) and module.max_norm is None:
-        module.forward = embedding  # type: ignore[method-assign]
+        module.forward = embedding  # type: ignore[method-assign, assignment]
     elif is_linear(module):
-        module.forward = linear if isinstance(module, nn.Linear) else convolution  # type: ignore[method-assign]
+        module.forward = linear if isinstance(module, nn.Linear) else convolution
 
 
 def _attend(
@@ -197,12 +195,13 @@ def _attend(
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
     packed = [projection(query)] * 3 if shared else [projection(tensor) for tensor in (query, key, value)]
     heads = [
-        part.chunk(3, -1)[number].unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for number, part in enumerate(packed)
+        part.chunk(3, -1)[number].view(*part.shape[:2], module.num_heads, -1).transpose(1, 2)
+        for number, part in enumerate(packed)
     ]
     scores = heads[0] @ heads[1].mT / heads[0].shape[-1] ** 0.5
     for mask in (attn_mask, None if key_padding_mask is None else key_padding_mask[:, None, None]):
         if mask is not None:
-            mask = mask.unflatten(0, (-1, module.num_heads)) if mask.dim() == 3 else mask
+            mask = mask.view(-1, module.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
             scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, dim=-1)
     output = module.out_proj((weights @ heads[2]).transpose(1, 2).flatten(2))

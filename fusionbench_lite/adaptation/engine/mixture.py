@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.adaptation.engine.ties import repeats
 from fusionbench_lite.errors import MergeError
 
 BUDGET = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Bytes that the mixed weights of a layer may take at a time. A processor works in its cache, a graphics card wants
 large products; the examples that fit share a product."""
+
+
+def frozen_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, str]]:
+    """Return a copy of the model with these weights, in evaluation mode, and {name: the name it follows} of tied tensors."""
+    twin = copy.deepcopy(model).eval()
+    follow = {
+        name: first for name, first in repeats(twin, [*weights, *twin.state_dict(keep_vars=True)]).items() if first in weights
+    }
+    twin.load_state_dict({**weights, **{name: weights[first] for name, first in follow.items()}}, strict=False, assign=True)
+    return twin.requires_grad_(False), follow
 
 
 def is_linear(module: nn.Module) -> bool:

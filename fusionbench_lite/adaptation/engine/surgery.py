@@ -3,101 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from fusionbench_lite.adaptation.draws import normal, uniform
-from fusionbench_lite.adaptation.engine.frozen import Frozen, linear_start, parameters
+from fusionbench_lite.adaptation.engine.feature_adapters import Adapter
+from fusionbench_lite.adaptation.engine.frozen import Frozen, parameters
 from fusionbench_lite.adaptation.engine.probe import example_of, widths
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
 from fusionbench_lite.weights.experts import Experts
-
-Values = Mapping[str, Tensor]
-"""The weights of the adapters of n tasks, each [n, ...]."""
-
-
-class Adapter(Protocol):
-    """What an adapter computes and minimises, for n tasks at once. Features are [n, B, d]; rows of zeros add no loss."""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of its weights."""
-
-    def start(self, part: str, width: int, task: str) -> Tensor:
-        """Return the start of a task's weight."""
-
-    def adapt(self, values: Values, merged: Tensor) -> Tensor:
-        """Return the adapted features."""
-
-    def loss(self, values: Values, merged: Tensor, expert: Tensor, noise: Tensor | None) -> Tensor:
-        """Return each example's loss [n, B]."""
-
-    def noise(self, task: str, shape: Sequence[int], key: Sequence[int]) -> Tensor | None:
-        """Return the noise of a task's update for its features [B, d]; None where there is none."""
-
-
-class Reduction:
-    """ẑ = z - U relu(D z), with U = 0 at the start; the loss is the mean distance |ẑ - y| to the expert's feature y."""
-
-    parts = ("down", "up")
-
-    def __init__(self, rank: int, seed: int) -> None:
-        self.rank, self.seed = rank, seed
-
-    def start(self, part: str, width: int, task: str) -> Tensor:
-        """Return D [rank, d] or U [d, rank]."""
-        if part == "up":
-            return torch.zeros(width, self.rank, dtype=torch.float64)
-        return linear_start(uniform((self.rank, width), self.seed, "surgery", task, "down"))
-
-    def adapt(self, values: Values, merged: Tensor) -> Tensor:
-        """Return ẑ."""
-        return torch.baddbmm(merged, torch.relu(merged @ values["down"].mT), values["up"].mT, alpha=-1)
-
-    def loss(self, values: Values, merged: Tensor, expert: Tensor, noise: Tensor | None) -> Tensor:
-        """Return |ẑ - y|, a mean over d."""
-        return (self.adapt(values, merged) - expert).abs().mean(-1)
-
-    def noise(self, task: str, shape: Sequence[int], key: Sequence[int]) -> Tensor | None:
-        """Return None."""
-        return None
-
-
-class Probabilistic:
-    """ẑ = z - (μ + exp(ℓ/2) ε), μ = M r, ℓ = V r, r = relu(D z), with M = V = 0 at the start; evaluation subtracts μ.
-
-    The loss is the mean distance |ẑ - y| and `kl` times KL(N(μ, e^ℓ) ‖ N(0, 1)), a sum over d.
-    """
-
-    parts = ("down", "mean", "log_variance")
-
-    def __init__(self, hidden: int, kl: float, seed: int) -> None:
-        self.hidden, self.kl, self.seed = hidden, kl, seed
-
-    def start(self, part: str, width: int, task: str) -> Tensor:
-        """Return D [hidden, d], M or V [d, hidden]."""
-        if part != "down":
-            return torch.zeros(width, self.hidden, dtype=torch.float64)
-        return linear_start(uniform((self.hidden, width), self.seed, "prob_surgery", task, "down"))
-
-    def adapt(self, values: Values, merged: Tensor) -> Tensor:
-        """Return z - μ."""
-        return merged - torch.relu(merged @ values["down"].mT) @ values["mean"].mT
-
-    def loss(self, values: Values, merged: Tensor, expert: Tensor, noise: Tensor | None) -> Tensor:
-        """Return the loss at this noise; without noise that of z - μ."""
-        inner = torch.relu(merged @ values["down"].mT)
-        mean, log_variance = inner @ values["mean"].mT, inner @ values["log_variance"].mT
-        removed = mean if noise is None else mean + (log_variance / 2).exp() * noise
-        divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(-1) / 2
-        return (merged - removed - expert).abs().mean(-1) + self.kl * divergence
-
-    def noise(self, task: str, shape: Sequence[int], key: Sequence[int]) -> Tensor | None:
-        """Return ε."""
-        return normal(shape, self.seed, "prob_surgery", task, "noise", *key)
 
 
 class FeatureSurgery(Procedure):
@@ -161,47 +76,46 @@ class FeatureSurgery(Procedure):
         found: dict[str, Tensor] = {}
         for number, task in enumerate(self.tasks):
             group = 0 if self.grouping == "shared" else number
-            self._forget(len(self.owners) if any(key) or len(key) > 1 else group)
             losses = self._differentiate({task: batch[task]} if task in batch else {}, key, group)
             update(losses or {task: self.frozen.zero()}, self._optimizer)
             found |= losses
         return found
 
-    def _forget(self, started: int) -> None:
-        """Zero the gradients of the first `started` groups; the others have none, so that Adam leaves them alone."""
-        for group in self._weights.values():
-            for number, parameter in enumerate(group):
-                parameter.grad = torch.zeros_like(parameter) if number < started else None
-
     def _differentiate(self, batch: Batch, key: tuple[int, ...], group: int) -> dict[str, Tensor]:
-        """Set the gradients of a group of adapters for the batch; return each task's loss."""
-        values: list[Tensor] = [weights[group] for weights in self._weights.values()]
-        gradients: Sequence[Tensor] = [torch.zeros_like(value) for value in values]
-        losses: dict[str, Tensor] = {}
-        if batch:
-            each = self._losses(batch, self._noise(batch, key))
-            gradients = torch.autograd.grad(each.sum(), values)
-            losses = dict(zip(batch, each.detach(), strict=True))
-        for value, gradient in zip(values, gradients, strict=True):
-            value.grad = gradient.contiguous()  # the fused Adam walks over memory, whatever the strides
-        return losses
+        """Set the gradients of a group of adapters for the batch, those of the others to zero; return each task's loss.
+
+        Groups whose first batch is still to come have no gradients, so that Adam leaves them alone.
+        """
+        started = len(self.owners) if any(key) or len(key) > 1 else group + 1
+        for weights in self._weights.values():
+            for number, parameter in enumerate(weights):
+                _clear(parameter, number < started)
+        if not batch:
+            return {}
+        losses, gradients = self._losses(batch, self._noise(batch, key))
+        rows = [self.tasks.index(task) for task in batch] if self.grouping == "together" else [0]
+        for weights, gradient in zip(self._weights.values(), gradients, strict=True):
+            target = weights[group].grad
+            assert target is not None
+            target[rows] = gradient
+        return dict(zip(batch, losses, strict=True))
 
     def _noise(self, batch: Batch, key: tuple[int, ...]) -> Tensor | None:
         drawn = []
         for task, examples in batch.items():
-            assert examples.known is not None
-            own = self.adapter.noise(task, (len(examples), examples.known.shape[-1]), key)
+            own = self.adapter.noise(task, self._features(examples)[:, 0].shape, key)
             if own is None:
                 return None
             drawn.append(own.to(self.frozen.device, self.frozen.dtype))
         return pad_sequence(drawn, batch_first=True)
 
-    def _losses(self, batch: Batch, noise: Tensor | None) -> Tensor:
-        """Return the losses [n] of the n tasks of the batch; shorter batches are filled up with zeros."""
+    @torch.no_grad()
+    def _losses(self, batch: Batch, noise: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the losses [n] of the n tasks of the batch and the gradients; shorter batches are filled up with zeros."""
         features = pad_sequence([self._features(examples) for examples in batch.values()], batch_first=True)
         merged, expert = features.unbind(2)
-        sizes = torch.tensor([len(examples) for examples in batch.values()], device=features.device)
-        return self.adapter.loss(self._values(list(batch)), merged, expert, noise).sum(1) / sizes
+        share = 1 / torch.tensor([len(examples) for examples in batch.values()], dtype=features.dtype, device=features.device)
+        return self.adapter.differentiate(self._values(list(batch)), merged, expert, share, noise)
 
     def _features(self, examples: Examples) -> Tensor:
         assert examples.known is not None
@@ -224,10 +138,9 @@ class FeatureSurgery(Procedure):
         assert examples.known is not None
         return features.to(examples.known.dtype)
 
-    @torch.no_grad()
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each task's loss, without noise."""
-        return {task: self._losses({task: examples}, None)[0] for task, examples in batch.items()}
+        return {task: self._losses({task: examples}, None)[0][0] for task, examples in batch.items()}
 
     def learned(self) -> dict[str, Tensor]:
         """Return the weights of every task's adapter, `TASK/PART`; `/PART` of one for all."""
@@ -240,3 +153,13 @@ class FeatureSurgery(Procedure):
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights that the adapters sit on."""
         return self.frozen.state_dict()
+
+
+def _clear(parameter: Tensor, started: bool) -> None:
+    """Make a gradient zero, without new memory where there is one, or none."""
+    if not started:
+        parameter.grad = None
+    elif parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    else:
+        parameter.grad.zero_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +46,17 @@ class Router(nn.Module):
 
     def forward(self, features: Tensor, step: int | None) -> Tensor:
         """Return logits [B, T] of features [B, d]; with a step number by the batch's statistics and with dropout."""
-        hidden = features.to(self.linear[0].weight.dtype)  # type: ignore[arg-type]
-        for layer, (linear, norm) in enumerate(zip(self.linear, self.norm, strict=False)):
+        first, second, last = (cast(nn.Linear, layer) for layer in self.linear)
+        hidden = features.to(last.weight.dtype)
+        for layer, (linear, norm) in enumerate(zip((first, second), self.norm, strict=True)):
             norm.train(step is not None)
             # Normalisation takes a shift out again: the gradient of the bias is 0, and Adam would follow its rounding.
-            hidden = nn.functional.leaky_relu(norm(nn.functional.linear(hidden, linear.weight, linear.bias.detach())), SLOPE)
+            hidden = norm(nn.functional.linear(hidden, linear.weight, linear.bias.detach()))
+            hidden = nn.functional.leaky_relu(hidden, SLOPE)
             if step is not None and self.dropout:
                 draw = uniform(hidden.shape, self.seed, "twin_merging", "dropout", layer, step).to(hidden.device)
                 hidden = hidden * (draw >= self.dropout) / (1 - self.dropout)
-        logits: Tensor = self.linear[2](hidden)
+        logits: Tensor = last(hidden)
         return logits
 
 
@@ -134,7 +136,7 @@ class Twin(Procedure):
             losses = {task: self._entropy(task, batch[task], leaf, rows) for task, rows in own.items()}
             if leaf.grad is not None:
                 gates.backward(leaf.grad)  # type: ignore[no-untyped-call]
-        losses = {task: loss.detach() for task, loss in losses.items()}
+        losses = {task: loss.detach() for task, loss in losses.items()} or {self.tasks[0]: self.frozen.zero()}
         update(losses, self._optimizer)
         return losses
 
@@ -209,6 +211,15 @@ class Twin(Procedure):
         return {
             f"{prefix}{name}": parameter.detach().cpu().clone()
             for prefix, module in parts.items() for name, parameter in module.named_parameters()
+        }
+
+    def extras(self) -> dict[str, Tensor]:
+        """Return the router's running statistics, `<layer>/{running_mean,running_var}`."""
+        if not isinstance(self.learnables, Router):
+            return {}
+        return {
+            f"{number}/{name}": tensor.detach().cpu().clone()
+            for number, norm in enumerate(self.learnables.norm) for name, tensor in norm.named_buffers() if tensor.dim()
         }
 
     def merged(self, task: str | None = None) -> dict[str, Tensor]:

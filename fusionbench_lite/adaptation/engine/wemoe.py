@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from fusionbench_lite.adaptation.draws import normal
 from fusionbench_lite.adaptation.engine.core import MergedEncoder, Segment
 from fusionbench_lite.adaptation.engine.frozen import Frozen
-from fusionbench_lite.adaptation.engine.mixture import Gates, MixedLinear, is_linear
+from fusionbench_lite.adaptation.engine.mixture import Gates, MixedLinear, frozen_copy, is_linear
+from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
 from fusionbench_lite.errors import MergeError
@@ -49,11 +49,9 @@ class RoutedEncoder(MergedEncoder):
     """A copy of the model whose perceptrons are mixed by their routers; everything but the routers is frozen."""
 
     def __init__(self, context: Context, frozen: Frozen, routers: Mapping[str, Router], *, whole_batch: bool) -> None:
-        self.model = copy.deepcopy(context.model).eval()
+        self.model, _ = frozen_copy(context.model, frozen.base)
         self.chunk = None if whole_batch else context.chunk
         self.whole_batch = whole_batch
-        self.model.load_state_dict(frozen.base, strict=False, assign=True)
-        self.model.requires_grad_(False)
         self.leaves = {f"{name}/{part}": leaf for name, router in routers.items() for part, leaf in router.named_parameters()}
         for name, router in routers.items():
             gates = Gates()
@@ -126,6 +124,10 @@ class Routing(Procedure):
         self.frozen = Frozen(context, experts, base)
         self.routers = {name: self._router(context.model, name) for name in perceptrons(context.model)}
         self.learnables = nn.ModuleDict({name.replace(".", "/"): router for name, router in self.routers.items()})
+        rename_state(self.learnables, {
+            f"{name.replace('.', '/')}.{part}": f"{name}/{part}"
+            for name, router in self.routers.items() for part, _ in router.named_parameters()
+        })
         self.whole_batch = h.routing == "batch"
         self.encoder = RoutedEncoder(context, self.frozen, self.routers, whole_batch=self.whole_batch)
         self.objective = objective("entropy", context.heads)
@@ -156,6 +158,7 @@ class Routing(Procedure):
         losses: dict[str, Tensor] = {}
         for part in self._together(batch):
             losses |= self.encoder.accumulate(part, self.objective)
+        losses = losses or {self.tasks[0]: self.frozen.zero()}
         update(losses, self._optimizer)
         return losses
 
@@ -174,11 +177,9 @@ class Routing(Procedure):
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the routed model, the same for every task."""
         assert examples.inputs is not None
-        return self.encoder.encode(examples.inputs)
-
-    def learned(self) -> dict[str, Tensor]:
-        """Return the routers, `<module>/{hidden,hidden_bias,output,output_bias}`."""
-        return {name: leaf.detach().cpu().clone() for name, leaf in self.encoder.leaves.items()}
+        if self.whole_batch:
+            return self.encoder.encode(examples.inputs)
+        return self.frozen.run({}, examples.inputs, lambda _, part: self.encoder.encode(part))
 
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights of task arithmetic, which hold for gates that all equal `scaling`."""

@@ -1,0 +1,67 @@
+"""MetaMerging: coefficients that adapters can make the most of, by learning through their training (2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from fusionbench_lite.adaptation.adamerging import task_vectors
+from fusionbench_lite.adaptation.base import base_weights
+from fusionbench_lite.errors import MergeError
+from fusionbench_lite.registry import choice, integer, method, real, word
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.engine.descent import Learner
+
+ORDERS = ("second", "first")
+ADAPTERS = ("blocks", "final", "none")
+LOSSES = ("mse", "norm")
+OPTIMIZERS = ("adam", "sgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaMerging:
+    """`raw`: softplus(raw) is the initial coefficient of every task. `inner_steps`: updates of the adapters before a
+    step on the coefficients. `inner_lr`: their rate. `lr`: learning rate of raw. `order`: with or without the second-order
+    part of the gradient. `adapters`: behind every block, on the final feature, or none. `rank`: width inside an adapter.
+    `adapter_lr`: Adam's learning rate for the adapters afterwards. `adapter_steps`: how many of the steps are theirs,
+    the last ones; null is half. `loss`: mean square of the difference to the expert's features, or the mean of its
+    norm. `optimizer`: of raw. `seed`: of the adapters' initial weights. `base`: a method whose merged model takes the
+    place of learned coefficients, so that all steps train adapters."""
+
+    raw: float = real(-2.014)
+    inner_steps: int = integer(1, low=0)
+    inner_lr: float = real(0.1, low=0)
+    lr: float = real(0.01, low=0, open_low=True)
+    order: str = choice("second", ORDERS)
+    adapters: str = choice("blocks", ADAPTERS)
+    rank: int = integer(64, low=1)
+    adapter_lr: float = real(1e-3, low=0, open_low=True)
+    adapter_steps: int | None = integer(None, low=0, optional=True)
+    loss: str = choice("mse", LOSSES)
+    optimizer: str = choice("adam", OPTIMIZERS)
+    seed: int = integer(0)
+    base: str | None = word(None, optional=True)
+
+
+@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",))
+def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner:
+    """θ = θ0 + Σ_t softplus(raw_t) τ_t, and per task adapters h - (U relu(D h + d) + u) on what leaves a block.
+
+    raw minimises Σ_t of the distance between the adapted model's features and expert t's, on new data after
+    `inner_steps` gradient steps on the adapters, through which the gradient is taken. Then raw stays, and the adapters
+    minimise the same distance. A `base`, or `merged` weights, take the place of θ. The task of an input has to be known.
+    Cost: per step and task, a forward and backward pass over a batch, as many again for every inner step, and about two
+    for its second-order part; O(Td) for the merge and its gradient; all task vectors in memory, and the experts, whose
+    features of an example are computed once.
+    """
+    from fusionbench_lite.adaptation.engine.meta import AdapterTraining, Meta, Softplus
+
+    if merged is not None or h.base is not None:
+        if h.adapters == "none":
+            raise MergeError("adapters='none' leaves nothing to learn on given weights: choose blocks or final")
+        return functools.partial(AdapterTraining, experts, h, base_weights(experts, h.base or "", merged))
+    vectors = {name: task_vectors(experts, name) for name in experts.names}
+    return functools.partial(Meta, experts, h, Softplus(experts, vectors, h.raw, lr=h.lr, shared=True))

@@ -11,7 +11,8 @@ from benchmarks.problem import Problem
 from benchmarks.reference import AutogradMerge
 from fusionbench_lite.adaptation.engine.descent import Descent
 from fusionbench_lite.adaptation.engine.objectives import entropy
-from fusionbench_lite.adaptation.engine.parametrisation import Factors, Parametrisation, Part, Vectors
+from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.parts import Factors, Part, Vectors
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.weights.experts import Experts
 

@@ -114,7 +114,7 @@ def base_of(plan: Plan) -> Plan | None:
     if "merged" not in registry.get(plan.method).inputs or plan.values.get("base") is None:
         return None
     method = registry.get(plan.values["base"])
-    if method.per_task or "merged" in method.inputs:
+    if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
     preset = presets.lookup(method.id, plan.model, plan.tasks)
     settings = _settings(method, {}, plan.setting("base_steps") if method.adaptive else None, preset)

@@ -36,7 +36,8 @@ class Method:
     """A method as the registry knows it.
 
     `inputs` names the extra mappings that the method reads besides the weights, such as the statistics of Fisher
-    merging; `per_task` says that it keeps one model per task; `adaptive` that it needs unlabelled data.
+    merging; `per_task` says that it keeps one model per task; `adaptive` that it needs unlabelled data; `routed` that its
+    model mixes the experts anew for every example, so that no merged weights describe it.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Method:
     per_task: bool = False
     adaptive: bool = False
     inputs: tuple[str, ...] = ()
+    routed: bool = False
 
     @property
     def accepted(self) -> dict[str, str]:
@@ -74,12 +76,12 @@ class Method:
 
 def method(
     id: str, hyperparameters: type = NoHyperparameters, *, per_task: bool = False, adaptive: bool = False,
-    inputs: tuple[str, ...] = (),
+    inputs: tuple[str, ...] = (), routed: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the method `id`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Method(id, function, hyperparameters, per_task, adaptive, inputs)
+        entry = Method(id, function, hyperparameters, per_task, adaptive, inputs, routed)
         if adaptive and id in _REGISTERED and not _REGISTERED[id].adaptive:
             _LEARNED[id] = entry
         else:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_model
 import fusionbench_lite as fbl
 from fusionbench_lite.adaptation.engine import core
 from fusionbench_lite.adaptation.engine.descent import descend
-from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Vectors
+from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.parts import Vectors
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import language
@@ -393,6 +394,15 @@ def test_tied_tensors_are_adapted_as_one(form, method, tmp_path):
     assert distance(got.coefficients[listed[0]], want.coefficients["shared.weight"]) <= 1e-7
     assert float((got.coefficients[listed[0]] - 0.3).abs().max()) > 1e-3
     assert distance(got.state_dict()[listed[0]], want.state_dict()["shared.weight"]) <= 1e-7
+
+
+@pytest.mark.parametrize("learn", ["both", "coefficients"])
+def test_the_first_of_tied_names_decides_whether_there_is_a_mask(learn):
+    s = tied_setting("copies", None)
+    got = run(s, "adarank_ta", 1, matrices="encoder_linear", learn=learn)  # a policy that only one of the names meets
+    assert got.masks
+    assert not set(TIED) & set(got.masks)
+    assert not any("embed_tokens" in name for name in got.learned)
 
 
 def test_a_name_that_the_model_lacks_follows_the_tensor_it_is_tied_to(tmp_path):

@@ -136,6 +136,7 @@ REFUSALS = [
     (["method=adamerging_layerwise", "preset=fusionbenc"], "did you mean 'fusionbench'"),
     (["method=surgery", "method.base=task_arithmetik"], "did you mean 'task_arithmetic'"),
     (["method=surgery", "method.base=tall_masks"], "needs one merged model as its base, which 'tall_masks' is not"),
+    (["method=surgery", "method.base=wemoe"], "needs one merged model as its base, which 'wemoe' is not"),
     (["method=surgery", "method.base=surgery_v2"], "needs one merged model as its base, which 'surgery_v2' is not"),
     (["method=surgery", "method.adaptation.base_select=first"], "unknown base_select 'first'"),
     (["method=adarank", "method.adaptation.base_select=last"], "unknown key 'method.adaptation.base_select'"),

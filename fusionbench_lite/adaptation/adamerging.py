@@ -10,7 +10,7 @@ from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner
-    from fusionbench_lite.adaptation.engine.parametrisation import Vectors
+    from fusionbench_lite.adaptation.engine.parts import Vectors
 
 OBJECTIVES = ("entropy", "entropy_of_mean")
 
@@ -64,6 +64,6 @@ def _learner(experts: Experts, h: AdaMergingEntropy, *, shared: bool) -> Learner
 
 def task_vectors(experts: Experts, name: str) -> Vectors:
     """Return θ0 and the task vectors of one tensor."""
-    from fusionbench_lite.adaptation.engine.parametrisation import Vectors
+    from fusionbench_lite.adaptation.engine.parts import Vectors
 
     return Vectors(experts.base(name), experts.task_vectors(name))

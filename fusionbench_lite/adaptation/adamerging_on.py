@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusionbench_lite.adaptation.engine.descent import Learner
-    from fusionbench_lite.adaptation.engine.parametrisation import Part
+    from fusionbench_lite.adaptation.engine.parts import Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def adamerging_tsvm(experts: Experts, h: AdaMergingTsvM) -> Learner:
     Ũ, s and Ṽ are the whitened leading components of TSV-M, λ is learned as in adamerging_layerwise without its clamp.
     Cost: T eigenproblems of side p and two of side Tk per matrix before; per step that of adamerging_layerwise.
     """
-    from fusionbench_lite.adaptation.engine.parametrisation import Vectors
+    from fusionbench_lite.adaptation.engine.parts import Vectors
 
     ratio = _ratio(experts, h)
     ranks = Ranks("adamerging_tsvm")
@@ -85,7 +85,7 @@ def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     k = ⌊ρp⌋; λ is learned as in adamerging_layerwise without its clamp. Cost: T eigenproblems of side p per matrix
     before; per step that of adamerging_layerwise.
     """
-    from fusionbench_lite.adaptation.engine.parametrisation import Vectors
+    from fusionbench_lite.adaptation.engine.parts import Vectors
 
     ratio = _ratio(experts, h)
     parts: dict[str, Part] = {}
@@ -107,7 +107,7 @@ def adamerging_iso_cts(experts: Experts, h: AdaMergingIsoCts) -> Learner:
     is learned as in adamerging_layerwise without its clamp. Cost: 3 + T eigenproblems of side p per matrix before; per
     step that of adamerging_layerwise with one task vector more.
     """
-    from fusionbench_lite.adaptation.engine.parametrisation import TasksAlone, Vectors
+    from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
 
     parts: dict[str, Part] = {}
     for name in experts.names:

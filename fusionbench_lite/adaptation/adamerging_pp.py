@@ -47,7 +47,8 @@ def adamerging_pp_layerwise(experts: Experts, h: AdaMerging) -> Learner:
 
 def _learner(experts: Experts, h: AdaMerging, *, shared: bool) -> Learner:
     from fusionbench_lite.adaptation.engine.descent import descend
-    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Vectors
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+    from fusionbench_lite.adaptation.engine.parts import Vectors
 
     parts = {name: Vectors(experts.base(name), vectors) for name, vectors in elected_vectors(experts).items()}
     return descend(Parametrisation(experts, parts, h.scaling, lr=h.lr, clamp=h.clamp, shared=shared))

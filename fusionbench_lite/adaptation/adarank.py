@@ -95,7 +95,7 @@ def _learner(
     experts: Experts, h: AdaRankTa, origin: Callable[[str], Tensor], *, whiten: bool = False, extra: str = "raw"
 ) -> Learner:
     from fusionbench_lite.adaptation.engine.components import Masks, decomposed, whiten_leading
-    from fusionbench_lite.adaptation.engine.parametrisation import Part, Vectors
+    from fusionbench_lite.adaptation.engine.parts import Part, Vectors
 
     ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
     masks = Masks(h.learn, h.temperature)

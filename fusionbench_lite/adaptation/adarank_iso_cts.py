@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fusionbench_lite.adaptation.engine.components import Components, Masks
     from fusionbench_lite.adaptation.engine.descent import Learner
-    from fusionbench_lite.adaptation.engine.parametrisation import Part
+    from fusionbench_lite.adaptation.engine.parts import Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     AdaMerging and O(pmn) per matrix, p the directions of all blocks together; one task vector more in memory.
     """
     from fusionbench_lite.adaptation.engine.components import Masks
-    from fusionbench_lite.adaptation.engine.parametrisation import TasksAlone, Vectors
+    from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
 
     masks = Masks(h.learn, h.temperature)
     factorised = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
@@ -58,7 +58,7 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
 
 
 def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, base: Tensor, nothing: Tensor) -> Part:
-    from fusionbench_lite.adaptation.engine.parametrisation import Sum
+    from fusionbench_lite.adaptation.engine.parts import Sum
 
     (left, values, right), sizes = directions(experts, name, h.common_fraction)
     blocks = []

@@ -204,7 +204,7 @@ class _Queue:
         if labels is not None:
             _check_labels(task, step, labels, size_of(inputs))
         examples = Examples(inputs, None, labels).to(self.device)
-        assert examples.inputs is not None  # noqa: S101
+        assert examples.inputs is not None
         with torch.no_grad():
             return dataclasses.replace(examples, known=self.procedure.known(task, examples.inputs))
 

@@ -42,7 +42,8 @@ def awd_am(experts: Experts, h: AwdAm) -> Learner:
     λ is learned as in adamerging_layerwise. Cost: that of awd_ta before; per step that of adamerging_layerwise.
     """
     from fusionbench_lite.adaptation.engine.descent import descend
-    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Part, Vectors
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+    from fusionbench_lite.adaptation.engine.parts import Part, Vectors
 
     settings = AwdTa(alpha=h.alpha, lr=h.awd_lr, steps=h.awd_steps, group=h.group, optimizer=h.optimizer)
     parts: dict[str, Part] = {}

@@ -54,7 +54,8 @@ def doge_am(experts: Experts, h: DogeAm) -> Learner:
     before, 4(T + k)mn operations per step of Δ and matrix; per step of λ that of adamerging_layerwise.
     """
     from fusionbench_lite.adaptation.engine.descent import descend
-    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Part, Vectors
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+    from fusionbench_lite.adaptation.engine.parts import Part, Vectors
 
     selected = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
     if not selected:

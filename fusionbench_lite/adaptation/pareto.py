@@ -14,8 +14,8 @@ from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factor
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner
-    from fusionbench_lite.adaptation.engine.parametrisation import Part
     from fusionbench_lite.adaptation.engine.pareto import Preferred
+    from fusionbench_lite.adaptation.engine.parts import Part
 
 MODES = ("entropy", "distance")
 SCALARISATIONS = ("tchebycheff", "linear")
@@ -52,8 +52,9 @@ def pareto_merging(experts: Experts, h: Pareto) -> Learner:
     that of AdaMerging and O(rmn) per matrix, for distances O(Tmn) per matrix and no forward pass; all task vectors in
     memory.
     """
-    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation, Vectors
+    from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
     from fusionbench_lite.adaptation.engine.pareto import ParetoMerging
+    from fusionbench_lite.adaptation.engine.parts import Vectors
 
     parts: dict[str, Part] = {}
     for name in experts.names:

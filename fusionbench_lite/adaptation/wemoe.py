@@ -29,14 +29,14 @@ class Wemoe:
     seed: int = integer(0)
 
 
-@method("wemoe", Wemoe, adaptive=True)
+@method("wemoe", Wemoe, adaptive=True, routed=True)
 def wemoe(experts: Experts, h: Wemoe) -> Learner:
     """θ_mlp(h) = θ0_mlp + Σ_t g_t(h) τ_t,mlp with g(h) = mean over tokens of W2 relu(W1 h + b1) + b2, all else
     θ0 + scaling Σ_t τ_t (WEMoE, Section 3).
 
     A router per perceptron minimises Σ_t of the mean entropy of task t's predictions on unlabelled batches; b2 starts at
     `scaling`, so the model starts near task arithmetic. The experts stay in use: all perceptrons are kept. Cost: per step one
-    forward and backward pass over a batch of every task; a perceptron of s weights costs about 5 O(Ts) more for every
+    forward and backward pass over a batch of every task; a perceptron of s weights costs O(Ts) more for every
     example; T perceptrons in memory, mixed ones for a few examples at a time.
     """
     from fusionbench_lite.adaptation.engine.wemoe import Routing

@@ -94,7 +94,7 @@ class BlockSurgery(Procedure):
 
             def undo(kept: list[Tensor | None] = kept) -> None:
                 for parameter, gradient in zip(self.learnables.parameters(), kept, strict=True):
-                    parameter.grad = gradient
+                    parameter.grad = None if gradient is None else gradient.clone()  # memory may run out again
 
             found, self.frozen.chunk = in_chunks(compute, size_of(inputs), self.frozen.chunk, undo)
             losses |= found

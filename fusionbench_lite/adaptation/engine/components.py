@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fusionbench_lite.adaptation.engine.descent import Learner, descend
-from fusionbench_lite.adaptation.engine.parametrisation import Factors, Parametrisation, Part, Vectors
+from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.parts import Factors, Part, Vectors
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import NULL_RATIO, decompose, inverse_root
 from fusionbench_lite.weights.parallel import each

@@ -130,7 +130,8 @@ class MergedEncoder:
 
     def _restore(self, gradients: Mapping[str, Tensor | None]) -> None:
         for name, leaf in self.leaves.items():
-            leaf.grad = gradients[name]
+            kept = gradients[name]
+            leaf.grad = None if kept is None else kept.clone()  # memory may run out again
 
     def _chunks(
         self, inputs: Inputs, segments: list[Segment], size: int, batch: Batch, objective: Objective,

@@ -58,7 +58,7 @@ class Descent(Procedure):
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the merged model, the same for every task."""
-        assert examples.inputs is not None  # noqa: S101
+        assert examples.inputs is not None
         return self.encoder.encode(examples.inputs)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:

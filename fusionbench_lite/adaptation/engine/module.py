@@ -81,11 +81,12 @@ class Adaptation(lightning.LightningModule):
                 )
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._share_gradients(parameters)
-        for parameter in parameters:
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                raise MergeError(
-                    f"the gradient at step {self.completed + 1} is not finite; lower the learning rate or check the inputs"
-                )
+        # A sum holds every entry that is not finite, and one look at the sums waits for the device once.
+        sums = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
+        if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
+            raise MergeError(
+                f"the gradient at step {self.completed + 1} is not finite; lower the learning rate or check the inputs"
+            )
         optimizer.step()
 
     def _shared_losses(self, own: Mapping[str, Tensor]) -> dict[str, float]:

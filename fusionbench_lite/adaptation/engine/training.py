@@ -51,7 +51,7 @@ class Training(Procedure):
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the trained model."""
-        assert examples.inputs is not None  # noqa: S101
+        assert examples.inputs is not None
         return call(self.context.model, self._current(), examples.inputs)
 
     @torch.no_grad()
@@ -98,6 +98,7 @@ class Training(Procedure):
 
         def undo() -> None:
             for name, tensor in self.weights.items():
-                tensor.grad = kept[name]
+                own = kept[name]
+                tensor.grad = None if own is None else own.clone()  # memory may run out again
 
         return in_chunks(compute, len(examples), self.chunk, undo)

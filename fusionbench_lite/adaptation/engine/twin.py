@@ -188,7 +188,7 @@ class Twin(Procedure):
             return total
 
         def undo() -> None:
-            gates.grad = kept
+            gates.grad = None if kept is None else kept.clone()  # memory may run out again
 
         most = self.mixture.fitting(inputs, gates)
         found, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), undo)

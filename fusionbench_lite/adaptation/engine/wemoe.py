@@ -153,12 +153,13 @@ class Routing(Procedure):
         if self.h.schedule == "cosine":
             for group in self._optimizer.param_groups:
                 group["lr"] = self.h.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
-        for parameter in self.learnables.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        self._optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         for part in self._together(batch):
             losses |= self.encoder.accumulate(part, self.objective)
         losses = losses or {self.tasks[0]: self.frozen.zero()}
+        for parameter in self.learnables.parameters():  # processes add up gradients, whether they have tasks or not
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         update(losses, self._optimizer)
         return losses
 

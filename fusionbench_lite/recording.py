@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fusionbench_lite.suite import Suite
 
 LEARNED = "learned.safetensors"
+RESULTS_SINCE = "0.2.0"
+"""The first version whose results are those of this one: part of every key, to be raised when a method's results change."""
 _LIBRARIES = ("torch", "torchvision", "lightning", "open_clip_torch", "numpy", "hydra-core")
 
 
@@ -61,7 +63,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     own = {} if base is None else {"base": base}
     return own | {
         "schema": schema.VERSION,
-        "version": fusionbench_lite.__version__,
+        "version": RESULTS_SINCE,
         "method": plan.method,
         "hyperparameters": plan.values,
         "settings": {name: setting.value for name, setting in plan.settings.items()},

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from adaptive_claims import CLAIMS
 
 from fusionbench_lite.paths import atomic_file
+from fusionbench_lite.pictures import draw_record
 from fusionbench_lite.selection import RULES
 from fusionbench_lite.tables import output, render
 from fusionbench_lite.tables.compare import compare
 from fusionbench_lite.tables.frame import Table, build
+from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Rows, load_records
 
 NAME = "adaptive"
+LEARNED = [
+    ("Layer-wise AdaMerging", "coefficients", "Merging coefficients of layer-wise AdaMerging, one per task and tensor."),
+    ("AdaRank (CART)", "masks", "Which singular components AdaRank keeps (AdaRank, Figure 10)."),
+    ("AdaRank (CART)", "ranks", "Learned rank against intrinsic rank (AdaRank, Figure 4)."),
+]
+"""Pictures of the first seed's record: row, picture, what it shows."""
 
 
 def write(out: Path, rows: Rows, table: Table, results_dir: str) -> None:
@@ -27,6 +37,7 @@ def write(out: Path, rows: Rows, table: Table, results_dir: str) -> None:
     lines += [*_introduction(), "", "## Results at the last step", "", f"![{table.title}]({picture.name})", ""]
     lines += [render.to_markdown(table), "", "## Selection rules", "", *_rules(rows, table, results_dir)]
     lines += ["", "## Claims of the papers", "", *_claims(rows, results_dir), ""]
+    lines += ["## What was learned", "", *_learned(out, rows, results_dir), ""]
     path = out / f"{NAME}.md"
     with atomic_file(path) as temporary:
         temporary.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)), encoding="utf-8")
@@ -53,6 +64,27 @@ def _rules(rows: Rows, table: Table, results_dir: str) -> Iterator[str]:
     for row in rows.rows:
         if adapted & set(row.keys) and row.name in table.frame.index:
             yield f"| {row.name} | {' | '.join(f'{averages[rule][row.name]:.1f}' for rule in RULES)} |"
+
+
+def _learned(out: Path, rows: Rows, results_dir: str) -> Iterator[str]:
+    """Draw pictures from records and yield what shows them."""
+    found = {record.key: record for record in load_records(results_dir, rows)}
+    own = {row.name: found[row.keys[0]] for row in rows.rows if row.keys[0] in found}
+    yield f"Seed {rows_seed(own)}. `python -m fusionbench_lite.pictures` draws these for any record."
+    yield ""
+    with tempfile.TemporaryDirectory() as folder:
+        for row, picture, caption in LEARNED:
+            if row in own:
+                draw_record(own[row], Path(folder) / row)
+                target = out / f"{NAME}_{picture}.png"
+                shutil.copyfile(Path(folder) / row / f"{picture}.png", target)
+                yield f"![{caption}]({target.name})"
+                yield ""
+
+
+def rows_seed(records: Mapping[str, Record]) -> int:
+    """Return the seed of the first of the records."""
+    return next(iter(records.values())).seeds["seed"]
 
 
 def _claims(rows: Rows, results_dir: str) -> Iterator[str]:

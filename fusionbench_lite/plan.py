@@ -90,6 +90,7 @@ def resolve(config: DictConfig) -> Plan:
     preset = presets.lookup(method.id, model, tasks, plain["preset"])
     hyperparameters = _hyperparameters(method, given, preset, named=plain["preset"] is not None)
     settings = _settings(method, adaptation, plain["steps"], preset)
+    hyperparameters |= {name: Sourced(None, "default") for name in _too_long(hyperparameters, settings)}
     if collect.is_needed(method):
         settings = _sourced(method, "statistics", collect.SETTINGS, statistics, preset)
         for name, setting in settings.items():
@@ -104,6 +105,15 @@ def resolve(config: DictConfig) -> Plan:
     )
     base_of(plan)  # a base that cannot be is refused before anything is loaded
     return plan
+
+
+def _too_long(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Sourced]) -> list[str]:
+    """Return the hyperparameters whose preset is a number of steps beyond all that were asked for."""
+    return [
+        name for name, chosen in hyperparameters.items()
+        if name.endswith("_steps") and chosen.source.startswith("preset") and chosen.value is not None
+        and "steps" in settings and chosen.value > settings["steps"].value
+    ]
 
 
 def base_of(plan: Plan) -> Plan | None:

@@ -108,3 +108,17 @@ def test_tied_tensors_are_one(method):
     assert torch.equal(state["again.weight"], state["embedding.weight"])
     assert not torch.equal(state["again.weight"], base["again.weight"])
     assert torch.equal(got.coefficients["again.weight"], got.coefficients["embedding.weight"])
+
+
+@pytest.mark.parametrize("method", ["adarank_ta", "adarank_cart", "adarank_tsvm", "adarank_iso_cts"])
+def test_little_memory_gives_the_same_weights(method, monkeypatch):
+    """Without dense sums every merge multiplies the active components; weights, losses and masks agree."""
+    s = setting(dtype=torch.float64, steps=40, seed=3)
+    rich = fbl.adapt(method, *s.arguments(), 40, lr=0.02)
+    monkeypatch.setattr("fusionbench_lite.adaptation.engine.memory.SHARE", 0.0)
+    poor = fbl.adapt(method, *s.arguments(), 40, lr=0.02)
+    assert any(bool((mask != mask[:, :1]).any()) for mask in rich.masks.values())  # some components are off
+    assert all(torch.equal(mask, poor.masks[name]) for name, mask in rich.masks.items())
+    assert torch.allclose(rich.losses, poor.losses, rtol=0, atol=1e-9)
+    for name, tensor in rich.state_dict().items():
+        assert torch.allclose(tensor, poor.state_dict()[name], rtol=0, atol=1e-5 if tensor.is_floating_point() else 0), name

@@ -98,7 +98,7 @@ def _learner(
     from fusionbench_lite.adaptation.engine.parts import Part, Vectors
 
     ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
-    masks = Masks(h.learn, h.temperature)
+    masks = Masks(experts, h.learn, h.temperature)
     parts: dict[str, Part] = {}
     for name in experts.names:
         start = origin(name)

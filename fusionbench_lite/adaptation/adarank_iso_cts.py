@@ -41,7 +41,7 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     from fusionbench_lite.adaptation.engine.components import Masks
     from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
 
-    masks = Masks(h.learn, h.temperature)
+    masks = Masks(experts, h.learn, h.temperature)
     factorised = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
     largest = max((experts.numel(name) for name in factorised), default=0)
     zeros: dict[torch.dtype, Tensor] = {}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import torch
 from torch import Tensor
 
+from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.descent import Learner, descend
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.parts import Factors, Part, Vectors
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import NULL_RATIO, decompose, inverse_root
 from fusionbench_lite.weights.parallel import each
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -36,10 +40,16 @@ class Components:
 class Masks:
     """Makes the parts with masks of one method, and remembers the masks that are not learned.
 
-    `learn` is "both", "coefficients" or "masks", which decides what of the parametrisation is learned.
+    `learn` is "both", "coefficients" or "masks", which decides what of the parametrisation is learned. Dense sums of the
+    components that start active are kept where memory allows.
     """
 
-    def __init__(self, learn: str, temperature: float) -> None:
+    def __init__(self, experts: Experts, learn: str, temperature: float) -> None:
+        dense = sum(experts.numel(name) * experts.work_dtype(name).itemsize for name in experts.names)
+        device = experts.base(experts.names[0]).device
+        self.keep = learn == "coefficients" or memory.allows(len(experts) * dense, device)
+        if not self.keep:
+            log.info("memory for %d task vectors is short: active components are multiplied at every step", len(experts))
         self.learn = learn
         self.temperature = temperature
         self.frozen: dict[str, Tensor] = {}
@@ -51,7 +61,7 @@ class Masks:
         """Return the part of one matrix (see `Factors`): constant vectors where masks are not learned."""
         factors = Factors(
             origin, components.left, components.values, components.right, active, temperature=self.temperature,
-            deltas=deltas, rank=rank, learn=self.learn != "coefficients",
+            deltas=deltas, rank=rank, learn=self.learn != "coefficients", keep=self.keep,
         )
         if self.learn != "coefficients":
             return factors

@@ -66,18 +66,19 @@ class Factors(nn.Module):
         ∂L/∂λ_t = Σ_r b_tr q_tr        ∂L/∂b̃_tr = λ_t q_tr m_tr (1 - m_tr) / κ
 
     `left` [T, r, m] and `right` [T, r, n] hold u and v as rows, `values` [T, r] the singular values. At the start the
-    first `active` components of every task are on; their sums Δ_t are kept as dense matrices, which cost the memory of
-    one task vector each. A merge takes those and the components flipped since, or the active components alone,
-    whichever are fewer: it depends on the current mask only, so rounding does not build up with flips (a full rebuild
-    agrees to 1e-5) and a resumed run repeats it bit for bit. `deltas` [T, m, n], where given, are the sums of all
-    components (exact singular value decompositions); their memory is taken over.
+    first `active` components of every task are on; with `keep` their sums Δ_t stay as dense matrices, which cost the
+    memory of one task vector each. A merge takes those and the components flipped since, or the active components
+    alone in one product over all tasks, whichever are fewer (without `keep` always the latter): it depends on the
+    current mask only, so rounding does not build up with flips (both agree to 1e-5) and a resumed run repeats it bit for
+    bit. `deltas` [T, m, n], where given, are the sums of all components (exact singular value decompositions); their
+    memory is taken over.
     """
 
     origin: Tensor
 
     def __init__(
         self, origin: Tensor, left: Tensor, values: Tensor, right: Tensor, active: int, *, temperature: float,
-        deltas: Tensor | None = None, rank: int | None = None, learn: bool = True,
+        deltas: Tensor | None = None, rank: int | None = None, learn: bool = True, keep: bool = True,
     ) -> None:
         super().__init__()
         self.origin = origin.contiguous()
@@ -88,9 +89,11 @@ class Factors(nn.Module):
         logits[:, :active] = 0.1
         self.logits = nn.Parameter(logits, requires_grad=learn)
         self._start = self.bits()
-        if deltas is None or not bool(self._start.all()):
-            deltas = self._sums(self._start, deltas)
-        self._dense = Vectors(origin, deltas)
+        self._dense: Vectors | None = None
+        if keep:
+            if deltas is None or not bool(self._start.all()):
+                deltas = self._sums(self._start, deltas)
+            self._dense = Vectors(origin, deltas)
 
     def bits(self) -> Tensor:
         """Return the hard mask b [T, r] of the components that are held."""
@@ -106,7 +109,7 @@ class Factors(nn.Module):
         bits = self.bits()
         scale = coefficients.to(bits.device)[:, None] * self.values
         flipped = bits != self._start
-        if int(flipped.sum()) <= int(bits.sum()):
+        if self._dense is not None and int(flipped.sum()) <= int(bits.sum()):
             self._dense.combine(coefficients, out)
             self._add_components(flipped, torch.where(bits, scale, -scale), out)
         else:
@@ -152,7 +155,9 @@ class Factors(nn.Module):
     def frozen(self) -> Vectors:
         """Return the same merge with the mask at its present value for ever: constant Δ_t = U_t diag(b_t s_t) V_tᵀ."""
         bits = self.bits()
-        return self._dense if torch.equal(bits, self._start) else Vectors(self.origin, self._sums(bits))
+        if self._dense is not None and torch.equal(bits, self._start):
+            return self._dense
+        return Vectors(self.origin, self._sums(bits))
 
 
 class Sum(nn.Module):

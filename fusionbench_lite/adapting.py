@@ -39,7 +39,7 @@ class Source:
 
     def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
         self.plan, self.suite, self.procedure = plan, suite, procedure
-        self._known: dict[tuple[str, str], Tensor] = {}
+        self._known: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks.names}
         self.pools = {task: self._pool(task) for task in plan.tasks.names}
@@ -119,15 +119,18 @@ class Source:
             probe = self._compute(task, split, rows[:1])
             if probe is None:
                 return None
-            wanted = np.arange(len(self._images(task, split)))
-            if split == "train" and self.procedure.split == "test":
-                wanted = np.sort(self.held_out_rows[task])
-            table = probe.new_empty((len(self._images(task, split)), *probe.shape[1:]))
+            size = len(self._images(task, split))
+            only_held_out = split == "train" and self.procedure.split == "test"
+            wanted = self.held_out_rows[task] if only_held_out else np.arange(size)
+            places = np.full(size, -1)
+            places[wanted] = np.arange(len(wanted))
+            table = probe.new_empty((len(wanted), *probe.shape[1:]))
             for start in range(0, len(wanted), ROWS):
-                some = wanted[start : start + ROWS]
-                table[torch.from_numpy(some)] = self._compute(task, split, some)  # type: ignore[assignment]
-            self._known[task, split] = table
-        return self._known[task, split][torch.from_numpy(rows)]
+                stop = min(start + ROWS, len(wanted))
+                table[start:stop] = self._compute(task, split, wanted[start:stop])  # type: ignore[assignment]
+            self._known[task, split] = places, table
+        places, table = self._known[task, split]
+        return table[torch.from_numpy(places[rows])]
 
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
         with torch.no_grad():

@@ -80,7 +80,7 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     from fusionbench_lite.tables import frame, output, rows, terminal
 
     console = Console()
-    keys = {name: _keys(name, row, console) for name, row in resolved.items()}
+    keys = _all_keys(resolved, console)
     manifest = rows.Rows(
         experiment.name, experiment.title,
         tuple(rows.Row(name, resolved[name][0].method, tuple(keys[name])) for name in resolved), experiment.question,
@@ -93,22 +93,31 @@ def main(config: DictConfig, overrides: list[str]) -> None:
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _keys(name: str, row: list[Plan], console: Any) -> list[str]:
-    """Run what is missing of a row and return its records' keys."""
+def _all_keys(resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[str]]:
+    """Run what is missing and return the keys of every row's records.
+
+    Seed by seed, because data and experts of a seed are loaded once for all rows.
+    """
+    keys: dict[str, list[str]] = {name: [] for name in resolved}
+    for number in range(max(map(len, resolved.values()))):
+        for name, row in resolved.items():
+            keys[name].append(_key(name, row[number], console))
+    return keys
+
+
+def _key(name: str, plan: Plan, console: Any) -> str:
+    """Run what is missing of a row and return its record's key."""
     from fusionbench_lite import run
     from fusionbench_lite.progress import Progress
 
-    keys = []
-    for plan in row:
-        with Progress() as progress:
-            record, fresh = run.execute(plan, progress)
-        if record is None:
-            raise InputError("an experiment runs in one process: start it without a launcher, or use a sweep (-m)")
-        if fresh:
-            average = record.data["selections"]["last"]["average"]
-            console.print(
-                f"{name}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
-                style="dim", highlight=False,
-            )
-        keys.append(record.key)
-    return keys
+    with Progress() as progress:
+        record, fresh = run.execute(plan, progress)
+    if record is None:
+        raise InputError("an experiment runs in one process: start it without a launcher, or use a sweep (-m)")
+    if fresh:
+        average = record.data["selections"]["last"]["average"]
+        console.print(
+            f"{name}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
+            style="dim", highlight=False,
+        )
+    return record.key

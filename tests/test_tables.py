@@ -12,9 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.tables import frame, latex, output, render, terminal
+from fusionbench_lite.tables import frame, latex, output, plot, render, terminal
 from fusionbench_lite.tables.__main__ import main
 from fusionbench_lite.tables.compare import compare
+from fusionbench_lite.tables.families import FAMILIES
 from fusionbench_lite.tables.rows import Row, Rows, load_records
 from tests.record_factory import TASKS, experiment, store
 
@@ -164,3 +165,8 @@ def test_no_torch():
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_every_family_of_methods_has_a_colour_of_its_own():
+    assert set(plot.COLOURS) == set(FAMILIES)
+    assert len(set(plot.COLOURS.values())) == len(FAMILIES)

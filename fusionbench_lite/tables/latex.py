@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fusionbench_lite.tables.frame import Table
-from fusionbench_lite.tables.render import BEST, SECOND, cells, heading, ranks, reference
+from fusionbench_lite.tables.render import BEST, SECOND, UNRANKED_ROWS, cells, heading, ranks, reference
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -47,8 +47,8 @@ def to_latex(table: Table) -> str:
     lines = _with_rule(tabular.strip().splitlines(), sum(reference(table)), len(shown))
     label = re.sub(r"[^A-Za-z0-9]+", "-", table.name or "runs").strip("-")
     remarks = [rf"\par {escape(note)}" for note in table.notes]
-    remarks[0] += " Best bold, second underlined; rows above the middle rule are references and not ranked, nor are rows of one "
-    remarks[0] += "model per task or of some of the experts."
+    remarks[0] += " Best bold, second underlined; rows above the middle rule are references and not ranked, nor are rows "
+    remarks[0] += f"{UNRANKED_ROWS}."
     return "\n".join(
         [
             r"\begin{table}[t]",

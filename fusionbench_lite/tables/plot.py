@@ -15,7 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fusionbench_lite.tables.families import ADAPTIVE, DATA_FREE, FAMILIES, PER_TASK, REFERENCE, SOME, STATISTICS, SVD
+from fusionbench_lite.tables.families import (
+    ADAPTERS,
+    ADAPTIVE,
+    DATA_FREE,
+    FAMILIES,
+    PER_TASK,
+    REFERENCE,
+    ROUTED,
+    SOME,
+    STATISTICS,
+    SVD,
+)
 from fusionbench_lite.tables.frame import AVERAGE, Table
 from fusionbench_lite.tables.notes import DAGGER
 from fusionbench_lite.tables.render import AVERAGE_HEADER, BEST, heading, ranks, reference
@@ -23,7 +34,7 @@ from fusionbench_lite.tables.render import AVERAGE_HEADER, BEST, heading, ranks,
 # Okabe and Ito's palette: told apart under every common colour blindness, and by lightness in grey print.
 COLOURS = {
     REFERENCE: "#8A8F98", DATA_FREE: "#0072B2", SVD: "#E69F00", STATISTICS: "#CC79A7", ADAPTIVE: "#009E73",
-    PER_TASK: "#56B4E9", SOME: "#B8A88A",
+    ADAPTERS: "#D55E00", ROUTED: "#7A5BA6", PER_TASK: "#56B4E9", SOME: "#B8A88A",
 }
 _INK, _SOFT, _FAINT = "#1F2933", "#616E7C", "#E4E7EB"
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#F7FAFC", "#D3E3F0", "#94BCDB", "#4A8AC0", "#1F5A96", "#12386B"])

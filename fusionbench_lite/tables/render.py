@@ -7,6 +7,7 @@ import math
 
 import pandas as pd
 
+from fusionbench_lite.selection import USES_TEST_LABELS
 from fusionbench_lite.tables.families import REFERENCE, UNRANKED
 from fusionbench_lite.tables.frame import AVERAGE, Table
 from fusionbench_lite.tables.notes import DAGGER
@@ -14,6 +15,10 @@ from fusionbench_lite.tables.notes import DAGGER
 BEST, SECOND = 1, 2
 AVERAGE_HEADER, INTERVAL_HEADER, SECONDS_HEADER = "Average", "95% interval", "Seconds"
 ABSENT = "—"
+
+UNRANKED_ROWS = (
+    "with adapters or routes, of one model per task, of some of the experts, or that read test labels beyond the selection rule"
+)
 
 
 def heading(table: Table) -> str:
@@ -54,11 +59,14 @@ def ranks(table: Table) -> pd.DataFrame:
     """Per accuracy column: BEST, SECOND or 0, in the shape of `cells` (other columns are 0).
 
     Numbers are compared as printed, so two that read the same share their rank; the second is the next number below.
-    Rows of the unranked families, references among them, have no rank, and a column with one ranked row has no best.
+    Rows of the unranked families, references among them, have no rank, nor have rows that read test labels where the
+    table's selection rule does not; a column with one ranked row has no best.
     """
     shown = cells(table)
     ranked = pd.DataFrame(0, index=shown.index, columns=shown.columns)
-    methods = [name not in UNRANKED for name in table.frame["family"]]
+    ruled = table.select in USES_TEST_LABELS
+    rows = zip(table.frame["family"], table.frame["uses_test_labels"], strict=True)
+    methods = [family not in UNRANKED and (ruled or not reads) for family, reads in rows]
     for name in table.columns:
         printed = table.frame[name].round(1).where(methods)
         distinct = sorted(printed.dropna().unique(), reverse=True)
@@ -85,7 +93,7 @@ def to_markdown(table: Table) -> str:
     for position, name in enumerate(shown.index):
         row = zip(shown.iloc[position], ranked.iloc[position], strict=True)
         lines.append("| " + " | ".join([_markdown(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
-    legend = "Best **bold**, second *italic*; rows of references, of one model per task or of some of the experts are not ranked."
+    legend = f"Best **bold**, second *italic*; rows of references, {UNRANKED_ROWS} are not ranked."
     return "\n".join([*lines, "", legend, *(_markdown(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
 
 

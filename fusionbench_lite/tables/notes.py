@@ -23,7 +23,7 @@ def notes(
     flagged = frame["uses_test_labels"]
     if flagged.any():
         remarks.append(
-            f"{DAGGER} step chosen by accuracy on the test labels (best_test): optimistic, "
+            f"{DAGGER} reads test labels, to choose the step (best_test) or as a supervised oracle: optimistic, "
             "not comparable with rows that do not carry the mark."
         )
     if trial:

@@ -83,7 +83,7 @@ def describe(comparison: Comparison) -> list[str]:
             f"p = {paired.mid_p:.2g} (mid-p), {paired.exact_p:.2g} (exact)."
         )
     if any(comparison.uses_test_labels):
-        lines.append("† step chosen by accuracy on the test labels (best_test): optimistic.")
+        lines.append("† reads test labels, to choose the step (best_test) or as a supervised oracle: optimistic.")
     return lines
 
 

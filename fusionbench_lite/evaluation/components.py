@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.methods.api import merge
+from fusionbench_lite.models.modes import evaluating
 from fusionbench_lite.weights.experts import Experts, is_factorised
 from fusionbench_lite.weights.linalg import decompose, rank_of, top_singular
 
@@ -162,15 +162,3 @@ def _loss(
     if labels is None:
         raise MergeError("cross entropy needs labels: give batches of (inputs, labels)")
     return -scores.gather(-1, labels[:, None]).mean()
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode for the length of the block."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

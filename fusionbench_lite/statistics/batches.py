@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusionbench_lite.errors import MergeError
 
@@ -58,15 +57,3 @@ def _inputs(batch: Any) -> Tensor:
         what = f"{type(found).__name__}" if not isinstance(found, Tensor) else "a tensor without dimensions"
         raise MergeError(f"a batch must be a tensor of examples, a tuple that starts with one, or a mapping, got {what}")
     return found
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode for the length of the block; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError, did_you_mean
-from fusionbench_lite.statistics.batches import evaluating, inputs_of
+from fusionbench_lite.models.modes import evaluating
+from fusionbench_lite.statistics.batches import inputs_of
 
 VARIANTS = ("batch", "true")
 Terms = Iterator[tuple[float, Sequence[Tensor | None]]]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.statistics.batches import evaluating, inputs_of
+from fusionbench_lite.models.modes import evaluating
+from fusionbench_lite.statistics.batches import inputs_of
 
 
 def gram_matrices(model: nn.Module, batches: Iterable[Any], *, examples: int | None = None) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, size_of
 from fusionbench_lite.adaptation.engine.ties import aliases, distinct
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.modes import evaluating
 
 Segment = tuple[str, int, int]
 """A task and its rows, first and one past the last, in inputs of several tasks."""
@@ -34,15 +35,10 @@ def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Ten
     A tensor that the model knows by several names takes the weight of the first that is listed. Modes of the modules
     are put back.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     arguments: tuple[Any, ...] = () if isinstance(inputs, Mapping) else (inputs,)
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    try:
+    with evaluating(model):
         output: Tensor = torch.func.functional_call(model, distinct(model, weights), arguments, named)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return output
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from fusionbench_lite.adaptation.engine.module import Adaptation, own_tasks
+from fusionbench_lite.adaptation.engine.module import Adaptation, gathered, own_tasks
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
 from fusionbench_lite.selection import RULES, choose
 
@@ -63,14 +63,14 @@ class Evaluations(Callback):
         procedure, step = module.procedure, module.completed
         procedure.refresh(step)
         mine = own_tasks(module.tasks)
-        results = _gathered(dict(self.predict(procedure, mine)))
+        results = gathered(dict(self.predict(procedure, mine)))
         self.accuracies[step] = {task: float(results[task][1].mean()) for task in module.tasks}
         self.predictions[step] = {
             task: (torch.from_numpy(results[task][0]), torch.from_numpy(results[task][1])) for task in module.tasks
         }
         if self.held_out is not None:
             own = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
-            self.held_out_losses[step] = sum(_gathered(own)[task] for task in module.tasks)
+            self.held_out_losses[step] = sum(gathered(own)[task] for task in module.tasks)
         for rule, chosen in self.chosen.items():
             if chosen == step and rule != "last":
                 self.learned[rule] = procedure.learned()
@@ -121,12 +121,3 @@ class Trajectory(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what a checkpoint stored."""
         self.steps, self.coefficients = state_dict["steps"], state_dict["coefficients"]
-
-
-def _gathered(own: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of all processes' tasks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    parts: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, own)
-    return {task: result for part in parts for task, result in part.items()}

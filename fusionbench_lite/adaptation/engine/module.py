@@ -41,7 +41,6 @@ class Adaptation(lightning.LightningModule):
         self.tasks = tuple(procedure.tasks)
         self.history = History(task_losses={task: [] for task in self.tasks})
         self._procedure = (procedure,)
-        self._started = 0.0
 
     @property
     def procedure(self) -> Procedure:
@@ -154,3 +153,12 @@ def own_tasks(tasks: Iterable[str]) -> list[str]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return tasks[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     return tasks
+
+
+def gathered(own: dict[str, Any], portable: Callable[[Any], Any] = lambda result: result) -> dict[str, Any]:
+    """Return the results of all processes' tasks; `portable` makes a result ready to be sent, where it is sent at all."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    parts: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, {task: portable(result) for task, result in own.items()})
+    return {task: result for part in parts for task, result in part.items()}

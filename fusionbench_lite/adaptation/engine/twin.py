@@ -13,6 +13,7 @@ from fusionbench_lite.adaptation.draws import uniform
 from fusionbench_lite.adaptation.engine.core import in_chunks
 from fusionbench_lite.adaptation.engine.frozen import Frozen
 from fusionbench_lite.adaptation.engine.lazy_weights import LazyModel, LowRank, Vectors, Whole
+from fusionbench_lite.adaptation.engine.module import gathered
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.probe import states, token_mean
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
@@ -151,7 +152,8 @@ class Twin(Procedure):
 
     def _logits(self, batch: Batch, step: int | None) -> tuple[Tensor, dict[str, slice]]:
         """Return the router's logits for the examples of all tasks in order, and the rows of this process's tasks."""
-        features = _gathered({task: examples.known for task, examples in batch.items() if examples.known is not None})
+        known = {task: examples.known for task, examples in batch.items() if examples.known is not None}
+        features = gathered(known, Tensor.cpu)
         present = [task for task in self.tasks if task in features]
         rows, start = {}, 0
         for task in present:
@@ -232,12 +234,3 @@ def _last_block(model: nn.Module) -> nn.Module | None:
         return blocks(model)[-1]
     except MergeError:
         return None
-
-
-def _gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of all processes' tasks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    parts: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, {task: tensor.cpu() for task, tensor in own.items()})
-    return {task: tensor for part in parts for task, tensor in part.items()}

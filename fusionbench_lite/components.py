@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.lazy import torch
 
@@ -51,52 +51,18 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 bad input."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    return command(USAGE, arguments, PREFIX, Options, _main)
 
-    from fusionbench_lite import config as configuration
-    from fusionbench_lite import plan as planning
-    from fusionbench_lite.paths import config_dir
 
-    given = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(given):
-        print(USAGE)
-        return 0
-    overrides = [argument for argument in given if not argument.startswith(PREFIX)]
-    configuration.register()
-    try:
-        options = _options([argument for argument in given if argument.startswith(PREFIX)])
-        try:
-            with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                plan = planning.resolve(compose("config", overrides=overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise configuration.explain(error, overrides) from None
-        for path in _run(plan, options):
-            print(path)
-    except InputError as error:
-        print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def _main(plan: Plan, options: Options) -> int:
+    for path in _run(plan, options):
+        print(path)
     return 0
-
-
-def _options(given: Sequence[str]) -> Options:
-    known = {field.name: str(field.type) for field in dataclasses.fields(Options)}
-    values: dict[str, Any] = {}
-    for argument in given:
-        key, _, value = argument.removeprefix(PREFIX).partition("=")
-        if key not in known:
-            raise InputError(f"unknown key {PREFIX + key!r}: {did_you_mean(key, known)}")
-        if known[key] == "int" and not value.isdigit():
-            raise InputError(f"{PREFIX}{key} must be an integer, got {value!r}")
-        values[key] = int(value) if known[key] == "int" else value
-    return Options(**values)
 
 
 def _run(plan: Plan, options: Options) -> list[Path]:
     from fusionbench_lite import suite as suites
     from fusionbench_lite.adaptation.streams import Stream
-    from fusionbench_lite.data import normalise
     from fusionbench_lite.evaluation.components import changes, matrices, start_of
     from fusionbench_lite.progress import Progress
     from fusionbench_lite.tables import component_pictures
@@ -107,7 +73,7 @@ def _run(plan: Plan, options: Options) -> list[Path]:
         suite = suites.load(plan, progress)
         for task, data in suite.data.items():
             chosen = Stream("epoch", len(data.test_labels), options.examples, 1, plan.seed, task).indices(0)
-            images = normalise(torch.from_numpy(data.test_images[chosen]).to(suite.device))
+            images = suite.evaluator.inputs(data.test_images[chosen])
             batches[task] = images, torch.from_numpy(data.test_labels[chosen]).long().to(suite.device)
         experts = Experts(suite.pretrained, suite.experts)
         start = start_of(plan.method, experts, plan.values)

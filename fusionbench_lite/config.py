@@ -31,34 +31,54 @@ class Precision(enum.Enum):
 
 @dataclasses.dataclass
 class Checkpoints:
-    """Where experts come from: `dir` overrides the cache, `seed` that of the embedded suite's data
-    and training, `recipe` numbers of the training recipe, as in {finetune_steps: 100}. `experts`: the tasks whose experts
-    are merged, a list or the first so many, all by default; a data-free merge is evaluated on the others too."""
+    """Where experts come from: `family` is whose, `dir` a folder of their files in place of cache and network, `manifest`
+    a list of files in place of the family's own. `seed` is that of the embedded suite's data and training, `recipe`
+    numbers of the training recipe, as in {finetune_steps: 100}. `experts`: the tasks whose experts are merged, a list or
+    the first so many, all by default; a data-free merge is evaluated on the others too. `place`: where experts and their
+    singular components stay, device, cpu or disk; auto takes the first that fits."""
 
+    family: str = "auto"
     dir: str | None = None
+    manifest: str | None = None
+    place: str = "auto"
     seed: int = II("seed")
     recipe: Any = None
     experts: Any = None
 
 
 @dataclasses.dataclass
+class Data:
+    """Which images the CLIP models see; see data.vision.Sources."""
+
+    source: str = "auto"
+    skip_corrupt: int = 0
+    corruption: str | None = None
+    corruption_from: str = "splits"
+    severity: int = 5
+
+
+@dataclasses.dataclass
 class Trainer:
-    """How an adaptation runs; see adaptation.engine.fit.Settings."""
+    """How an adaptation runs; see adaptation.engine.fit.Settings. `eval_batch`: images in one forward pass of an
+    evaluation, found automatically where null."""
 
     devices: int = 1
     checkpoint_every: int = 25
     chunk: int | None = None
+    eval_batch: int | None = None
 
 
 @dataclasses.dataclass
 class Config:
-    """Every key of the command line. `tasks` is a number, the name of a task set, or a list of task names."""
+    """Every key of the command line. `tasks` is a number, the name of a task set, or a list of task names; where null, those
+    that the model's experts are best known for."""
 
     method: Any = MISSING
     model: Any = MISSING
-    tasks: Any = "mini8"
+    tasks: Any = None
     experiment: str | None = None
     checkpoints: Checkpoints = dataclasses.field(default_factory=Checkpoints)
+    data: Data = dataclasses.field(default_factory=Data)
     trainer: Trainer = dataclasses.field(default_factory=Trainer)
     logger: Any = MISSING
     results_dir: str = "results"
@@ -114,7 +134,7 @@ def known_keys(overrides: list[str]) -> list[str]:
 
     from fusionbench_lite.paths import config_dir
 
-    groups = [override for override in overrides if re.fullmatch(r"(method|model|trainer|logger)=[\w-]+", override)]
+    groups = [override for override in overrides if re.fullmatch(r"(method|model|checkpoints|trainer|logger)=[\w-]+", override)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -136,4 +156,4 @@ def _flatten(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-__all__ = ["Checkpoints", "Config", "Precision", "Select", "Trainer", "explain", "known_keys", "register"]
+__all__ = ["Checkpoints", "Config", "Data", "Precision", "Select", "Trainer", "explain", "known_keys", "register"]

@@ -9,16 +9,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fusionbench_lite import collect, presets, registry, tasksets
+from fusionbench_lite import backbones, collect, presets, registry, tasksets
 from fusionbench_lite.adaptation.streams import KINDS
+from fusionbench_lite.backbones import Backbone
 from fusionbench_lite.config import Config, Precision
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.selection import RULES
 from fusionbench_lite.tasksets import TaskSet
 
-EMBEDDED_MODELS = ("vit_mini",)
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
 _DEVICES = ("auto", "cpu", "cuda")
+_PLACES = ("auto", "device", "cpu", "disk")
 _ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
 _BASE_DEFAULTS = {"base_select": "last", "base_steps": None}
 """Of a base that adapts: the selection rule, and the steps, its preset's where None."""
@@ -41,7 +42,7 @@ class Plan:
     method: str
     hyperparameters: Mapping[str, Sourced]
     settings: Mapping[str, Sourced]
-    model: str
+    backbone: Backbone
     tasks: TaskSet
     data_dir: Path | None
     seed: int
@@ -56,7 +57,13 @@ class Plan:
     trainer: Mapping[str, Any]
     logger: Mapping[str, Any]
     checkpoints: Mapping[str, Any]
+    data: Mapping[str, Any]
     config: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.backbone.model
 
     @property
     def config_precision(self) -> str:
@@ -80,14 +87,16 @@ def resolve(config: DictConfig) -> Plan:
         if key not in _KEYS:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
     data_dir = Path(plain["data_dir"]).expanduser() if plain["data_dir"] else None
+    backbone = backbones.choose(plain["model"], plain["checkpoints"])
+    plain["tasks"] = backbones.DEFAULT_TASKS[backbone.model] if plain["tasks"] is None else plain["tasks"]
     tasks = tasksets.resolve(plain["tasks"], data_dir)
-    model = plain["model"]["name"]
-    _check_suite(model, tasks, plain["tasks"], data_dir)
+    backbones.check_tasks(backbone, tasks, plain["tasks"], data_dir)
+    backbones.check_data(plain["data"], backbone)
     given = dict(plain["method"])
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
     statistics = (given.pop("statistics", None) or {}) if collect.is_needed(method) else {}
-    preset = presets.lookup(method.id, model, tasks, plain["preset"])
+    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.family)
     hyperparameters = _hyperparameters(method, given, preset, named=plain["preset"] is not None)
     settings = _settings(method, adaptation, plain["steps"], preset)
     hyperparameters |= {name: Sourced(None, "default") for name in _too_long(hyperparameters, settings)}
@@ -98,10 +107,10 @@ def resolve(config: DictConfig) -> Plan:
     _check_integers(plain)
     checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
     plan = Plan(
-        method.id, hyperparameters, settings, model, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
+        method.id, hyperparameters, settings, backbone, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
         plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
         Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
-        checkpoints, _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
+        checkpoints, plain["data"], _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
     )
     base_of(plan)  # a base that cannot be is refused before anything is loaded
     return plan
@@ -126,7 +135,7 @@ def base_of(plan: Plan) -> Plan | None:
     method = registry.get(plan.values["base"])
     if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
-    preset = presets.lookup(method.id, plan.model, plan.tasks)
+    preset = presets.lookup(method.id, plan.model, plan.tasks, family=plan.backbone.family)
     settings = _settings(method, {}, plan.setting("base_steps") if method.adaptive else None, preset)
     if collect.is_needed(method):
         settings = _sourced(method, "statistics", collect.SETTINGS, {}, preset)
@@ -148,17 +157,6 @@ def _method_id(given: dict[str, Any]) -> str:
     if base not in bases:
         raise InputError(f"unknown method.base {base!r}: {did_you_mean(str(base), bases)}")
     return f"{id}_{base}"
-
-
-def _check_suite(model: str, tasks: TaskSet, asked: Any, data_dir: Path | None) -> None:
-    drawn = tasksets.resolve("mini8", None).names
-    if model in EMBEDDED_MODELS and data_dir is None:
-        for name in tasks.names:
-            if name not in drawn:
-                raise InputError(
-                    f"model {model} has no data for task {name!r} of tasks={asked}: use tasks=mini8, or add data_dir "
-                    f"with {name}.npz and {name}.json"
-                )
 
 
 def _hyperparameters(
@@ -258,10 +256,13 @@ def _check_integers(plain: Mapping[str, Any]) -> None:
         "limit": (plain["limit"], 1), "seed": (plain["seed"], 0), "checkpoints.seed": (plain["checkpoints"]["seed"], 0),
         "trainer.devices": (plain["trainer"]["devices"], 1), "trainer.chunk": (plain["trainer"]["chunk"], 1),
         "trainer.checkpoint_every": (plain["trainer"]["checkpoint_every"], 1),
+        "trainer.eval_batch": (plain["trainer"]["eval_batch"], 1),
     }
     for key, (value, low) in limits.items():
         if value is not None and value < low:
             raise InputError(f"{key} must be at least {low}, got {value}")
+    if (place := plain["checkpoints"]["place"]) not in _PLACES:
+        raise InputError(f"unknown checkpoints.place {place!r}: {did_you_mean(str(place), _PLACES)}")
     device = str(plain["device"])
     if device.partition(":")[0] not in _DEVICES:
         raise InputError(f"unknown device {device!r}: {did_you_mean(device, _DEVICES)}")

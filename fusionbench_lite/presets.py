@@ -12,7 +12,9 @@ from fusionbench_lite.paths import config_dir
 from fusionbench_lite.tasksets import TaskSet
 
 
-def lookup(method: str, model: str, tasks: TaskSet, name: str | None = None) -> dict[str, tuple[Any, str]]:
+def lookup(
+    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None
+) -> dict[str, tuple[Any, str]]:
     """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins.
 
     Entries with a `name` hold only where that name is asked for, and then over all others. Raises InputError for a name
@@ -28,6 +30,7 @@ def lookup(method: str, model: str, tasks: TaskSet, name: str | None = None) -> 
         fits = (
             method in _listed(when.get("method", method))
             and model in _listed(when.get("model", model))
+            and family in _listed(when.get("checkpoints", family))
             and bool({tasks.label, len(tasks.names)} & set(_listed(when.get("tasks", tasks.label))))
         )
         if fits and entry.get("name") in (None, name):

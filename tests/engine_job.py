@@ -20,8 +20,8 @@ import torch
 from fusionbench_lite import registry
 from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
 from fusionbench_lite.adaptation.engine.fit import Settings, fit
-from fusionbench_lite.adaptation.engine.module import own_tasks
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
+from fusionbench_lite.processes import own_tasks
 from fusionbench_lite.weights.experts import Experts
 
 TASKS = ("one", "two", "three")

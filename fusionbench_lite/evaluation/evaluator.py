@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionbench_lite.data import TaskData, normalise
+from fusionbench_lite.evaluation.batches import Batches
+from fusionbench_lite.processes import gathered, own_tasks
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -40,29 +43,70 @@ def average(evaluation: Evaluation) -> float:
 class Evaluator:
     """Evaluates encoders on the test examples of some tasks.
 
-    `heads[task](features)` returns logits; `batch_size` bounds memory and does not change results beyond rounding.
+    `heads[task](features)` returns logits, in float32; `prepare` turns stored images into a model's inputs. `batch_size`
+    bounds memory and does not change results beyond rounding; None takes as many images as fit. `bf16` runs encoders in
+    mixed precision.
     """
 
     data: Mapping[str, TaskData]
     heads: Mapping[str, Callable[[Tensor], Tensor]]
     device: torch.device
-    batch_size: int = 250
+    batch_size: int | None = None
+    prepare: Callable[[Tensor], Tensor] = normalise
+    bf16: bool = False
+
+    def inputs(self, images: NDArray[np.uint8]) -> Tensor:
+        """Return the model's inputs for stored images, on the device."""
+        return self.prepare(torch.from_numpy(images).to(self.device))
+
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """How many examples run at once."""
+        pixels = max(int(np.prod(entry.test_images.shape[1:3])) for entry in self.data.values())
+        return Batches(self.batch_size, pixels, self.device)
 
     def task(self, task: str, encode: Encode) -> TaskResult:
         """Return the predictions of one task; the first of equal logits wins."""
         images = self.data[task].test_images
-        return self.rows(task, lambda rows: encode(normalise(torch.from_numpy(images[rows]).to(self.device))))
+        return self.rows(task, lambda rows: encode(self.inputs(images[rows])))
 
     def rows(self, task: str, features: Callable[[NDArray[np.int64]], Tensor]) -> TaskResult:
         """Return the predictions of one task from the features of rows of its test examples."""
-        labels, parts = self.data[task].test_labels, []
-        with torch.inference_mode():
-            for start in range(0, len(labels), self.batch_size):
-                rows = np.arange(start, min(start + self.batch_size, len(labels)))
-                parts.append(self.heads[task](features(rows)).argmax(-1).cpu())
-        predictions = torch.cat(parts).numpy().astype(np.int64)
-        return TaskResult(predictions, predictions == labels)
+        return self._predictions([task], features)[task]
 
     def evaluate(self, encode: Encode, tasks: Iterable[str] | None = None) -> Evaluation:
-        """Return the predictions of one encoder on the given tasks, all by default."""
-        return {task: self.task(task, encode) for task in (self.data if tasks is None else tasks)}
+        """Return the predictions of one encoder on the given tasks, all by default.
+
+        Tasks with the same test images share one pass. Processes of one run share the tasks.
+        """
+        groups: dict[int, list[str]] = {}
+        for task in self.data if tasks is None else tasks:
+            groups.setdefault(id(self.data[task].test_images), []).append(task)
+        mine = own_tasks([members[0] for members in groups.values()])
+        found: dict[str, TaskResult] = {}
+        for members in groups.values():
+            if members[0] in mine:
+                images = self.data[members[0]].test_images
+                found |= self._predictions(members, lambda rows, images=images: encode(self.inputs(images[rows])))  # type: ignore[misc]
+        everyone = gathered(found)
+        return {task: everyone[task] for task in (self.data if tasks is None else tasks)}
+
+    def _predictions(
+        self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]
+    ) -> dict[str, TaskResult]:
+        parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
+
+        def predict(rows: NDArray[np.int64]) -> list[Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                encoded = features(rows)
+            return [self.heads[task](encoded.float()).argmax(-1).cpu() for task in tasks]
+
+        with torch.inference_mode():
+            for found in self.batches.run(predict, len(self.data[tasks[0]].test_labels)):
+                for task, part in zip(tasks, found, strict=True):
+                    parts[task].append(part)
+        results = {}
+        for task in tasks:
+            predictions = torch.cat(parts[task]).numpy().astype(np.int64)
+            results[task] = TaskResult(predictions, predictions == self.data[task].test_labels)
+        return results

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from fusionbench_lite.adaptation.engine.module import Adaptation, gathered, own_tasks
+from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
+from fusionbench_lite.processes import gathered, own_tasks
 from fusionbench_lite.selection import RULES, choose
 
 Predict = Callable[[Procedure, Iterable[str]], Mapping[str, tuple[np.ndarray, np.ndarray]]]

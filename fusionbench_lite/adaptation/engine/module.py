@@ -145,20 +145,3 @@ class TaskParallelStrategy(DDPStrategy):
 
     def _register_ddp_hooks(self) -> None:
         return None
-
-
-def own_tasks(tasks: Iterable[str]) -> list[str]:
-    """Return the tasks of this process: every n-th, where n processes share the work; all where one runs alone."""
-    tasks = list(tasks)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return tasks[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
-    return tasks
-
-
-def gathered(own: dict[str, Any], portable: Callable[[Any], Any] = lambda result: result) -> dict[str, Any]:
-    """Return the results of all processes' tasks; `portable` makes a result ready to be sent, where it is sent at all."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    parts: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, {task: portable(result) for task, result in own.items()})
-    return {task: result for part in parts for task, result in part.items()}

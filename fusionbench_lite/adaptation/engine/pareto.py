@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.draws import open_uniform
 from fusionbench_lite.adaptation.engine.core import MergedEncoder, concatenated
-from fusionbench_lite.adaptation.engine.module import own_tasks
 from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.parts import Vectors
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update, size_of
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.processes import own_tasks
 
 
 class Preferred(nn.Module):

@@ -1,0 +1,112 @@
+"""Which models there are, which checkpoint families fit them, and how their tensors are laid out. Never imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionbench_lite import tasksets
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.tasksets import TaskSet
+
+EMBEDDED = ("vit_mini",)
+CLIP = ("vit_b32", "vit_b16", "vit_l14")
+LAYOUTS = ("packed", "separate")
+FAMILIES = ("ta", "tall", "ta_tall", "fusionbench", "own")
+"""Families of CLIP checkpoints; the first three hold open_clip's tensors, fusionbench transformers'."""
+
+DEFAULT_TASKS = {"vit_mini": "mini8", **dict.fromkeys(CLIP, 8)}
+_STANDARD = "8"
+_SOURCES = ("auto", "hub", "folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A model with the family of its experts, and the layout of its tensors (None where there is one alone)."""
+
+    model: str
+    family: str
+    layout: str | None
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether this is a CLIP model at full size."""
+        return self.model in CLIP
+
+    @property
+    def variant(self) -> str:
+        """The variant of the data sets and prompts that the experts were trained with."""
+        return "fusionbench" if self.family == "fusionbench" else "tall"
+
+
+def choose(model: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Backbone:
+    """Return the backbone of a configuration; raises InputError for an unknown model, family or layout, or for a family
+    that does not hold experts of the model."""
+    name, family, layout = model.get("name"), checkpoints["family"], model.get("layout")
+    known = (*EMBEDDED, *CLIP)
+    if name not in known:
+        raise InputError(f"unknown model {name!r}: {did_you_mean(str(name), known)}")
+    if family not in (families := ("auto", "embedded", *FAMILIES)):
+        raise InputError(f"unknown checkpoints.family {family!r}: {did_you_mean(str(family), families)}")
+    own = checkpoints["dir"] is not None
+    if name in EMBEDDED:
+        if family not in ("auto", "embedded", "own"):
+            raise InputError(f"checkpoints={family} holds experts of CLIP models, not of {name}: set model=vit_b32 or leave it out")
+        if layout is not None:
+            raise InputError(f"model {name} has one layout: leave model.layout out")
+        if family == "own" and not own:
+            raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
+        return Backbone(name, "own" if own else "embedded", None)
+    if layout not in (None, *LAYOUTS):
+        raise InputError(f"unknown model.layout {layout!r}: {did_you_mean(str(layout), LAYOUTS)}")
+    if family == "embedded":
+        raise InputError(f"checkpoints=embedded holds experts of vit_mini, not of {name}: set checkpoints=ta_tall")
+    if family == "auto":
+        family = "own" if own and (Path(checkpoints["dir"]).expanduser() / "pretrained.safetensors").is_file() else "ta_tall"
+    if family == "own" and not own:
+        raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
+    return Backbone(name, family, layout or ("separate" if family == "fusionbench" else "packed"))
+
+
+def check_tasks(backbone: Backbone, tasks: TaskSet, asked: Any, data_dir: Path | None) -> None:
+    """Raise InputError where the backbone has no data or no experts for one of the tasks."""
+    drawn, published = tasksets.resolve("mini8", None).names, tasksets.resolve(20, None).names
+    if not backbone.is_clip:
+        for name in tasks.names:
+            if data_dir is None and name not in drawn:
+                raise InputError(
+                    f"model {backbone.model} has no data for task {name!r} of tasks={asked}: use tasks=mini8, or add data_dir "
+                    f"with {name}.npz and {name}.json"
+                )
+        return
+    if backbone.family == "own":
+        return
+    standard = tasksets.resolve(_STANDARD, None).names
+    for name in tasks.names:
+        if name not in published:
+            hint = "tasks=8" if name in drawn else did_you_mean(name, published)
+            raise InputError(f"checkpoints={backbone.family} has no expert of task {name!r}: {hint}, or checkpoints=own")
+        if backbone.family == "ta" and name not in standard:
+            raise InputError(f"checkpoints=ta has experts of eight tasks, not of {name!r}: set checkpoints=ta_tall or tall")
+
+
+def check_data(data: Mapping[str, Any], backbone: Backbone) -> None:
+    """Raise InputError for settings of the `data` section that cannot be."""
+    if data["source"] not in _SOURCES:
+        raise InputError(f"unknown data.source {data['source']!r}: {did_you_mean(str(data['source']), _SOURCES)}")
+    if data["corruption_from"] not in ("splits", "generated"):
+        raise InputError(f"data.corruption_from must be splits or generated, got {data['corruption_from']!r}")
+    if (corruption := data["corruption"]) is not None:
+        from fusionbench_lite.data.corruptions import NAMES
+
+        if corruption not in NAMES:
+            raise InputError(f"unknown data.corruption {corruption!r}: {did_you_mean(str(corruption), NAMES)}")
+    for name, low, high in (("skip_corrupt", 0, None), ("severity", 1, 5)):
+        value = data[name]
+        if value < low or (high is not None and value > high):
+            raise InputError(f"data.{name} must be at least {low}{f' and at most {high}' if high else ''}, got {value}")
+    given = {name for name in ("source", "skip_corrupt", "corruption") if data[name] not in ("auto", 0, None)}
+    if given and not backbone.is_clip:
+        raise InputError(f"data.{min(given)} is about images of CLIP models, not of {backbone.model}: leave it out")

@@ -1,0 +1,74 @@
+"""How many examples run at once where no gradient is needed: as many as fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fusionbench_lite.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PIXELS = 64 * 224 * 224
+"""Pixels of one pass on a processor: more do not run faster there."""
+MOST = {"cpu": 250, "cuda": 1024}
+PROBE = 16
+"""Examples of the first pass on a GPU, which shows what an example costs."""
+SHARE = 0.4
+"""Of the GPU memory that is free after the first pass, the part that passes may take."""
+
+Result = TypeVar("Result")
+
+_earlier_peaks: dict[torch.device, int] = {}
+
+
+def earlier_peak(device: torch.device) -> int:
+    """Return the most GPU memory that was in use before a first pass was measured, which counts anew."""
+    return _earlier_peaks.get(device, 0)
+
+
+class Batches:
+    """The number of examples in one pass: the one given, or one that is found; halved when memory runs out."""
+
+    def __init__(self, size: int | None, pixels: int, device: torch.device) -> None:
+        self.device = device
+        self.size = size
+        if size is None and device.type != "cuda":
+            self.size = max(1, min(MOST["cpu"], PIXELS // pixels))
+
+    def run(self, compute: Callable[[NDArray[np.int64]], Result], examples: int) -> Iterator[Result]:
+        """Yield `compute(rows)` for consecutive rows of all examples. Raises InputError where one example is too much."""
+        start = 0
+        while start < examples:
+            size = self.size or PROBE
+            rows = np.arange(start, min(start + size, examples))
+            try:
+                result = compute(rows) if self.size else self._probed(compute, rows)
+            except torch.OutOfMemoryError as error:
+                if len(rows) == 1:
+                    raise InputError("out of memory with one example at a time: use a smaller model or device=cpu") from error
+                self.size = -(-len(rows) // 2)
+                log.warning("out of memory with %d examples in a pass: trying %d", len(rows), self.size)
+                continue
+            yield result
+            start += len(rows)
+
+    def _probed(self, compute: Callable[[NDArray[np.int64]], Result], rows: NDArray[np.int64]) -> Result:
+        """Run a first small pass on a GPU and set the size from what an example took."""
+        torch.cuda.synchronize(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        _earlier_peaks[self.device] = max(earlier_peak(self.device), torch.cuda.max_memory_allocated(self.device))
+        torch.cuda.reset_peak_memory_stats(self.device)
+        result = compute(rows)
+        torch.cuda.synchronize(self.device)
+        each = max(1, (torch.cuda.max_memory_allocated(self.device) - before) // len(rows))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        wanted = int(SHARE * (free + held)) // each
+        self.size = max(1, min(MOST["cuda"], 1 << max(0, wanted.bit_length() - 1)))
+        return result

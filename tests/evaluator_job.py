@@ -1,0 +1,29 @@
+"""One process of an evaluation that several share: prints the number of passes it made and all predictions."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from fusionbench_lite.processes import shared
+from tests.test_evaluator import make
+
+
+def main() -> None:
+    evaluator, encode = make(batch_size=int(sys.argv[1]))
+    passes = 0
+
+    def counted(inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return encode(inputs)
+
+    with shared():
+        found = evaluator.evaluate(counted)
+    print(json.dumps({"passes": passes, "predictions": {task: r.predictions.tolist() for task, r in found.items()}}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -101,18 +101,19 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     import torch
 
     import fusionbench_lite
-    from fusionbench_lite import zoo
 
     key: dict[str, Any] = {
         "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
         "method": plan.method, "model": plan.model, "task": task,
-        "expert": suite.files[zoo.expert_file(task)], "data": suite.data_hashes[task],
+        "expert": suite.expert_hashes[task], "data": suite.data_hashes[task],
         "settings": {setting: plan.setting(setting) for setting in SETTINGS},
         "device": suite.device.type, "torch": torch.__version__,
     }
     if name == "fisher":
-        key["heads"] = suite.files["heads.safetensors"]
+        key["heads"] = suite.head_hashes[task]
         key["head_scale"] = getattr(suite.evaluator.heads[task], "scale", None)
+    if plan.backbone.layout is not None:
+        key["layout"] = plan.backbone.layout
     if plan.setting("order") == "shuffled":
         key["seed"] = plan.seed
     return key
@@ -122,21 +123,21 @@ def _computation(
     name: str, plan: Plan, suite: Suite, task: str, indices: np.ndarray
 ) -> Callable[[], Mapping[str, Tensor]]:
     def compute() -> Mapping[str, Tensor]:
-        import torch
-
-        from fusionbench_lite.data import normalise
+        from fusionbench_lite.data import prepare
         from fusionbench_lite.statistics import diagonal_fisher, gram_matrices
 
         model, size = _expert(suite, task), plan.setting("batch_size")
         images = suite.data[task].train_images
+        prepare(images, indices)
         batches = (
-            normalise(torch.from_numpy(images[indices[start : start + size]]).to(suite.device))
+            suite.evaluator.inputs(images[indices[start : start + size]])
             for start in range(0, len(indices), size)
         )
         try:
             if name == "fisher":
                 return diagonal_fisher(model, suite.evaluator.heads[task], batches, examples=len(indices))
-            return gram_matrices(model, batches, examples=len(indices))
+            found = gram_matrices(model, batches, examples=len(indices))
+            return {tensor: values for tensor, values in found.items() if tensor in suite.pretrained}  # what is merged
         except MergeError as error:
             raise MergeError(f"task {task!r}: {error}") from error
 
@@ -147,7 +148,10 @@ def _expert(suite: Suite, task: str) -> nn.Module:
     """Return a model of its own with the weights of the task's expert."""
     model = copy.deepcopy(suite.model)
     try:
-        model.load_state_dict(suite.experts[task])
+        # What the family does not merge, as FusionBench's projection, is the model's own.
+        missing, unexpected = model.load_state_dict(dict(suite.experts[task]), strict=False)
+        if wrong := [*(name for name in missing if name in suite.pretrained), *unexpected]:
+            raise RuntimeError(f"tensors that do not match: {', '.join(wrong[:3])}")
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"the expert of task {task!r} does not fit the model: {reason}") from error

@@ -55,6 +55,7 @@ class Data:
     corruption: str | None = None
     corruption_from: str = "splits"
     severity: int = 5
+    tasks_file: str | None = None
 
 
 @dataclasses.dataclass

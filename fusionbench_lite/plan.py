@@ -96,7 +96,7 @@ def resolve(config: DictConfig) -> Plan:
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
     statistics = (given.pop("statistics", None) or {}) if collect.is_needed(method) else {}
-    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.family)
+    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.family, backbone.layout)
     hyperparameters = _hyperparameters(method, given, preset, named=plain["preset"] is not None)
     settings = _settings(method, adaptation, plain["steps"], preset)
     hyperparameters |= {name: Sourced(None, "default") for name in _too_long(hyperparameters, settings)}
@@ -104,6 +104,8 @@ def resolve(config: DictConfig) -> Plan:
         settings = _sourced(method, "statistics", collect.SETTINGS, statistics, preset)
         for name, setting in settings.items():
             collect.check(name, setting.value)
+    if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
+        raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
     _check_integers(plain)
     checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
     plan = Plan(
@@ -135,7 +137,7 @@ def base_of(plan: Plan) -> Plan | None:
     method = registry.get(plan.values["base"])
     if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
-    preset = presets.lookup(method.id, plan.model, plan.tasks, family=plan.backbone.family)
+    preset = presets.lookup(method.id, plan.model, plan.tasks, family=plan.backbone.family, layout=plan.backbone.layout)
     settings = _settings(method, {}, plan.setting("base_steps") if method.adaptive else None, preset)
     if collect.is_needed(method):
         settings = _sourced(method, "statistics", collect.SETTINGS, {}, preset)

@@ -13,7 +13,7 @@ from fusionbench_lite.tasksets import TaskSet
 
 
 def lookup(
-    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None
+    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None, layout: str | None = None
 ) -> dict[str, tuple[Any, str]]:
     """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins.
 
@@ -31,6 +31,7 @@ def lookup(
             method in _listed(when.get("method", method))
             and model in _listed(when.get("model", model))
             and family in _listed(when.get("checkpoints", family))
+            and layout in _listed(when.get("layout", layout))
             and bool({tasks.label, len(tasks.names)} & set(_listed(when.get("tasks", tasks.label))))
         )
         if fits and entry.get("name") in (None, name):

@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,12 @@ _DRAWN_WITH = ("numpy", "scipy", "scikit-learn", "matplotlib", "pillow")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData:
-    """One classification task: images uint8 [N, 32, 32, 3], labels int64 [N] from 0 to the number of classes - 1."""
+    """One classification task: images uint8 [N, S, S, 3], labels int64 [N] from 0 to the number of classes - 1.
+
+    Images may be arrays, or array-likes that decode rows when they are read; those have a `fingerprint`, which stands for
+    their content in the hash. `source` says where the test images are from, `files` maps names of files to their SHA-256 as
+    far as known, `caveats` are sentences that belong to every result.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -39,6 +45,10 @@ class TaskData:
     train_labels: NDArray[np.int64]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
+    _: dataclasses.KW_ONLY
+    source: str = ""
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -50,7 +60,12 @@ class TaskData:
         """SHA-256 of the name, the class names and every array with its shape, in hexadecimal."""
         digest = hashlib.sha256(repr((self.name, self.classes)).encode())
         for field in ARRAYS:
-            array = np.ascontiguousarray(getattr(self, field))
+            value = getattr(self, field)
+            if not isinstance(value, np.ndarray):
+                # The labels of a split that is not opened yet follow from the files that its fingerprint names.
+                digest.update(repr((field, getattr(value, "fingerprint", None))).encode())
+                continue
+            array = np.ascontiguousarray(value)
             digest.update(repr((field, array.dtype.str, array.shape)).encode())
             digest.update(array.data)
         return digest.hexdigest()
@@ -59,6 +74,13 @@ class TaskData:
 def normalise(images: Tensor) -> Tensor:
     """Return uint8 images [B, H, W, 3] as float32 [B, 3, H, W], 0 to 255 mapped to -2 to 2."""
     return ((images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
+
+
+def prepare(images: Any, rows: Any) -> None:
+    """Have rows of images at hand that are decoded when they are read: faster together than one batch after another."""
+    ahead = getattr(images, "prepare", None)
+    if ahead is not None:
+        ahead(rows)
 
 
 def reads_files(name: str, data_dir: Path | None) -> bool:

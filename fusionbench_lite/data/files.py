@@ -22,14 +22,17 @@ SIZE = 32
 _PARTS = ("train", "test")
 
 
-def read(folder: Path, name: str) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
-    """Return the class names and the four arrays of a task; raises InputError naming the file and the fix."""
+def read(folder: Path, name: str, size: int | None = SIZE) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Return the class names and the four arrays of a task; raises InputError naming the file and the fix.
+
+    `size` is the height and width that images have to have; None accepts any.
+    """
     classes, counts = _read_description(_there(folder, f"{name}.json"))
     path = _there(folder, f"{name}.npz")
     arrays = _read_arrays(path)
     for part in _PARTS:
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        _check_images(path, f"{part}_images", images)
+        _check_images(path, f"{part}_images", images, size)
         arrays[f"{part}_labels"] = _checked_labels(path, f"{part}_labels", labels, len(images), classes)
         if part in counts and counts[part] != len(images):
             raise InputError(
@@ -85,9 +88,11 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path} is not a readable .npz file ({reason}): copy or write it anew") from error
 
 
-def _check_images(path: Path, field: str, images: NDArray[Any]) -> None:
-    if images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
-        raise InputError(f"{path}: {field} has shape {list(images.shape)}, not [N, {SIZE}, {SIZE}, 3]: resize the images")
+def _check_images(path: Path, field: str, images: NDArray[Any], size: int | None) -> None:
+    height, width = ("H", "W") if size is None else (size, size)
+    fits = images.ndim == 4 and images.shape[3] == 3 and 0 not in images.shape[1:3]
+    if not fits or (size is not None and images.shape[1:3] != (size, size)):
+        raise InputError(f"{path}: {field} has shape {list(images.shape)}, not [N, {height}, {width}, 3]: resize the images")
     if images.dtype != np.uint8:
         raise InputError(f"{path}: {field} is {images.dtype}, not uint8: store pixels as whole numbers from 0 to 255")
     if len(images) == 0:

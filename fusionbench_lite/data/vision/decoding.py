@@ -1,0 +1,104 @@
+"""From an encoded image to the uint8 square that CLIP's evaluation transform makes of it, before normalisation.
+
+The order is: RGB, shorter side resized to `size` (bicubic, antialiased, Pillow), centre crop. It is that of the training
+code for every mode: torchvision's and this project's readers convert to RGB when they load, and so do the processors of the
+hub's models. (open_clip's own transform, given a palette or RGBA image, would resize first and convert after.) Alpha is dropped,
+as there; newer versions of transformers lay such images on white. Where the margin that is cropped is odd, the crop's place is
+rounded as in torchvision and open_clip, to even; transformers rounds down, so that its square may be one pixel aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIZE = 224
+VERSION = 1
+"""Changes when the same image no longer gives the same square."""
+MOST_PIXELS = 178_956_970
+"""Images with more pixels are taken for decompression bombs: Pillow's own limit."""
+_MOST_RESIZED = 50_000_000
+_CODECS = ("libjpeg_turbo", "jpg", "zlib", "zlib_ng", "jpg_2000", "libtiff", "webp", "avif")
+
+
+class CorruptImage(Exception):
+    """An image whose bytes were read but cannot be decoded."""
+
+
+def opened(content: bytes | None) -> Image:
+    """Return the decoded image of a file's bytes; raises CorruptImage where they are not a whole image."""
+    from PIL import Image
+
+    if not content:
+        raise CorruptImage("there are no bytes")
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MOST_PIXELS:
+            raise CorruptImage(f"{image.width} x {image.height} pixels are taken for a decompression bomb")
+        image.load()
+    except (MemoryError, CorruptImage):
+        raise
+    except Exception as error:  # decoders raise whatever a malformed header makes them stumble over
+        raise CorruptImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    return image
+
+
+def as_image(image: Image | NDArray[np.uint8]) -> Image:
+    """Return an image of an array [H, W, 3] or [H, W], or the image that it already is."""
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+
+
+def square(image: Image, size: int = SIZE) -> NDArray[np.uint8]:
+    """Return the centre of an image, uint8 [size, size, 3], as CLIP's evaluation transform cuts it."""
+    from PIL.Image import Resampling
+
+    image = image.convert("RGB")
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new = int(size * long / short)
+    new_width, new_height = (size, new) if width <= height else (new, size)
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    if new_width * new_height > _MOST_RESIZED:
+        # Only the part that the crop keeps: a line of 1 x 5,000 pixels would become one of 224 x 1,120,000.
+        box = (
+            left * width / new_width, top * height / new_height,
+            (left + size) * width / new_width, (top + size) * height / new_height,
+        )
+        return np.asarray(image.resize((size, size), Resampling.BICUBIC, box))
+    resized = image.resize((new_width, new_height), Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+@contextlib.contextmanager
+def whole_images_only() -> Iterator[None]:
+    """Refuse truncated files for the length of the block, whatever was set elsewhere."""
+    from PIL import ImageFile
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@functools.cache
+def version() -> dict[str, Any]:
+    """Return what decides a decoded square besides the file: this code, Pillow and its codecs."""
+    import PIL
+    from PIL import features
+
+    known = {*features.modules, *features.codecs, *features.features}
+    codecs = {codec: features.version(codec) for codec in _CODECS if codec in known}
+    return {"preprocessing": VERSION, "pillow": PIL.__version__, "codecs": codecs}

@@ -1,0 +1,134 @@
+"""Where the images of a task come from: the user's files, published archives below data_dir, or the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from fusionbench_lite.data.vision import tasks
+from fusionbench_lite.data.vision.cache import Report
+from fusionbench_lite.data.vision.encoded import Split
+from fusionbench_lite.data.vision.folders import ArchiveSource, FolderSource
+from fusionbench_lite.data.vision.hub_files import HubSource
+from fusionbench_lite.data.vision.layouts import LayoutSource
+from fusionbench_lite.data.vision.tasks import CORRUPTIONS, Task
+from fusionbench_lite.errors import InputError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("auto", "hub", "folder")
+CORRUPTION_SOURCES = ("splits", "generated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where images come from and what is done with them.
+
+    `variant`: "tall" or "fusionbench". `cache`: the cache folder. `data_dir`: the user's own data. `source`: "auto" looks there
+    first and then on the hub, "hub" and "folder" look in one place only. `skip_corrupt`: so many images that cannot be decoded
+    are left out. `corruption`: test images are those of the published corrupted split (`corruption_from="splits"`) or are made
+    from the clean ones (`"generated"`, of this `severity`, from `seed`). `limit`: so many test images, evenly spaced.
+    `tasks_file` replaces the packaged table of tasks by one of the same form.
+    """
+
+    variant: str
+    cache: Path
+    data_dir: Path | None = None
+    source: str = "auto"
+    skip_corrupt: int = 0
+    corruption: str | None = None
+    corruption_from: str = "splits"
+    severity: int = 5
+    seed: int = 0
+    limit: int | None = None
+    tasks_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot be."""
+        choices = [("variant", tasks.VARIANTS), ("source", SOURCES), ("corruption_from", CORRUPTION_SOURCES)]
+        choices += [("corruption", CORRUPTIONS)] if self.corruption is not None else []
+        for field, allowed in choices:
+            value = getattr(self, field)
+            if value not in allowed:
+                raise InputError(f"unknown data.{field} {value!r}: {did_you_mean(str(value), allowed)}")
+        for field, least, most in (("skip_corrupt", 0, None), ("severity", 1, 5), ("limit", 1, None)):
+            value = getattr(self, field)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (field == "limit" and value is None) and (not whole or value < least or (most is not None and value > most)):
+                bounds = f"{least} to {most}" if most is not None else f"at least {least}"
+                raise InputError(f"data.{field} must be an integer of {bounds}, got {value!r}")
+        if self.source == "folder" and self.data_dir is None:
+            raise InputError("data.source=folder, but no data_dir is given: set data_dir=...")
+
+    @property
+    def split(self) -> str:
+        """The split that test images are taken from."""
+        return self.corruption if self.corruption is not None and self.corruption_from == "splits" else "test"
+
+
+class Source(Protocol):
+    """Splits of one task from one place. `exact`: they are the published ones, of the sizes in the table."""
+
+    exact: bool
+
+    def has(self, split: str) -> bool:
+        """Say whether a split can be had here."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """Return a hash that changes with the content of a split; nothing is fetched for it."""
+        ...
+
+    def split(self, split: str) -> Split:
+        """Return a split; raises InputError."""
+        ...
+
+
+def find(task: Task, sources: Sources, split: str, report: Report | None = None) -> Source:
+    """Return the first source that has a split of a task; raises InputError that says where it was looked for."""
+    local = local_source(task, sources, split)
+    if local is not None:
+        return local
+    if split in CORRUPTIONS and (task.hub is None or not task.hub.corrupted):
+        known = [name for name in tasks.names(sources.tasks_file) if _has_corrupted(name, sources)]
+        raise InputError(
+            f"task {task.name!r} has no published split {split!r} (only {', '.join(known)} have): "
+            "set data.corruption_from=generated"
+        )
+    if sources.source == "folder":
+        raise InputError(f"task {task.name!r} has no {split} images below {sources.data_dir}: put {_wanted(task, split)} there")
+    return HubSource(task, sources.cache, report)
+
+
+def local_source(task: Task, sources: Sources, split: str) -> Source | None:
+    """Return the first source below data_dir that has a split, None without one."""
+    folder = sources.data_dir
+    if folder is None or sources.source == "hub":
+        return None
+    if not folder.is_dir():
+        raise InputError(f"data_dir {folder} is no folder: name one that is there")
+    if any((folder / f"{task.name}{suffix}").exists() for suffix in (".npz", ".json")) and split in ("train", "test"):
+        return ArchiveSource(task, folder)
+    candidates: list[Source] = [FolderSource(task, folder)]
+    if task.local is not None:
+        candidates += [LayoutSource(task, task.local, root) for root in (folder, folder / task.name)]
+    found = next((source for source in candidates if source.has(split)), None)
+    if found is None and (folder / task.name).is_dir():
+        log.warning("%s is not a layout that is known: put %s there", folder / task.name, _wanted(task, split))
+    return found
+
+
+def _has_corrupted(name: str, sources: Sources) -> bool:
+    hub = tasks.task(name, sources.variant, sources.tasks_file).hub
+    return hub is not None and hub.corrupted
+
+
+def _wanted(task: Task, split: str) -> str:
+    ways = [f"{task.name}/{split}/CLASS/images"]
+    if split in ("train", "test"):
+        ways.append(f"{task.name}.npz with {task.name}.json")
+        if task.local is not None:
+            ways.append(("torchvision's " if task.local.kind == "torchvision" else "") + task.local.at[split])
+    return " or ".join(ways)

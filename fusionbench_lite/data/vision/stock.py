@@ -1,0 +1,81 @@
+"""What a task's images need: downloads, folders, and room for the decoded squares."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fusionbench_lite import hub
+from fusionbench_lite.data.vision import decoding, tasks
+from fusionbench_lite.data.vision.hub_files import HubSource
+from fusionbench_lite.data.vision.index import DECODED, Index
+from fusionbench_lite.data.vision.sources import Sources, find, local_source
+from fusionbench_lite.data.vision.tasks import Task
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.inventory import Item
+
+_WHAT = {"train": "training images"}
+
+
+def inventory(task: str, sources: Sources, size: int = decoding.SIZE) -> list[Item]:
+    """Return what a run on this task needs: test images, training images, and the decoded squares of the test images.
+
+    The hub is asked for the sizes of files where no list of them is in the cache; without a network they are unknown. Nothing
+    is fetched. Raises InputError for an unknown task and for files that are there but not as they should be.
+    """
+    known = tasks.task(task, sources.variant, sources.tasks_file)
+    count = min(sources.limit or known.test, known.test)
+    folders = sources.cache / "images"
+    sizes = known.test_sizes if local_source(known, sources, sources.split) is None else ()
+    return [
+        *_split(known, sources, sources.split),
+        *_split(known, sources, "train"),
+        Item(
+            f"decoded {_what(sources.split)}", task, "made from them on first use", str(folders), count * size * size * 3,
+            any(_complete(path, count, sizes) for path in sorted(folders.glob(f"{task}-{sources.split}-*"))),
+        ),
+    ]
+
+
+def _what(split: str) -> str:
+    return _WHAT.get(split, "test images" if split == "test" else f"test images with {split}")
+
+
+def _split(task: Task, sources: Sources, split: str) -> list[Item]:
+    note = " ".join(task.caveats) if split != "train" else "read by methods with training or held-out images only"
+    local = local_source(task, sources, split)
+    if local is not None:
+        return [Item(_what(split), task.name, str(sources.data_dir), str(sources.data_dir), None, True, note)]
+    try:
+        place = find(task, sources, split)
+    except InputError as error:
+        where = str(sources.data_dir) if sources.data_dir is not None else "data_dir"
+        return [Item(_what(split), task.name, str(error), where, None, False, note)]
+    if not isinstance(place, HubSource):
+        raise InputError(f"task {task.name!r}: {type(place).__name__} is neither below data_dir nor on the hub")
+    try:
+        entries = place.entries(split)
+    except InputError as error:
+        return [Item(_what(split), task.name, place.hub.repo, str(sources.cache / "hub"), None, False, f"{error} {note}".strip())]
+    items = []
+    for entry in entries:
+        found = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
+        path = str(found.path if found else sources.cache / "hub")
+        items.append(Item(_what(split), task.name, f"{place.hub.repo}:{entry.path}", path, entry.size, found is not None, note))
+        note = ""
+    return items
+
+
+def _complete(folder: Path, count: int, sizes: tuple[int, ...]) -> bool:
+    """Say whether a decoded cache, of a split of one of these sizes where any are given, holds `count` images or all there are."""
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        index = Index(folder / "index", int(about["images"]))
+        index.refresh(index.count)
+    except (OSError, ValueError, KeyError):
+        return False
+    if sizes and index.count not in sizes:
+        return False
+    return int((index.states(np.arange(index.count)) >= DECODED).sum()) >= min(count, index.count)

@@ -1,0 +1,141 @@
+"""The 20 image tasks as data: classes, sizes, sources and caveats of each, per data variant (tasks.yaml)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionbench_lite.errors import InputError, did_you_mean
+
+VARIANTS = ("tall", "fusionbench")
+CORRUPTIONS = (
+    "motion_blur", "impulse_noise", "gaussian_noise", "pixelate", "spatter", "contrast", "jpeg_compression",
+)
+_FILE = Path(__file__).with_name("tasks.yaml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hub:
+    """A dataset repository: `folder` holds `<split>-*.parquet`, or folders of tar files where `format` is "tar".
+
+    `train` and `test` name the splits, `image` and `label` the columns. `boolean`: labels are false and true. `corrupted`:
+    there is a split per corruption.
+    """
+
+    repo: str
+    folder: str = "data"
+    format: str = "parquet"
+    train: str = "train"
+    test: str = "test"
+    image: str = "image"
+    label: str = "label"
+    boolean: bool = False
+    corrupted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """A published layout below data_dir: a torchvision class with arguments per split, or one of this package's readers.
+
+    `at` names what marks its presence, per split; `labels` and `offset` turn the layout's label numbers into the task's.
+    """
+
+    kind: str
+    reader: str
+    at: Mapping[str, str]
+    splits: Mapping[str, tuple[Mapping[str, Any], ...]]
+    labels: tuple[int, ...] | None = None
+    offset: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task in one data variant.
+
+    `test_sizes` are the sizes of the test split that published results use; `folders` the dataset's own class names in the order
+    of the labels, where they are not the prompts'; `compare_order`: class names may be compared with the prompts.
+    """
+
+    name: str
+    variant: str
+    prompts: str
+    classes: int
+    train: int
+    test: int
+    test_sizes: tuple[int, ...]
+    hub: Hub | None
+    local: Local | None
+    compare_order: bool
+    folders: tuple[str, ...]
+    caveats: tuple[str, ...]
+
+    def size(self, split: str) -> int:
+        """Return the number of images of a split; corrupted splits have as many as the test split."""
+        return self.train if split == "train" else self.test
+
+
+def names(file: Path | None = None) -> tuple[str, ...]:
+    """Return the names of all tasks."""
+    return tuple(_table(file or _FILE))
+
+
+def task(name: str, variant: str, file: Path | None = None) -> Task:
+    """Return a task in a data variant; `file` replaces tasks.yaml by one of the same form.
+
+    Raises InputError for an unknown task or variant and for a file that is not of that form.
+    """
+    table = _table(file or _FILE)
+    if name not in table:
+        raise InputError(f"unknown image task {name!r}: {did_you_mean(name, table)}")
+    if variant not in VARIANTS:
+        raise InputError(f"unknown data variant {variant!r}: {did_you_mean(variant, VARIANTS)}")
+    base = {key: value for key, value in table[name].items() if key not in VARIANTS}
+    own = table[name].get(variant) or {}
+    entry = {**base, **own, "caveats": [*base.get("caveats", ()), *own.get("caveats", ())]}
+    try:
+        return _typed(name, variant, entry)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file or _FILE}: task {name!r} is incomplete or has a key too many ({error}): correct it") from error
+
+
+def caveats(name: str, variant: str) -> tuple[str, ...]:
+    """Return what a reader of results on this task has to know, as sentences."""
+    return task(name, variant).caveats
+
+
+def _typed(name: str, variant: str, entry: Mapping[str, Any]) -> Task:
+    hub, local = entry["hub"], entry["local"]
+    return Task(
+        name, variant, entry["prompts"], entry["classes"], entry["train"], entry["test"],
+        (entry["test"], *entry.get("also_test", ())), Hub(**hub) if hub else None, _local(local) if local else None,
+        entry.get("order") != "free", tuple(entry.get("folders", ())),
+        tuple(" ".join(caveat.split()) for caveat in entry["caveats"]),
+    )
+
+
+def _local(entry: Mapping[str, Any]) -> Local:
+    at = entry["at"]
+    return Local(
+        "own" if "reader" in entry else "torchvision",
+        entry.get("reader") or entry["class"],
+        {"train": at, "test": at} if isinstance(at, str) else at,
+        {split: tuple(entry.get(split, ())) for split in ("train", "test")},
+        tuple(entry["labels"]) if "labels" in entry else None,
+        entry.get("offset", 0),
+    )
+
+
+@functools.cache
+def _table(file: Path) -> dict[str, dict[str, Any]]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{file} is not readable YAML ({str(error).splitlines()[0]}): correct it") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise InputError(f"{file}: one mapping per task is expected, as in {_FILE}")
+    return content

@@ -1,0 +1,36 @@
+"""What a run needs before it can start: files and datasets, where they are or where to get them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One thing that a run needs.
+
+    `what` is its kind ("expert", "pretrained", "head", "text tower", "test images", "training images"), `task` whose it is,
+    None for all. `where` says where to get it, "repo:file" or an address, `path` where it is or has to be put. `nbytes` is
+    its size as far as it is known; `downloadable` says that a run fetches it by itself.
+    """
+
+    what: str
+    task: str | None
+    where: str
+    path: str
+    nbytes: int | None
+    present: bool
+    note: str = ""
+    downloadable: bool = True
+
+
+def size_text(nbytes: int | None) -> str:
+    """Return a number of bytes as people write it."""
+    if nbytes is None:
+        return "?"
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

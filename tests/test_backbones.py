@@ -1,0 +1,92 @@
+"""Models, checkpoint families, layouts and data settings of the command line, before anything is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fusionbench_lite.commands import plan_of
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.models import clip
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("line", "family", "layout", "tasks"),
+    [
+        ("", "embedded", None, 8),
+        ("model=vit_b32", "ta_tall", "packed", 8),
+        ("model=vit_l14 tasks=20", "ta_tall", "packed", 20),
+        ("model=vit_b16 checkpoints=tall tasks=14", "tall", "packed", 14),
+        ("model=vit_b32 checkpoints=fusionbench", "fusionbench", "separate", 8),
+        ("model=vit_b32 checkpoints=fusionbench model.layout=packed", "fusionbench", "packed", 8),
+        ("model=vit_b32 checkpoints=ta model.layout=separate tasks=[dtd,svhn]", "ta", "separate", 2),
+    ],
+)
+def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, tasks: int):
+    plan = plan_of(line.split())
+    assert (plan.backbone.family, plan.backbone.layout, len(plan.tasks.names)) == (family, layout, tasks)
+    assert plan.backbone.variant == ("fusionbench" if family == "fusionbench" else "tall")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model=vit_b31", "did you mean 'vit_b32'"),
+        ("checkpoints=tal", "unknown checkpoints 'tal'"),
+        ("checkpoints=ta", "not of vit_mini"),
+        ("model=vit_b32 checkpoints=embedded", "checkpoints=ta_tall"),
+        ("model=vit_b32 checkpoints=own", "checkpoints.dir"),
+        ("checkpoints=own", "checkpoints.dir"),
+        ("model=vit_b32 model.layout=pakced", "did you mean 'packed'"),
+        ("+model.layout=packed", "one layout"),
+        ("model=vit_b32 checkpoints=ta tasks=20", "'stl10'"),
+        ("model=vit_b32 tasks=mini8", "'digits'"),
+        ("model=vit_b32 tasks=[sun379]", "did you mean 'sun397'"),
+        ("model=vit_b32 data.source=hup", "did you mean 'hub'"),
+        ("model=vit_b32 data.corruption=gausian_noise", "did you mean 'gaussian_noise'"),
+        ("model=vit_b32 data.severity=6", "at most 5, got 6"),
+        ("model=vit_b32 data.skip_corrupt=-1", "at least 0, got -1"),
+        ("data.corruption=contrast", "not of vit_mini"),
+        ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be at least 1"),
+        ("model=vit_b32 checkpoints.place=disc", "did you mean 'disk'"),
+        ("model=vit_b32 checkpoints.famly=ta", "checkpoints.family"),
+    ],
+)
+def test_refusals_name_the_fix(line: str, said: str):
+    with pytest.raises(InputError, match=said.replace("[", r"\[").replace(".", r"\.")):
+        plan_of(line.split())
+
+
+@pytest.mark.parametrize("model", list(clip.SIZES))
+def test_virtual_zeros_are_the_text_side_tensors(model: str):
+    size = clip.SIZES[model]
+    shapes = clip.text_shapes(size)
+    leftovers = 0
+    for name, shape in shapes.items():
+        if not name.startswith("transformer."):
+            count = 1
+            for side in shape:
+                count *= side
+            leftovers += count
+    for method in ("ties_merging", "pcb_merging", "tall_masks", "consensus_ties", "ties_dare"):
+        setting = plan_of([f"model={model}", f"method={method}"]).hyperparameters["virtual_zeros"]
+        assert setting.value == leftovers
+        assert setting.source.startswith("preset")
+        assert plan_of([f"model={model}", f"method={method}", "checkpoints=fusionbench"]).values["virtual_zeros"] == 0
+        assert plan_of([f"model={model}", f"method={method}", "method.virtual_zeros=7"]).values["virtual_zeros"] == 7
+
+
+def test_a_clip_line_is_refused_without_importing_torch():
+    code = (
+        "import sys\n"
+        "from fusionbench_lite.__main__ import main\n"
+        "sys.argv = ['fusionbench_lite', 'model=vit_b32', 'checkpoints=ta', 'tasks=20']\n"
+        "status = main()\n"
+        "print(status, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,214 @@
+"""Where the source of a converted file is: in the user's folder, in a cache, or on the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fusionbench_lite import hub
+from fusionbench_lite.checkpoints.api import Report
+from fusionbench_lite.checkpoints.families import Base, Family, Known, Place
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.paths import atomic_file, file_sha256
+
+UNKNOWN = Known()
+NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}
+"""How many of the last parts of a path make it clear which file it is, without the folders above them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file at hand. `origin` is "repo:path" or a local path, `where` the same with the commit; `state` that of a local file."""
+
+    path: Path
+    sha256: str
+    origin: str
+    where: str
+    state: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """A file that a repository may have."""
+
+    repo: str
+    file: str
+    known: Known = UNKNOWN
+    about: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """How converted files name their source."""
+        return f"{self.repo}:{self.file}"
+
+
+def offer(family: Family, place: Place, model: str, task: str, kind: str) -> Offer | None:
+    """Return the expert or head of a task that a place may have."""
+    pattern = place.expert if kind == "expert" else place.head
+    if pattern is None:
+        return None
+    file = family.fill(pattern, model, task)
+    about = family.about.get(model) if kind == "expert" else None
+    return Offer(family.fill(place.repo, model, task), file, place.files.get(file, UNKNOWN), about)
+
+
+def base_offers(base: Base) -> list[Offer]:
+    """Return the files of a pretrained model in the order in which they are tried."""
+    return [Offer(base.repo, file, base.known.get(file, UNKNOWN), base.about) for file in base.files]
+
+
+def local_patterns(family: Family, model: str, task: str | None, kind: str) -> list[str]:
+    """Return the paths, below the user's folder, under which a file is looked for; the folders above may be missing."""
+    if kind == "pretrained":
+        return [family.fill(pattern, model) for pattern in family.pretrained]
+    if kind == "base":
+        return [f"{family.bases[model].repo}/{file}" for file in family.bases[model].files]
+    found = []
+    for place in family.places_of(model):
+        made = offer(family, place, model, task or "", kind)
+        if made is not None:
+            found.append(made.file if "/" in made.file or kind == "head" else f"{made.repo}/{made.file}")
+    return list(dict.fromkeys(found))
+
+
+def in_folder(folder: Path, patterns: Iterable[str], kind: str) -> Path | None:
+    """Return the file of a pattern below a folder, whatever the case of its names, with or without the leading folders."""
+    for pattern in patterns:
+        parts = pattern.split("/")
+        for first in range(len(parts) - NAMED_BY[kind] + 1):
+            found = _descend(folder, parts[first:])
+            if found is not None:
+                return found
+    return None
+
+
+def local_head(folder: Path, family: Family, model: str, task: str, expert: Path) -> Path | None:
+    """Return the head of a task in the user's folder: where a release has it, else beside the folder of the expert."""
+    patterns = local_patterns(family, model, task, "head")
+    found = in_folder(folder, patterns, "head")
+    return found or in_folder(expert.parent.parent, [pattern.rsplit("/", 1)[-1] for pattern in patterns], "head")
+
+
+def _descend(folder: Path, parts: list[str]) -> Path | None:
+    exact = folder.joinpath(*parts)
+    if exact.is_file():
+        return exact
+    if not parts:
+        return folder if folder.is_file() else None
+    try:
+        matching = sorted(entry for entry in folder.iterdir() if entry.name.casefold() == parts[0].casefold())
+    except OSError:
+        return None
+    return next((found for entry in matching if (found := _descend(entry, parts[1:])) is not None), None)
+
+
+def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
+    """Return the path that a pattern means: equal whatever the case, else with the longest end in common."""
+    wanted = pattern.casefold().split("/")
+    for first in range(max(len(wanted) - NAMED_BY[kind], 0) + 1):
+        end = wanted[first:]
+        found = sorted(path for path in paths if path.casefold().split("/")[-len(end):] == end)
+        if found:
+            return found[0]
+    return None
+
+
+def local(path: Path, known: Known | None = None) -> Source:
+    """Return a local file as a source; raises InputError when it is not the file that its publisher tells of."""
+    try:
+        status, sha256 = path.stat(), file_sha256(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if known is not None:
+        check_known(str(path), status.st_size, sha256, known)
+    return Source(path, sha256, str(path), str(path), state_of(path))
+
+
+def state_of(path: Path) -> str:
+    """Return size and time of change of a local file, by which its hash is trusted later."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def remembered(path: Path, cache: Path) -> str:
+    """Return the SHA-256 of a local file, which is computed again when its size or time of change is another than before."""
+    note = cache / "checkpoints" / "hashes" / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
+    state = state_of(path)
+    with contextlib.suppress(OSError, ValueError):
+        sha256, before = note.read_text().split("\n")[:2]
+        if before == state and len(sha256) == 64:
+            return sha256
+    sha256 = file_sha256(path)
+    with atomic_file(note) as temporary:
+        temporary.write_text(f"{sha256}\n{state}\n")
+    return sha256
+
+
+def check_known(who: str, size: int, sha256: str, known: Known) -> None:
+    """Raise InputError where a file has another size or hash than its publisher's."""
+    fix = "fetch it again, or name a manifest of your own (checkpoints.manifest) if the file is meant"
+    if known.size is not None and size != known.size:
+        raise InputError(f"{who} has {size:,} bytes, the published file {known.size:,}: {fix}")
+    if known.sha256 is not None and not sha256.startswith(known.sha256):
+        raise InputError(f"{who} has SHA-256 {sha256[:12]}..., the published file {known.sha256[:12]}...: {fix}")
+
+
+class Hub:
+    """The repositories of a run, each listed once."""
+
+    def __init__(self, cache: Path, report: Report | None) -> None:
+        self.cache, self.report = cache, report
+        self._listings: dict[str, tuple[str, ...] | InputError] = {}
+
+    def listing(self, repo: str) -> tuple[str, ...]:
+        """Return the paths of a repository's files; raises the same InputError every time when they cannot be had."""
+        if repo not in self._listings:
+            try:
+                self._listings[repo] = tuple(entry.path for entry in hub.tree(repo, cache=self.cache))
+            except InputError as error:
+                self._listings[repo] = error
+        found = self._listings[repo]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    def resolved(self, wanted: Offer, kind: str) -> Offer | None:
+        """Return the offer under the path that the repository spells; None where it has no such file."""
+        file = in_listing(self.listing(wanted.repo), wanted.file, kind)
+        return None if file is None else dataclasses.replace(wanted, file=file)
+
+    def present(self, wanted: Offer) -> Source | None:
+        """Return the file if a cache holds it; no network."""
+        found = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size)
+        return None if found is None else _source(found, wanted)
+
+    def fetch(self, wanted: Offer) -> Source:
+        """Return the file, downloaded where no cache holds it; raises InputError."""
+        found = hub.fetch(
+            wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size, report=self.report
+        )
+        return _source(found, wanted)
+
+
+def _source(found: hub.Fetched, wanted: Offer) -> Source:
+    check_known(f"{wanted.origin}", found.path.stat().st_size, found.sha256, wanted.known)
+    where = f"{wanted.repo}@{found.commit}:{wanted.file}" if found.commit else wanted.origin
+    return Source(found.path, found.sha256, wanted.origin, where)
+
+
+def known_locally(family: Family, model: str, task: str, kind: str, path: Path) -> Known | None:
+    """Return what is published of a file in the user's folder: of one whose path ends as the publisher's does."""
+    for place in family.places_of(model):
+        made = offer(family, place, model, task, kind)
+        end = made.file.casefold().split("/") if made is not None else []
+        if made is not None and made.known != UNKNOWN and [part.casefold() for part in path.absolute().parts[-len(end):]] == end:
+            return made.known
+    return None
+
+
+def why_missing(reasons: Mapping[str, str]) -> str:
+    """Return what was tried, in one line."""
+    return "; ".join(f"{place}: {reason}" for place, reason in reasons.items())

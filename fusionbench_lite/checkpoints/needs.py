@@ -1,0 +1,123 @@
+"""What a request needs, from names and caches alone: no network, no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fusionbench_lite.checkpoints import locating, store
+from fusionbench_lite.checkpoints.api import Request
+from fusionbench_lite.checkpoints.families import EXPERT, HEADS, PRETRAINED, Family, check, family_of
+from fusionbench_lite.checkpoints.locating import Hub, Offer
+from fusionbench_lite.inventory import Item
+
+_WHOLE = "image tower, text tower and projection"
+
+
+def inventory(request: Request) -> list[Item]:
+    """Return the files of a request, present or not. Raises InputError for what no file can mend."""
+    families = check(request.family, request.model, request.tasks, request.manifest)
+    if request.family == "own":
+        return _own(request)
+    family = next(iter(families.values()))
+    items = [_base(request, family)]
+    for task in request.tasks:
+        items.append(_file(request, families[task], task, "expert"))
+        head = _head(request, families[task], task)
+        if head is not None:
+            items.append(head)
+    if items[0].note != _WHOLE and any(item.what == "head" and not item.present for item in items):
+        items.append(_whole(request, family, "text tower"))
+    return items
+
+
+def _own(request: Request) -> list[Item]:
+    folder = request.dir or Path("checkpoints.dir")
+    wanted = [("pretrained", None, PRETRAINED), *(("expert", task, EXPERT.format(task=task)) for task in request.tasks)]
+    items = [_local_item(what, task, folder / file) for what, task, file in wanted]
+    heads = folder / HEADS
+    known = store.shapes_of(heads) if heads.is_file() else {}
+    for task in request.tasks:
+        note = "" if task in known else "built from prompts"
+        items.append(Item("head", task, str(heads), str(heads), _bytes(heads), task in known, note, False))
+    if any(not item.present for item in items if item.what == "head"):
+        items.append(_whole(request, family_of("ta", request.manifest), "text tower"))
+    return items
+
+
+def _local_item(what: str, task: str | None, path: Path) -> Item:
+    return Item(what, task, str(path), str(path), _bytes(path), path.is_file(), "", False)
+
+
+def _base(request: Request, family: Family) -> Item:
+    """Return the pretrained model: a file of the user's folder, else that of the base repository."""
+    if request.dir is not None:
+        path = locating.in_folder(request.dir, locating.local_patterns(family, request.model, None, "pretrained"), "pretrained")
+        if path is not None:
+            return _local_item("pretrained", None, path)
+    return _whole(request, family, "pretrained")
+
+
+def _whole(request: Request, family: Family, what: str) -> Item:
+    offers = locating.base_offers(family.bases[request.model])
+    if request.dir is not None:
+        path = locating.in_folder(request.dir, locating.local_patterns(family, request.model, None, "base"), "base")
+        if path is not None:
+            return Item(what, None, str(path), str(path), _bytes(path), True, _WHOLE)
+    part = "text" if what == "text tower" else "pretrained"
+    return _on_hub(request, f"base-{family.base}", part, what, None, offers, _WHOLE)
+
+
+def _file(request: Request, family: Family, task: str, kind: str, note: str = "") -> Item:
+    patterns = locating.local_patterns(family, request.model, task, kind)
+    if request.dir is not None:
+        path = locating.in_folder(request.dir, patterns, kind)
+        if path is None and kind == "head":
+            expert = locating.in_folder(request.dir, locating.local_patterns(family, request.model, task, "expert"), "expert")
+            path = None if expert is None else locating.local_head(request.dir, family, request.model, task, expert)
+        offers = _offers(request, family, task, kind)
+        where = ", ".join(offer.origin for offer in offers) + (f" or {family.elsewhere}" if family.elsewhere else "")
+        if path is not None:
+            return Item(kind, task, where, str(path), _bytes(path), True, note)
+        return Item(kind, task, where, str(request.dir / patterns[0]), _expected(offers[0]), False, note, False)
+    return _on_hub(request, family.family, f"{kind}-{task}", kind, task, _offers(request, family, task, kind), note)
+
+
+def _head(request: Request, family: Family, task: str) -> Item | None:
+    """Return the shipped head; None for a family that ships none."""
+    if not _offers(request, family, task, "head"):
+        return None
+    return _file(request, family, task, "head", "built from prompts where there is none")
+
+
+def _offers(request: Request, family: Family, task: str, kind: str) -> list[Offer]:
+    made = [locating.offer(family, place, request.model, task, kind) for place in family.places_of(request.model)]
+    return [offer for offer in made if offer is not None]
+
+
+def _on_hub(
+    request: Request, group: str, name: str, what: str, task: str | None, offers: list[Offer], note: str
+) -> Item:
+    folder = store.folder_of(request.cache, group, request.model, request.layout)
+    where = ", ".join(offer.origin for offer in offers)
+    repos = tuple(f"{offer.repo}:".casefold() for offer in offers)
+    size = store.numbers_of(request.size)
+    kept = store.lookup(folder, name, lambda metadata: (
+        metadata.get("size") == size and metadata.get("origin", "").casefold().startswith(repos)
+    ))
+    if kept is not None:
+        return Item(what, task, where, str(kept[0]), _bytes(kept[0]), True, note)
+    hub = Hub(request.cache, None)
+    for offer in offers:
+        source = hub.present(offer)
+        if source is not None:
+            return Item(what, task, where, str(source.path), _bytes(source.path), True, note)
+    path = request.cache / "hub" / f"models--{offers[0].repo.replace('/', '--')}"
+    return Item(what, task, where, str(path), _expected(offers[0]), False, note)
+
+
+def _expected(offer: Offer) -> int | None:
+    return offer.known.size or offer.about
+
+
+def _bytes(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

@@ -1,0 +1,112 @@
+"""checkpoints=own: a folder of safetensors files in one of the two layouts.
+
+    pretrained.safetensors, individual-<task>.safetensors, heads.safetensors (a tensor [C, d] per task), traditional_mtl.safetensors
+
+The last two may be missing; a task that heads.safetensors lacks gets a head from the prompts of its classes. Files in the
+wanted layout are used where they lie, others are converted into the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.checkpoints import converting, locating, reading, store
+from fusionbench_lite.checkpoints.api import Found
+from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
+from fusionbench_lite.checkpoints.locating import Source
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models import clip
+from fusionbench_lite.weights import clip_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusionbench_lite.checkpoints.finding import Finder
+
+
+def found(finder: Finder) -> Found:
+    """Return the files of the user's folder; raises InputError for missing, foreign and unequal ones."""
+    request = finder.request
+    if request.dir is None:
+        raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
+    pretrained = _tower(finder, PRETRAINED, "pretrained", None)
+    names = set(store.shapes_of(pretrained))
+    experts = {task: _tower(finder, EXPERT.format(task=task), f"individual-{task}", names) for task in request.tasks}
+    multitask = None
+    if (request.dir / MULTITASK).is_file():
+        multitask = _tower(finder, MULTITASK, "traditional_mtl", names)
+    heads = _heads(finder, request.dir / HEADS)
+    text = None
+    if None in heads.values():
+        text = finder.base_part(family_of("ta", request.manifest), "text")[0]
+    constants = None
+    if clip_keys.PROJECTION[request.layout] not in names:
+        constants = finder.base_part(family_of("fusionbench", request.manifest), "constants")[0]
+    hashes = {task: finder.files[EXPERT.format(task=task)] for task in request.tasks}
+    return Found(
+        "own", request.layout, pretrained, experts, heads, text, constants, finder.files, finder.sources, 0, (), hashes, multitask,
+    )
+
+
+def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path:
+    """Return a tower's file in the wanted layout with the pretrained model's names."""
+    request = finder.request
+    assert request.dir is not None
+    path = request.dir / file
+    if not path.is_file():
+        near = did_you_mean(file, [entry.name for entry in request.dir.glob("*.safetensors")])
+        raise InputError(f"{path} is missing: put the file there ({near})")
+    found = path
+    if _is_plain(path, finder):
+        finder.used(str(path), locating.remembered(path, request.cache), str(path))
+    else:
+        found = finder.converted("own", name, path, lambda source: _convert(source, finder))[0]
+    own = set(store.shapes_of(found))
+    if names is not None and own != names:
+        odd = min(own ^ names)
+        whose = f"lacks {odd!r}, which {PRETRAINED} has" if odd in names else f"has {odd!r}, which {PRETRAINED} lacks"
+        raise InputError(f"{path} {whose}: all files of the folder must hold the same tensors")
+    return found
+
+
+def _is_plain(path: Path, finder: Finder) -> bool:
+    """Whether a file has the wanted layout's names, shapes and dtype, so that no conversion is needed."""
+    request = finder.request
+    expected, shapes = clip.shapes(request.size, request.layout), store.shapes_of(path)
+    missing = set(expected) - set(shapes) - {clip_keys.PROJECTION[request.layout]}
+    return bool(shapes) and not missing and store.dtypes_of(path) == {"F32"} and all(
+        expected.get(name) == shape for name, shape in shapes.items()
+    )
+
+
+def _convert(source: Source, finder: Finder) -> tuple[dict[str, Tensor], dict[str, str]]:
+    request = finder.request
+    raw = reading.read(source.path)
+    tower = reading.tower(raw, request.model, request.size, None, request.layout, source.where)
+    if tower.rest:
+        raise InputError(f"{source.where} has {next(iter(tower.rest))!r} beside its image tower: keep the tower alone")
+    return converting.ordered(tower.visual, request.size, request.layout), {"stored": tower.stored}
+
+
+def _heads(finder: Finder, path: Path) -> dict[str, Path | None]:
+    request = finder.request
+    known = store.shapes_of(path) if path.is_file() else {}
+    if path.is_file() and not known:
+        raise InputError(f"{path} is no readable safetensors file: copy it again, or remove it to build heads from prompts")
+    heads: dict[str, Path | None] = {}
+    for task in request.tasks:
+        if task in known:
+            heads[task] = finder.converted("own", f"head-{task}", path, functools.partial(_head, finder, task))[0]
+        elif converting.classes_of(task, "tall") is None:
+            raise InputError(f"{path} has no class embeddings of task {task!r}, and no prompts: add [C, d] under its name")
+        else:
+            heads[task] = None
+    return heads
+
+
+def _head(finder: Finder, task: str, source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+    raw = reading.read(source.path)
+    alone = reading.Raw({"weight": raw.tensors[task]}, {}, raw.form)
+    return {"weight": reading.head(alone, finder.request.size, None, f"{source.where}, head of {task!r}")}, {}

@@ -1,0 +1,127 @@
+"""Converted files in the cache: <cache>/checkpoints/<group>/<model>-<layout>/<name>-<first 12 of the source's SHA-256>.safetensors.
+
+A file's metadata say what it was made of and hold a checksum of themselves and of all tensors. The checksum is compared when
+a file is first seen and whenever its size or time of change is not what it was then (a stamp beside the file remembers both).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionbench_lite.paths import atomic_file
+from fusionbench_lite.weights.readers import checksum, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusionbench_lite.models.clip import Size
+
+log = logging.getLogger(__name__)
+
+VERSION = "1"
+"""Changes when the same source gives other tensors or other metadata."""
+Metadata = dict[str, str]
+
+
+def folder_of(cache: Path, group: str, model: str, layout: str) -> Path:
+    """Return where the converted files of a family's model are."""
+    return cache / "checkpoints" / group / f"{model}-{layout}"
+
+
+def write(folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Keep tensors under a name and the `sha256` of their source, whole or not at all; raises InputError."""
+    said = {**metadata, "version": VERSION}
+    path = folder / f"{name}-{said['sha256'][:12]}.safetensors"
+    with atomic_file(path) as temporary:
+        write_tensors(temporary, tensors, {**said, "checksum": checksum(_salt(said), tensors), "format": "pt"})
+    _stamp(path)
+    return path
+
+
+def lookup(folder: Path, name: str, accept: Callable[[Metadata], bool]) -> tuple[Path, Metadata] | None:
+    """Return a sound converted file of this name whose metadata are accepted, the newest first; None where there is none."""
+    paths = [path for path in folder.glob(f"{name}-*.safetensors") if len(path.name) == len(name) + 25]
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
+        found = metadata_of(path)
+        if found is None or found.get("version") != VERSION or not accept(found):
+            continue
+        if _sound(path, found):
+            return path, found
+        log.warning("%s is damaged: it is converted again", path)
+    return None
+
+
+def metadata_of(path: Path) -> Metadata | None:
+    """Return the metadata of a safetensors file of full length, read without torch; None for any other file."""
+    header = _header(path)
+    return None if header is None else {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of a safetensors file from its header."""
+    return {name: tuple(entry["shape"]) for name, entry in (_header(path) or {}).items() if name != "__metadata__"}
+
+
+def dtypes_of(path: Path) -> set[str]:
+    """Return the dtypes of a safetensors file from its header, as the format spells them."""
+    return {str(entry["dtype"]) for name, entry in (_header(path) or {}).items() if name != "__metadata__"}
+
+
+def numbers_of(size: Size) -> str:
+    """Return an architecture as metadata spell it."""
+    return json.dumps(dataclasses.asdict(size), sort_keys=True)
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                return None
+            header: dict[str, Any] = json.loads(file.read(length))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+    return header if size == 8 + length + end else None
+
+
+def _salt(metadata: Mapping[str, str]) -> str:
+    return json.dumps({key: value for key, value in metadata.items() if key not in ("checksum", "format")}, sort_keys=True)
+
+
+def _sound(path: Path, metadata: Metadata) -> bool:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if _stamp_of(path).read_text() == _state(path):
+            return True
+    except OSError:
+        pass
+    try:
+        same = checksum(_salt(metadata), load_file(path)) == metadata.get("checksum")
+    except (OSError, SafetensorError, ValueError):
+        return False
+    if same:
+        _stamp(path)
+    return same
+
+
+def _state(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}\n"
+
+
+def _stamp_of(path: Path) -> Path:
+    return path.with_suffix(".stamp")
+
+
+def _stamp(path: Path) -> None:
+    with atomic_file(_stamp_of(path)) as temporary:
+        temporary.write_text(_state(path))

@@ -1,0 +1,135 @@
+"""The download of one file into the cache, and of a list of files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from fusionbench_lite.errors import InputError, nearest
+from fusionbench_lite.hub import listings
+from fusionbench_lite.hub.failures import Failure, repeat
+from fusionbench_lite.hub.settings import Settings
+from fusionbench_lite.hub.source import SHA256, Entry, Fetched, Source, Wanted, fits_etag
+from fusionbench_lite.hub.store import Store, no_room
+from fusionbench_lite.hub.transfer import Remote, commit_of, describe, listed, receive
+from fusionbench_lite.paths import file_sha256
+
+Report = Callable[[str, int, int], None]
+_MB = 1_000_000
+_ELSEWHERE = {"no file", "no revision", "other content"}
+
+
+def download_file(asked: Source, want: Wanted, store: Store, now: Settings, report: Report | None) -> Fetched:
+    """Fetch from the commit that the cache knows the revision by, else from what the revision stands for now.
+
+    The caller holds the file's lock. Raises InputError naming repository, file, cause and fix.
+    """
+    revisions = list(dict.fromkeys([*store.commits(asked)[:1], asked.revision]))
+    for position, revision in enumerate(revisions):
+        at = asked.at(revision)
+        try:
+            return _download_at(at, asked, want, store, now, report)
+        except Failure as failure:
+            if failure.kind in _ELSEWHERE and position + 1 < len(revisions):
+                continue
+            fix = _nearest(asked, now) or failure.fix if failure.kind == "no file" else failure.fix
+            raise InputError(f"cannot download {asked.label}: {failure.reason}; {fix}") from failure
+        except OSError as error:
+            raise no_room(asked, store.root, error) from error
+    raise AssertionError("a revision always has one place to look")
+
+
+def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Settings, report: Report | None) -> Fetched:
+    held = [0]
+
+    def attempt() -> Fetched:
+        remote = describe(at, now)
+        announced = remote.etag if remote.etag and SHA256.fullmatch(remote.etag) else None
+        if not want.agrees(announced, remote.size):
+            raise _other_content(want, announced, remote.size)
+        known = store.blob(asked, remote.etag)
+        if known is not None:
+            if not want.agrees(known[1], None):
+                raise _other_content(want, known[1], None)
+            return store.link(*known, asked, remote.commit)
+        part = store.partial(asked, remote.etag)
+        try:
+            receive(remote, part, asked, now, lambda done: _arrived(asked, remote, done, held, report))
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise no_room(asked, part, error) from error
+        return store.enter(part, _checked(part, remote, want), remote.etag, asked, remote.commit)
+
+    return repeat(attempt, now, asked, lambda: held[0])
+
+
+def _arrived(asked: Source, remote: Remote, done: int, held: list[int], report: Report | None) -> None:
+    before, held[0] = held[0], done
+    if report is None:
+        return
+    total = max(-(-(remote.size or done) // _MB), 1)
+    if done // _MB != before // _MB or done == remote.size:
+        report(f"{asked.file} of {asked.repo}, MB", total if done == remote.size else done // _MB, total)
+
+
+def _checked(part: Path, remote: Remote, want: Wanted) -> str:
+    """Return the SHA-256 of a whole download. Raises Failure, after removing it, if it is not what was announced or wanted."""
+    sha256 = file_sha256(part)
+    size = part.stat().st_size
+    fits = fits_etag(part, sha256, remote.etag)
+    if fits is False:
+        part.unlink()
+        reason = f"what came does not have the checksum {remote.etag} that was announced (its SHA-256 is {sha256})"
+        raise Failure("damaged", reason, "try later, or check proxies that change content", again=True)
+    if not want.agrees(sha256, size):
+        part.unlink()
+        failure = _other_content(want, sha256, size)
+        failure.again = fits is None  # without a checksum from the hub it may be the transfer's fault
+        raise failure
+    return sha256
+
+
+def _other_content(want: Wanted, sha256: str | None, size: int | None) -> Failure:
+    if want.size is not None and size is not None and size != want.size:
+        reason = f"it has {size} bytes there, and {want.size} are expected"
+    else:
+        reason = f"it has SHA-256 {sha256} there, and {want.sha256} is expected"
+    return Failure("other content", reason, "the file was replaced: name the commit that had it, or update what is expected")
+
+
+def listing(asked: Source, store: Store, now: Settings) -> list[Entry]:
+    """Return the files below a folder from the hub, at the commit the cache knows the revision by if it still is there."""
+    known: str | None = next(iter(store.commits(asked)), None)
+    try:
+        commit, entries = _listed(asked, known, now)
+    except Failure as failure:
+        reason = failure.reason if failure.kind != "no file" else f"{now.endpoint} has no such folder"
+        raise InputError(f"cannot list {asked.label}: {reason}; {failure.fix}") from failure
+    with contextlib.suppress(OSError, InputError):  # a cache that cannot be written costs a request per run, no more
+        listings.keep(store, asked, commit, entries)
+    return entries
+
+
+def _listed(asked: Source, known: str | None, now: Settings) -> tuple[str, list[Entry]]:
+    def attempt(commit: str | None) -> tuple[str, list[Entry]]:
+        commit = commit or commit_of(asked, now)
+        return commit, listed(asked.at(commit), now)
+
+    if known is not None:
+        try:
+            return repeat(lambda: attempt(known), now, asked)
+        except Failure as failure:
+            if asked.pinned or failure.kind not in _ELSEWHERE:
+                raise
+    return repeat(lambda: attempt(None), now, asked)
+
+
+def _nearest(asked: Source, now: Settings) -> str | None:
+    """Return a hint at the file that may have been meant: one request, no second attempt."""
+    try:
+        names = [entry.path for entry in listed(Source(asked.repo, "", asked.kind, asked.revision), now, pages=1)]
+    except Failure:
+        return None
+    match = nearest(asked.file, names)
+    return f"did you mean {match!r}?" if match and match != asked.file else None

@@ -1,0 +1,50 @@
+"""Lists of files that the cache keeps, by commit and folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import urllib.parse
+from pathlib import Path
+
+from fusionbench_lite.hub.settings import shared_cache
+from fusionbench_lite.hub.source import SHA256, Entry, Source
+from fusionbench_lite.hub.store import Store, blob_name, write
+
+
+def kept(store: Store, asked: Source) -> list[Entry] | None:
+    """Return the stored list of the files below a folder, of the newest commit that has one; None without one."""
+    for commit in store.commits(asked):
+        for name in dict.fromkeys([asked.file, ""]):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                entries = [Entry(*row) for row in json.loads(_file(store, asked, commit, name).read_text())]
+                return [entry for entry in entries if not asked.file or entry.path.startswith(f"{asked.file}/")]
+    return None
+
+
+def keep(store: Store, asked: Source, commit: str, entries: list[Entry]) -> None:
+    """Store a list of files. Raises OSError or InputError."""
+    write(_file(store, asked, commit, asked.file), json.dumps([dataclasses.astuple(entry) for entry in entries]))
+    store.remember(asked, commit)
+
+
+def at_hand(store: Store, asked: Source) -> list[Entry]:
+    """Return the files below a folder that the caches hold of a revision: what is left without a network and a list."""
+    found: dict[str, Entry] = {}
+    theirs = shared_cache() / store.folder(asked).name
+    snapshots = [store.folder(asked) / "snapshots" / commit for commit in store.commits(asked)]
+    with contextlib.suppress(OSError):
+        pinned = asked.revision if asked.pinned else (theirs / "refs" / asked.revision).read_text().strip()
+        snapshots.append(theirs / "snapshots" / pinned)
+    for snapshot in snapshots:
+        for path in sorted((snapshot / asked.file).rglob("*")):
+            name = path.relative_to(snapshot).as_posix()
+            blob = blob_name(path) or ""
+            if path.is_file() and name not in found:
+                found[name] = Entry(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None)
+    return list(found.values())
+
+
+def _file(store: Store, asked: Source, commit: str, folder: str) -> Path:
+    return store.folder(asked) / "listings" / commit / f"{urllib.parse.quote(folder, safe='') or '.all'}.json"

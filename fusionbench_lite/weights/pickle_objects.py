@@ -1,0 +1,194 @@
+"""What pickles of checkpoints may hold: the allow-list of names, and what each name becomes instead of what it names.
+
+A class of the list becomes a `Stub`, which keeps arguments and state as data; storages, tensors and parameters become
+descriptions; the few functions that files call are `MAKERS`, written here. Nothing is imported on a file's word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+STUBS = re.compile(
+    r"src\.(modeling|models\.modeling|heads|args|utils)\.[A-Z]\w*"
+    r"|(open_clip|clip)\.(model|transformer|modified_resnet|timm_model|hf_model|coca_model|modeling)\.[A-Z]\w*"
+    r"|open_clip\.transform\.(_convert_to_rgb|_convert_image_to_rgb|[A-Z]\w*)"
+    r"|clip\.clip\.(_convert_image_to_rgb|_convert_to_rgb)"
+    r"|torch\.nn\.modules\.[a-z_]+\.(_LinearWithBias|[A-Z]\w*)"
+    r"|torchvision\.transforms\.(transforms|functional|_functional_pil|autoaugment)\.[A-Z]\w*"
+    r"|torch\.(_C\._nn\.gelu|nn\.functional\.(gelu|relu|silu))"
+    r"|argparse\.Namespace|PIL\.Image\.Resampling|pathlib\.(Pure)?(Posix|Windows)?Path"
+    r"|numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtype"
+)
+"""Names, fully matched, that become inert stubs: the legacy classes of published experts, torch's and torchvision's own."""
+LONGEST = 120
+"""Characters of a name in a message."""
+
+_DTYPES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
+    "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "Untyped": "uint8",
+}
+_STORAGES = {
+    f"{module}.{name}Storage": dtype for name, dtype in _DTYPES.items() for module in ("torch", "torch.cuda", "torch.storage")
+}
+
+
+class Refused(Exception):
+    """Why a pickle is not read on; the reader of the file makes one line of it that names the file."""
+
+
+@dataclasses.dataclass(eq=False)
+class StubClass:
+    """A class (or function) of the allow-list by name; nothing of it is imported."""
+
+    name: str
+
+
+@dataclasses.dataclass(eq=False)
+class Stub:
+    """An object of a stub class: what it was made with and its state, as data."""
+
+    cls: StubClass
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+
+@dataclasses.dataclass(eq=False)
+class StorageType:
+    """A storage class of torch by the name of its dtype."""
+
+    dtype: str
+
+
+@dataclasses.dataclass(eq=False)
+class Storage:
+    """The bytes behind tensors: their `key` in the file, and once they are read their `content`, which tensors then share."""
+
+    dtype: str
+    numel: int
+    key: str
+    content: bytearray | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class PickledTensor:
+    """A tensor as the file describes it, not yet made."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Maker:
+    """One of the functions below, under the name that files give it."""
+
+    name: str
+    make: Callable[..., Any]
+
+
+def spelled(value: Any) -> str:
+    """Return a word for a value of a pickle."""
+    name = getattr(value, "name", None)
+    kind = type(value).__name__.lower()
+    return f"{kind} {name!r}" if isinstance(name, str) else kind
+
+
+def key_of(value: Any) -> Any:
+    """Return a key of a dictionary or an item of a set; raises Refused for any but plain values."""
+    # Of plain types alone: the hash of tuples within tuples recurses without a limit.
+    if not isinstance(value, (str, int, float, bytes, bool, type(None))):
+        raise Refused(f"it has a {spelled(value)} as a key")
+    return value
+
+
+def _dictionary(*arguments: Any) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    for pairs in arguments[:1]:
+        if not isinstance(pairs, (list, tuple)):
+            raise Refused(f"it makes a dictionary of a {spelled(pairs)}")
+        for key, value in pairs:
+            out[key_of(key)] = value
+    return out
+
+
+def _set(*arguments: Any) -> set[Any]:
+    return {key_of(value) for items in arguments[:1] for value in items}
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> PickledTensor:
+    if not isinstance(storage, Storage):
+        raise Refused(f"it makes a tensor of a {spelled(storage)}")
+    numbers = [offset, *size, *stride]
+    if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers) or len(size) != len(stride) or len(size) > 8:
+        raise Refused("it has a tensor of impossible shape")
+    elements, last = 1, offset
+    for side, step in zip(size, stride, strict=True):
+        elements, last = elements * side, last + max(side - 1, 0) * step
+    if elements and (last >= storage.numel or elements > storage.numel):
+        raise Refused(f"it has a tensor {tuple(size)} that reaches beyond its storage of {storage.numel} elements")
+    return PickledTensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _parameter(data: Any, *_: Any) -> PickledTensor:
+    if not isinstance(data, PickledTensor):
+        raise Refused(f"it makes a parameter of a {spelled(data)}")
+    return data
+
+
+def _device(*arguments: Any) -> str:
+    return ":".join(str(argument) for argument in arguments if isinstance(argument, (str, int)))
+
+
+def _latin(text: Any, *_: Any) -> bytes:
+    if not isinstance(text, str):
+        raise Refused(f"it encodes a {spelled(text)}")
+    return text.encode("latin1")
+
+
+_DTYPE_NAMES = frozenset(_DTYPES.values()) | {"strided", "per_tensor_affine", "contiguous_format"}
+MAKERS = {
+    name: Maker(name, make) for name, make in {
+        "collections.OrderedDict": _dictionary, "builtins.dict": _dictionary, "builtins.set": _set, "__builtin__.set": _set,
+        "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_parameter": _parameter, "torch._utils._rebuild_parameter_with_state": _parameter,
+        "torch.nn.parameter.Parameter": _parameter, "torch.device": _device, "torch.Size": tuple, "_codecs.encode": _latin,
+    }.items()
+}
+
+
+def find(module: Any, name: Any, makers: Mapping[str, Maker]) -> Maker | StorageType | StubClass:
+    """Return what a module and a name stand for, without importing either. Raises Refused."""
+    if not isinstance(module, str) or not isinstance(name, str) or not name.isidentifier():
+        raise Refused(f"it asks for {_short(module, name)}, which is no plain name of a class")
+    full = f"{module}.{name}"
+    if full in makers:
+        return makers[full]
+    if full in _STORAGES:
+        return StorageType(_STORAGES[full])
+    if STUBS.fullmatch(full) or (module == "torch" and name in _DTYPE_NAMES):
+        return StubClass(full)
+    raise Refused(f"it asks for {_short(module, name)}, which is not on the list of classes that checkpoints need")
+
+
+def _short(module: Any, name: Any) -> str:
+    parts = [part if isinstance(part, str) else type(part).__name__ for part in (module, name)]
+    text = repr(".".join(part[:LONGEST] for part in parts))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def storage_of(pid: Any) -> Storage | StubClass:
+    """Return the storage (or, in files of the old format, the class) that torch's persistent id means. Raises Refused."""
+    if isinstance(pid, tuple) and len(pid) >= 2 and pid[0] == "module" and isinstance(pid[1], StubClass):
+        return pid[1]
+    if (
+        not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], StorageType)
+        or not isinstance(pid[2], str) or type(pid[4]) is not int or pid[4] < 0
+    ):
+        raise Refused("it has a persistent id that is no storage of torch")
+    if len(pid) > 5 and pid[5] is not None:
+        raise Refused("it has a view of a storage, as very old versions of torch wrote them")
+    return Storage(pid[1].dtype, pid[4], pid[2])

@@ -60,10 +60,12 @@ def elected_vectors(experts: Experts) -> dict[str, Tensor]:
     A coordinate whose trimmed entries cancel exactly takes the majority of all elected signs, as in TIES; that is
     known only at the end, so the blocks with such a coordinate wait for it.
     """
+    from fusionbench_lite.adaptation.engine.placement import forget, put
+
     thresholds = trim_thresholds(TiesVectors.of(experts, experts.names), KEEP)
     balance, deferred, result = 0, [], {}
     for name in experts.names:
-        result[name] = experts.task_vectors(name)
+        result[name] = put(experts.task_vectors(name))
         for block in torch.split(result[name].flatten(1), BLOCK, dim=1):
             sign = ordered_sum(trim(block, thresholds)).sign_()
             balance += int(sign.sum(dtype=torch.float64).item())
@@ -71,6 +73,7 @@ def elected_vectors(experts: Experts) -> dict[str, Tensor]:
                 deferred.append(block)
             else:
                 _keep_elected(block, sign)
+        forget(result[name])
     majority = 1 if balance > 0 else -1
     for block in deferred:
         sign = ordered_sum(block).sign_()

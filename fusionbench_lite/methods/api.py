@@ -181,7 +181,9 @@ def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str
 def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
     if not tensor.untyped_storage().resizable():
         return True  # the mapped pages of a file
-    in_memory = [weights for weights in (view.pretrained, *view.by_task.values()) if not hasattr(weights, "layout")]
+    everyone = (view.pretrained, *view.by_task.values())
+    # A mapping that reads files hands out new tensors, unless it says that it holds them somewhere.
+    in_memory = [weights for weights in everyone if not hasattr(weights, "layout") or getattr(weights, "place", "disk") != "disk"]
     return any(name in weights and weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
 
 

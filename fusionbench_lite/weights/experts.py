@@ -59,6 +59,16 @@ class Experts:
         """Return the dtype in which the tensor is merged."""
         return work_dtype(self.layout[name].dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are read to: what the pretrained weights say, the processor's memory for plain files."""
+        declared = getattr(self.pretrained, "device", None)
+        if isinstance(declared, torch.device):
+            return declared
+        if callable(getattr(self.pretrained, "layout", None)) or not self.layout:
+            return torch.device("cpu")
+        return self.pretrained[next(iter(self.layout))].device
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor, without reading it."""
         return self.layout[name].shape
@@ -111,7 +121,7 @@ class Experts:
 
     def new(self, name: str) -> Tensor:
         """Return a new tensor of the work dtype whose values are yet to be written, flattened."""
-        device = None if callable(getattr(self.pretrained, "layout", None)) else self.pretrained[name].device
+        device = self.device if callable(getattr(self.pretrained, "layout", None)) else self.pretrained[name].device
         return torch.empty(self.numel(name), dtype=self.work_dtype(name), device=device)
 
     def filled(self, name: str, pieces: Iterable[tuple[slice, Tensor]]) -> Tensor:
@@ -173,6 +183,7 @@ class Experts:
 
     def release(self, needed: Iterable[str]) -> None:
         """Let go of the experts' tensors in memory, all but these; files are read again when they are asked for."""
+        self.drop_held()
         names = set(needed)
         if names.issuperset(self.names):
             return
@@ -180,6 +191,13 @@ class Experts:
             task: weights if callable(getattr(weights, "layout", None)) else {name: weights[name] for name in sorted(names)}
             for task, weights in self.by_task.items()
         }
+
+    def drop_held(self) -> None:
+        """Let weights that can be read again (see `PlacedWeights`) give back the memory they hold."""
+        for weights in (self.pretrained, *self.by_task.values()):
+            drop = getattr(weights, "drop_held", None)
+            if callable(drop):
+                drop()
 
     def _raw(self, task: str | None, name: str) -> Tensor:
         return (self.pretrained if task is None else self.by_task[task])[name].detach()

@@ -150,14 +150,13 @@ def _latin(text: Any, *_: Any) -> bytes:
 
 
 _DTYPE_NAMES = frozenset(_DTYPES.values()) | {"strided", "per_tensor_affine", "contiguous_format"}
-MAKERS = {
-    name: Maker(name, make) for name, make in {
-        "collections.OrderedDict": _dictionary, "builtins.dict": _dictionary, "builtins.set": _set, "__builtin__.set": _set,
-        "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_parameter": _parameter, "torch._utils._rebuild_parameter_with_state": _parameter,
-        "torch.nn.parameter.Parameter": _parameter, "torch.device": _device, "torch.Size": tuple, "_codecs.encode": _latin,
-    }.items()
+_BY_NAME: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _dictionary, "builtins.dict": _dictionary, "builtins.set": _set, "__builtin__.set": _set,
+    "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter, "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.nn.parameter.Parameter": _parameter, "torch.device": _device, "torch.Size": tuple, "_codecs.encode": _latin,
 }
+MAKERS = {name: Maker(name, make) for name, make in _BY_NAME.items()}
 
 
 def find(module: Any, name: Any, makers: Mapping[str, Maker]) -> Maker | StorageType | StubClass:

@@ -8,7 +8,7 @@ import logging
 import torch
 from torch import Tensor
 
-from fusionbench_lite.adaptation.engine import memory
+from fusionbench_lite.adaptation.engine import memory, placement
 from fusionbench_lite.adaptation.engine.descent import Learner, descend
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.parts import Factors, Part, Vectors
@@ -41,13 +41,15 @@ class Masks:
     """Makes the parts with masks of one method, and remembers the masks that are not learned.
 
     `learn` is "both", "coefficients" or "masks", which decides what of the parametrisation is learned. Dense sums of the
-    components that start active are kept where memory allows.
+    components that start active are kept where memory allows; on disk always, where they are fewer bytes to read than the
+    components.
     """
 
     def __init__(self, experts: Experts, learn: str, temperature: float) -> None:
         dense = sum(experts.numel(name) * experts.work_dtype(name).itemsize for name in experts.names)
-        device = experts.base(experts.names[0]).device
-        self.keep = learn == "coefficients" or memory.allows(len(experts) * dense, device)
+        place = placement.place()
+        device = torch.device("cpu") if place == "cpu" else experts.device
+        self.keep = learn == "coefficients" or place == "disk" or memory.allows(len(experts) * dense, device)
         if not self.keep:
             log.info("memory for %d task vectors is short: active components are multiplied at every step", len(experts))
         self.learn = learn
@@ -79,13 +81,16 @@ class Masks:
 
 def decomposed(experts: Experts, name: str, deltas: Tensor) -> Components:
     """Return all components of the matrices [T, m, n], singular values descending."""
+    tasks, height, width = deltas.shape
+    rank = min(height, width)
+    found = Components(*(deltas.new_empty((tasks, *rest)) for rest in ((rank, height), (rank,), (rank, width))))
 
-    def rows(number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def fill(number: int) -> None:
         left, values, right = decompose(deltas[number], f"{name!r} of expert {experts.tasks[number]!r}")
-        return left.T.to(deltas.dtype), values.to(deltas.dtype), right.to(deltas.dtype)
+        found.left[number], found.values[number], found.right[number] = left.T, values, right
 
-    left, values, right = zip(*each(rows, range(len(experts))), strict=True)
-    return Components(torch.stack(left), torch.stack(values), torch.stack(right))
+    each(fill, range(tasks))
+    return found
 
 
 def whiten_leading(components: Components, active: int, name: str) -> None:

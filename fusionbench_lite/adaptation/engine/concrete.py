@@ -12,6 +12,7 @@ from fusionbench_lite.adaptation.engine.core import MergedEncoder
 from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.placement import forget, put
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.weights.parallel import each
@@ -38,7 +39,7 @@ class Masked(nn.Module):
         self.key = tuple(key)
         self.logits = nn.Parameter(torch.zeros_like(self.origin))
         self._constant = vectors.view_as(self.origin) if vectors.dim() == origin.dim() else None
-        self._flat = vectors.flatten(1) if self._constant is None else vectors.view(1, -1)
+        self._flat = put(vectors.flatten(1)) if self._constant is None else vectors.view(1, -1)
         self._sampled: tuple[int, int] | None = None
         self._mask = self._mean = torch.empty(0)
 
@@ -60,7 +61,9 @@ class Masked(nn.Module):
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Set the gradient of the logits where they are learned, in the memory of G; else return ∂L/∂λ [T]."""
         if not self.logits.requires_grad:
-            return torch.mv(self._flat, (gradient * self._mask).flatten())
+            products = torch.mv(self._flat, (gradient * self._mask).flatten().to(self._flat.device))
+            forget(self._flat)
+            return products
         slope = gradient.mul_(self._difference(coefficients))
         slope -= torch.dot(slope.flatten(), self._mask.flatten()) / slope.numel()
         self.logits.grad = slope.mul_(self._mask).mul_(self._mask.mul(-self._mean).add_(1).div_(self.temperature))
@@ -71,8 +74,10 @@ class Masked(nn.Module):
         if self._constant is not None:
             return self._constant
         out = torch.empty_like(self.origin) if out is None else out
-        torch.mv(self._flat.T, coefficients.to(out), out=out.view(-1))
-        return out
+        here = out if out.device == self._flat.device else torch.empty_like(out, device=self._flat.device)
+        torch.mv(self._flat.T, coefficients.to(here), out=here.view(-1))
+        forget(self._flat)
+        return out if here is out else out.copy_(here)
 
 
 class Concrete(Procedure):

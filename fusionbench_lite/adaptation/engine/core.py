@@ -47,7 +47,7 @@ class MergedEncoder:
 
     The module's own parameters are never touched: its forward runs with the leaves in their place, in evaluation mode.
     `chunk` bounds the number of examples in one forward pass; it halves when memory runs out. A tensor that the model
-    knows by several names has one leaf, and the names one coefficient row and one merge.
+    knows by several names has one leaf, and the names one coefficient row and one merge. Leaves are where the model is.
     """
 
     def __init__(self, context: Context, parametrisation: Parametrisation) -> None:
@@ -55,20 +55,21 @@ class MergedEncoder:
         self.parametrisation = parametrisation
         self.chunk = context.chunk
         known = self.model.state_dict()
-        pretrained = parametrisation.experts.pretrained
-        follow = aliases(self.model, parametrisation.experts)
+        experts = parametrisation.experts
+        follow = aliases(self.model, experts)
         parametrisation.tie(follow)
         self.leaves = {
             name: torch.empty(
-                part.origin.shape, dtype=pretrained[name].dtype, device=part.origin.device, requires_grad=True
+                part.origin.shape, dtype=experts.layout[name].dtype, device=known[name].device, requires_grad=True
             )
             for name, part in parametrisation.parts.items()
             if name in known and name not in follow
         }
         self._constants = {
-            name: pretrained[name] for name in pretrained
+            name: experts.pretrained[name].to(known[name].device) for name in experts.layout
             if name in known and name not in self.leaves and name not in follow
         }
+        experts.drop_held()
 
     @property
     def weights(self) -> dict[str, Tensor]:

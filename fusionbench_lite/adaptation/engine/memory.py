@@ -6,6 +6,8 @@ import os
 
 import torch
 
+CPU = torch.device("cpu")
+
 SHARE = 0.25
 """The part of a device's memory that may be spent on saving time."""
 

@@ -53,7 +53,8 @@ class Parametrisation(nn.Module):
 
     @torch.no_grad()
     def write(self, targets: Mapping[str, Tensor]) -> None:
-        """Write merged tensors into contiguous `targets`, rounded from the work dtype where theirs is another."""
+        """Write merged tensors into contiguous `targets`, rounded from the work dtype where theirs is another; they may be
+        on another device than the parts."""
         coefficients = self._effective()
         for name, target in targets.items():
             part = self.parts[name]
@@ -69,7 +70,7 @@ class Parametrisation(nn.Module):
         gradient = torch.zeros_like(self.coefficients)
         for name, merged in gradients.items():
             row = self.rows[name]
-            gradient[row] += self.parts[name].pull_back(coefficients[row], merged)
+            gradient[row] += self.parts[name].pull_back(coefficients[row], merged).to(gradient.device)
         if self.clamp:
             gradient *= (self.coefficients >= 0) & (self.coefficients <= 1)
         self.coefficients.grad = gradient if self.coefficients.requires_grad else None

@@ -13,6 +13,7 @@ from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.parts import Vectors
+from fusionbench_lite.adaptation.engine.placement import forget
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update, size_of
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.processes import own_tasks
@@ -31,8 +32,8 @@ class Preferred(nn.Module):
     def __init__(self, origin: Tensor, deltas: Tensor, left: Tensor, right: Tensor) -> None:
         super().__init__()
         self.origin = origin.contiguous()
-        self.deltas = deltas.flatten(1)
         self._vectors = Vectors(origin, deltas)
+        self.deltas = self._vectors.flat
         tasks, rank = len(deltas), left.shape[1]
         self.left, self.right = nn.Parameter(left.to(origin)), nn.Parameter(right.to(origin))
         self.core = nn.Parameter(self.origin.new_zeros(tasks, rank, rank))
@@ -91,7 +92,8 @@ class Distances:
         for number, part in self.preferred:
             left, right = part.factors()
             update = (left @ right.T).flatten()
-            self._inner[number] = torch.mv(part.deltas, update)
+            self._inner[number] = torch.mv(part.deltas, update.to(part.deltas.device)).to(self._inner)
+            forget(part.deltas)
             total += torch.sum(update.square(), dtype=total.dtype)
         return total + 2 * torch.einsum("lts,ls->t", self._residual, self._inner)
 
@@ -105,7 +107,8 @@ class Distances:
         scales = 2 * torch.einsum("t,lts->ls", weights, self._residual)
         for number, part in self.preferred:
             left, right = part.factors()
-            gradient = torch.mv(part.deltas.T, scales[number].to(part.deltas)).view_as(part.origin)
+            gradient = torch.mv(part.deltas.T, scales[number].to(part.deltas)).view_as(part.origin).to(part.origin)
+            forget(part.deltas)
             gradient.addmm_(left * (2 * weights.sum()).to(left), right.T)
             part.pull_back_factors(gradient)
 

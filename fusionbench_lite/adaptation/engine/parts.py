@@ -2,6 +2,9 @@
 
 A part writes a merged tensor W = f(φ) outside autograd, and later turns G = ∂L/∂W into ∂L/∂φ. Nothing of size
 tasks × weights is built for that, and nothing is saved for a backward pass.
+
+Constants may be elsewhere than the merged tensors (see `placement`): task vectors are summed where they are, and only the
+merged tensor and its gradient travel; singular components travel to the gradient, a few tasks at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from fusionbench_lite.adaptation.engine.placement import forget, put
 
 BLOCK = 1 << 17
 """Elements of a tensor that a processor merges at a time: half a megabyte in float32 stays in its cache."""
@@ -34,11 +39,16 @@ class Vectors:
     """W = θ_o + Σ_t λ_t Δ_t with constant Δ [T, *shape]; ∂L/∂λ_t = ⟨G, Δ_t⟩ (specification 1.4-1)."""
 
     def __init__(self, origin: Tensor, deltas: Tensor) -> None:
-        self.origin = origin.contiguous()
-        self._flat = deltas.flatten(1)
-        self._block = BLOCK if deltas.device.type == "cpu" else max(origin.numel(), 1)
+        self._flat = put(deltas.flatten(1))
+        self.origin = origin.contiguous().to(self._flat.device)
+        self._block = BLOCK if self._flat.device.type == "cpu" else max(origin.numel(), 1)
         pieces = zip(*(torch.split(row, self._block) for row in self._flat), strict=True)
         self._blocks = list(zip(torch.split(self.origin.view(-1), self._block), pieces, strict=True))
+
+    @property
+    def flat(self) -> Tensor:
+        """The Δ_t as rows [T, n], where they are kept."""
+        return self._flat
 
     def combine(self, coefficients: Tensor, out: Tensor) -> None:
         """Write θ_o + Σ_t λ_t Δ_t into `out`, adding tasks in order as task arithmetic does.
@@ -46,15 +56,21 @@ class Vectors:
         A processor sums large tensors in blocks that stay in its cache between tasks.
         """
         first, *others = coefficients.tolist()
-        targets = torch.split(out.view(-1), self._block)
+        here = out if out.device == self.origin.device else torch.empty_like(self.origin)
+        targets = torch.split(here.view(-1), self._block)
         for target, (origin, (delta, *deltas)) in zip(targets, self._blocks, strict=True):
             torch.add(origin, delta, alpha=first, out=target)
             for weight, delta in zip(others, deltas, strict=True):
                 target.add_(delta, alpha=weight)
+        forget(self._flat)
+        if here is not out:
+            out.copy_(here)
 
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Return ⟨G, Δ_t⟩ for every task."""
-        return torch.mv(self._flat, gradient.flatten())
+        products = torch.mv(self._flat, gradient.flatten().to(self._flat.device))
+        forget(self._flat)
+        return products
 
 
 class Factors(nn.Module):
@@ -71,7 +87,7 @@ class Factors(nn.Module):
     alone in one product over all tasks, whichever are fewer (without `keep` always the latter): it depends on the
     current mask only, so rounding does not build up with flips (both agree to 1e-5) and a resumed run repeats it bit for
     bit. `deltas` [T, m, n], where given, are the sums of all components (exact singular value decompositions); their
-    memory is taken over.
+    memory is taken over. Masks are worked out where the components are, whatever device the logits are moved to.
     """
 
     origin: Tensor
@@ -82,7 +98,7 @@ class Factors(nn.Module):
     ) -> None:
         super().__init__()
         self.origin = origin.contiguous()
-        self.left, self.values, self.right = left, values, right
+        self.left, self.values, self.right = left, values, right  # until the sums are made
         self.temperature = temperature
         self.rank = rank or values.shape[1]
         logits = torch.full_like(values, -0.1)
@@ -94,10 +110,17 @@ class Factors(nn.Module):
             if deltas is None or not bool(self._start.all()):
                 deltas = self._sums(self._start, deltas)
             self._dense = Vectors(origin, deltas)
+        if learn:  # a mask that stays is made into vectors, and the components are not needed
+            self.left, self.right = put(left), put(right)
+            self.values, self._start = values.to(self.left.device), self._start.to(self.left.device)
+            self.origin = self.origin.to(self.left.device)
 
     def bits(self) -> Tensor:
         """Return the hard mask b [T, r] of the components that are held."""
-        return torch.sigmoid(self.logits.detach() / self.temperature) > 0.5
+        return self._soft() > 0.5
+
+    def _soft(self) -> Tensor:
+        return torch.sigmoid(self.logits.detach().to(self.values.device) / self.temperature)
 
     def mask(self) -> Tensor:
         """Return the hard mask over all `rank` components, False for those that are not held."""
@@ -119,8 +142,9 @@ class Factors(nn.Module):
     def _add_components(self, chosen: Tensor, scale: Tensor, out: Tensor) -> None:
         task, component = chosen.nonzero(as_tuple=True)
         if len(task):
-            left = self.left[task, component].mul_(scale[task, component, None])
-            out.addmm_(left.T, self.right[task, component])
+            left = self.left[task, component].mul_(scale[task, component, None]).to(out.device)
+            out.addmm_(left.T, self.right[task, component].to(out.device))
+            forget(self.left, self.right)
 
     def _sums(self, bits: Tensor, out: Tensor | None = None) -> Tensor:
         """Return Δ_t = U_t diag(b_t ⊙ s_t) V_tᵀ of every task, [T, m, n], in `out` if given."""
@@ -132,11 +156,12 @@ class Factors(nn.Module):
 
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Return Σ_r b_tr q_tr for every task and set the gradient of the mask logits."""
-        inner = self._inner_products(gradient).mul_(self.values)
+        inner = self._inner_products(gradient).to(self.values.device).mul_(self.values)
         if self.logits.requires_grad:
-            soft = torch.sigmoid(self.logits.detach() / self.temperature)
+            soft = self._soft()
             scale = coefficients.to(inner.device)[:, None]
-            self.logits.grad = scale * inner * (soft * (1 - soft) / self.temperature)
+            slope = scale * inner * (soft * (1 - soft) / self.temperature)
+            self.logits.grad = slope.to(self.logits.device)
         return (inner * self.bits()).sum(1)
 
     def _inner_products(self, gradient: Tensor) -> Tensor:
@@ -146,10 +171,11 @@ class Factors(nn.Module):
             first, second, gradient = second, first, gradient.T
         tasks, rank, width = second.shape
         together = max(1, min(tasks, PRODUCT.get(gradient.device.type, BLOCK) // max(rank * width, 1)))
-        rows = [
-            (some.flatten(0, 1) @ gradient).mul_(others.flatten(0, 1)).sum(1)
-            for some, others in zip(torch.split(first, together), torch.split(second, together), strict=True)
-        ]
+        rows = []
+        for parts in zip(torch.split(first, together), torch.split(second, together), strict=True):
+            some, others = (part.flatten(0, 1).to(gradient.device) for part in parts)
+            rows.append((some @ gradient).mul_(others).sum(1))
+        forget(first, second)
         return torch.cat(rows).view(tasks, rank)
 
     def frozen(self) -> Vectors:

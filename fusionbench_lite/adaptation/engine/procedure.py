@@ -93,7 +93,8 @@ class Procedure:
     """An adaptive method at work. Subclasses hold `experts`, and in `learnables` exactly what they learn.
 
     Class attributes say what a step reads: `reads_inputs` is False where `known` suffices; `reads_labels` marks a
-    supervised method; `split` is the split of the data; `updates_per_batch`: the several batches that a run may be set
+    supervised method; `split` is the split of the data, of which it reads at most `most` examples a task (None: all);
+    `updates_per_batch`: the several batches that a run may be set
     to take per step are updates of their own instead of one larger batch.
     """
 
@@ -102,6 +103,7 @@ class Procedure:
     reads_inputs = True
     reads_labels = False
     split = "test"
+    most: int | None = None
     updates_per_batch = False
 
     @property

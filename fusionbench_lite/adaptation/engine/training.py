@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fusionbench_lite.adaptation.engine.core import call, in_chunks
+from fusionbench_lite.adaptation.engine.core import Segment, call, concatenated, in_chunks
 from fusionbench_lite.adaptation.engine.objectives import objective
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
 from fusionbench_lite.weights.experts import Experts
 
-if TYPE_CHECKING:
-    from fusionbench_lite.adaptation.multitask import TraditionalMtl
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How weights are trained.
+
+    `lr`: the highest learning rate. `weight_decay`: decoupled with AdamW, part of the gradient with Adam. `warmup`: steps
+    of linear growth. `clip`: the largest norm of the gradient, None for any. `optimizer`: "adamw" or "adam". `schedule`:
+    "cosine", to 0 at the last step, or "constant". `frozen`: tensors that keep their pretrained values.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    warmup: int = 0
+    clip: float | None = None
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    frozen: tuple[str, ...] = ()
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of step `step` (from 0) of `steps`."""
+        if step < self.warmup:
+            return self.lr * ((step + 1) / self.warmup)
+        if self.schedule == "constant":
+            return self.lr
+        rest = max(1, steps - self.warmup)
+        return self.lr * (0.5 * (1 + math.cos(math.pi * (step - self.warmup) / rest)))
 
 
 class Training(Procedure):
-    """AdamW on every floating-point tensor that the model reads, from the pretrained weights."""
+    """Descent on every floating-point tensor that the model reads, from the pretrained weights."""
 
     reads_labels = True
     split = "train"
 
-    def __init__(self, experts: Experts, h: TraditionalMtl, context: Context) -> None:
-        self.experts, self.h, self.context, self.chunk = experts, h, context, context.chunk
+    def __init__(self, experts: Experts, course: Course, context: Context) -> None:
+        self.experts, self.course, self.context, self.chunk = experts, course, context, context.chunk
         known = context.model.state_dict()
-        names = [name for name in experts.names if name in known]
+        names = [name for name in experts.names if name in known and name not in course.frozen]
         self.weights = {name: nn.Parameter(experts.base(name).clone()) for name in names}
         self.learnables = nn.ParameterDict({name.replace(".", "/"): tensor for name, tensor in self.weights.items()})
         self.objective = objective("cross_entropy", context.heads)
-        self._constants = {name: experts.pretrained[name] for name in experts.layout if name in known and name not in names}
+        self._constants = {name: experts.pretrained[name] for name in experts.layout if name in known and name not in self.weights}
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """AdamW, whose learning rate `step` sets."""
-        self._optimizer = torch.optim.AdamW(self.weights.values(), lr=self.h.lr, weight_decay=self.h.weight_decay)
+        """The course's optimizer, whose learning rate `step` sets."""
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.course.optimizer]
+        self._optimizer = kind(self.weights.values(), lr=self.course.lr, weight_decay=self.course.weight_decay)
         return (self._optimizer,)
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
@@ -43,9 +68,10 @@ class Training(Procedure):
         (batch,) = batches
         self._optimizer.zero_grad(set_to_none=True)
         losses = self._losses(batch)
-        nn.utils.clip_grad_norm_(self.weights.values(), self.h.clip)
+        if self.course.clip is not None:
+            nn.utils.clip_grad_norm_(self.weights.values(), self.course.clip)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.h.lr * self._schedule(step)
+            group["lr"] = self.course.rate(step, self.context.steps)
         update(losses, self._optimizer)
         return losses
 
@@ -66,39 +92,55 @@ class Training(Procedure):
             result[name] = tensor.detach().to(result[name].dtype).clone()
         return result
 
-    def _schedule(self, step: int) -> float:
-        if step < self.h.warmup:
-            return (step + 1) / self.h.warmup
-        rest = max(1, self.context.steps - self.h.warmup)
-        return 0.5 * (1 + math.cos(math.pi * (step - self.h.warmup) / rest))
-
     def _current(self) -> dict[str, Tensor]:
         own = {name: tensor.to(self.experts.layout[name].dtype) for name, tensor in self.weights.items()}
         return {**own, **self._constants}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return each task's loss; with gradients enabled, add their sum's gradient to the weights."""
+        """Return each task's loss; with gradients enabled, add their sum's gradient to the weights.
+
+        Tasks whose inputs have one shape run as one forward pass.
+        """
         losses: dict[str, Tensor] = {}
-        for task, examples in batch.items():
-            losses[task], self.chunk = self._task(task, examples)
+        for inputs, segments in concatenated(batch):
+            # Copies: autograd adds to gradients in place. There are none to copy before the first group of inputs.
+            kept = {name: None if tensor.grad is None else tensor.grad.clone() for name, tensor in self.weights.items()}
+
+            def compute(size: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
+                return self._chunks(Examples(inputs), segments, size, batch)
+
+            def undo(kept: dict[str, Tensor | None] = kept) -> None:
+                for name, tensor in self.weights.items():
+                    own = kept[name]
+                    tensor.grad = None if own is None else own.clone()  # memory may run out again
+
+            found, self.chunk = in_chunks(compute, size_of(inputs), self.chunk, undo)
+            losses |= found
         return losses
 
-    def _task(self, task: str, examples: Examples) -> tuple[Tensor, int | None]:
-        kept = {name: None if tensor.grad is None else tensor.grad.clone() for name, tensor in self.weights.items()}
+    def _chunks(self, whole: Examples, segments: list[Segment], size: int, batch: Batch) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for start in range(0, len(whole), size):
+            features = self.encode("", whole.part(start, start + size))
+            total = torch.zeros((), device=features.device)
+            for task, low, high in segments:
+                first, last = max(low, start), min(high, start + size)
+                if first < last:
+                    own = batch[task].part(first - low, last - low)
+                    loss = self._loss(task, features[first - start : last - start], own) / (high - low)
+                    losses[task] = loss.detach() + losses.get(task, 0.0)
+                    total = total + loss
+            if torch.is_grad_enabled():
+                torch.autograd.backward(total)
+        return losses
 
-        def compute(size: int) -> Tensor:
-            total = torch.zeros(())
-            for start in range(0, len(examples), size):
-                part = examples.part(start, start + size)
-                loss = self.objective(task, self.encode(task, part), part).sum() / len(examples)
-                if torch.is_grad_enabled():
-                    torch.autograd.backward(loss)
-                total = total.to(loss.device) + loss.detach()
-            return total
+    def _loss(self, task: str, features: Tensor, examples: Examples) -> Tensor:
+        """Return the sum of the examples' losses.
 
-        def undo() -> None:
-            for name, tensor in self.weights.items():
-                own = kept[name]
-                tensor.grad = None if own is None else own.clone()  # memory may run out again
-
-        return in_chunks(compute, len(examples), self.chunk, undo)
+        Mixed precision ends at the features: logits, cosines times 100, are too coarse in bfloat16.
+        """
+        device = features.device.type
+        if not torch.is_autocast_enabled(device):
+            return self.objective(task, features, examples).sum()
+        with torch.autocast(device, enabled=False):
+            return self.objective(task, features.float(), examples).sum()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SLOPE = 0.01
 """Of the router's leaky ReLU below 0."""
+SAMPLES = 5500
+"""Training examples of a task that the router reads at most, as released."""
 
 
 class Router(nn.Module):
@@ -70,7 +72,7 @@ class Twin(Procedure):
 
     def __init__(self, experts: Experts, h: TwinMerging, base: Mapping[str, Tensor], context: Context) -> None:
         self.experts, self.h = experts, h
-        self.split = "train" if h.router == "tasks" else "test"
+        self.split, self.most = ("train", SAMPLES) if h.router == "tasks" else ("test", None)
         self.frozen = Frozen(context, experts, base)
         vectors = {name: twin for name in self.frozen.base if (twin := self._twin(name, base[name])) is not None}
         self.mixture = LazyModel(context.model, self.frozen.base, vectors)

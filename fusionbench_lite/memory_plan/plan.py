@@ -1,0 +1,94 @@
+"""What a plan is made from, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fusionbench_lite.memory_plan.encoder import Encoder
+
+PHASES = ("load", "build", "merge", "step", "evaluate")
+"""Weights are read, a method's constants made, merged weights written and gradients pulled back, gradients computed, test
+images run."""
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A run: `method` with its `values` on `tasks` experts of `encoder`.
+
+    A step reads `batches` times `batch_size` images of every task, of which `chunk` at most run at once. `device` is "cpu"
+    or "cuda"; `place` is that of constants, and `experts` says where the experts are held while those are made: "disk"
+    (read each time), "cpu", "device", or "memory", for as long as the run takes. `classes` are the tasks' numbers of
+    classes. `test_images` of all tasks together are evaluated `evaluations` times, `eval_batch` at once (None: as many
+    as the evaluation chooses), and `held_out` per task with them. `threads` decompose matrices. `device_total` and
+    `cpu_total` are the bytes of the memories, where known: they decide whether AdaRank keeps dense sums.
+    """
+
+    encoder: Encoder
+    method: str
+    tasks: int
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch_size: int = 16
+    batches: int = 1
+    chunk: int | None = None
+    precision: str = "fp32"
+    device: str = "cuda"
+    place: str = "device"
+    experts: str = "disk"
+    classes: tuple[int, ...] = ()
+    steps: int = 0
+    test_images: int = 0
+    evaluations: int = 1
+    eval_batch: int | None = None
+    held_out: int = 0
+    threads: int = 1
+    device_total: int | None = None
+    cpu_total: int | None = None
+
+    @property
+    def bf16(self) -> bool:
+        """Whether passes run in mixed precision."""
+        return self.precision == "bf16"
+
+    @property
+    def images(self) -> int:
+        """The images of all tasks in a step."""
+        return self.tasks * self.batch_size * self.batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Something that takes memory: `where` is "device", "cpu" or "disk"; `phases` are those that it is there in."""
+
+    what: str
+    where: str
+    nbytes: int
+    phases: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Operations: of an image's forward pass, of a step, before the first step, of all evaluations, of everything."""
+
+    image: int
+    step: int
+    setup: int
+    evaluation: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run takes."""
+
+    inputs: Inputs
+    entries: tuple[Entry, ...]
+    flops: Flops
+
+    def peak(self, where: str = "device", phase: str | None = None) -> int:
+        """Return the most bytes in a memory, in one phase or over all; a processor's device and memory are one."""
+        places = ("device", "cpu") if self.inputs.device == "cpu" and where != "disk" else (where,)
+        return max(
+            sum(entry.nbytes for entry in self.entries if entry.where in places and part in entry.phases)
+            for part in (PHASES if phase is None else (phase,))
+        )

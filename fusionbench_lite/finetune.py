@@ -1,68 +1,107 @@
-"""`python -m fusionbench_lite.finetune model=vit_mini tasks=mini8`: train the experts of a task set.
+"""`python -m fusionbench_lite.finetune model=vit_b32 task=dtd [KEY=VALUE ...]`: train experts.
 
-Takes the keys of `python -m fusionbench_lite`; those of merging and evaluation have no effect. What is already in the
-cache is not trained again.
+Takes the keys of `python -m fusionbench_lite`; those of merging have no effect. For vit_mini all experts of the task set
+are trained, and what is already in the cache is not trained again. For a CLIP model every task gets an expert by the
+recipe of its checkpoint family, under a frozen zero-shot head; a run that was killed goes on where it was. Besides:
+
+    task=dtd                     one task, short for tasks=[dtd]
+    finetune.recipe=tall         or ta, fusionbench, joint (one model for all tasks: traditional multi-task learning)
+    finetune.out=FOLDER          default: finetuned/ in the cache; read with checkpoints=own checkpoints.dir=FOLDER
+    finetune.steps=1000          in place of the recipe's epochs or steps; likewise batch, lr
+    finetune.checkpoint_every=200
+    finetune.evaluate_every=500  on the part of the training images that is held out
+    overwrite=true               train again what is in the folder
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from fusionbench_lite import config as configuration
-from fusionbench_lite import plan as planning
+from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.paths import config_dir
 from fusionbench_lite.plan import Plan
+
+if TYPE_CHECKING:
+    from fusionbench_lite.evaluation.evaluator import Evaluation
 
 USAGE = f"usage: python -m fusionbench_lite.finetune [KEY=VALUE ...]\n\n{__doc__}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a CLIP model is fine-tuned; see the module's text."""
+
+    recipe: str | None = None
+    out: str | None = None
+    steps: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    checkpoint_every: int = 200
+    evaluate_every: int | None = None
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """What replaces numbers of the recipe."""
+        return {name: value for name in ("steps", "batch", "lr") if (value := getattr(self, name)) is not None}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 bad input."""
-    overrides = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(overrides):
-        print(USAGE)
-        return 0
-    configuration.register()
-    try:
-        try:
-            with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                plan = planning.resolve(compose("config", overrides=overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise configuration.explain(error, overrides) from None
-        _train(plan)
-    except InputError as error:
-        print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    given = sys.argv[1:] if arguments is None else arguments
+    given = [f"tasks=[{one.removeprefix('task=')}]" if one.startswith("task=") else one for one in given]
+    return command(USAGE, given, "finetune.", Options, _main)
+
+
+def _main(plan: Plan, options: Options) -> int:
+    if plan.backbone.is_clip:
+        _train_clip(plan, options)
+    elif options != Options():
+        raise InputError(f"finetune.* is about CLIP models; the recipe of {plan.model} is checkpoints.recipe={{...}}")
+    else:
+        _train_embedded(plan)
     return 0
 
 
-def _train(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _train_embedded(plan: Plan) -> None:
     from fusionbench_lite import suite as suites
     from fusionbench_lite.progress import Progress
 
     with Progress() as progress:
         suite = suites.load(plan, progress)
-    table = Table("model", *suite.data, "average", title=f"Test accuracy of the experts of tasks={plan.tasks.label}")
-    rows = {
-        "pretrained": suite.evaluator.evaluate(suite.encoder(suite.pretrained)),
-        "individual": {t: suite.evaluator.task(t, suite.encoder(w)) for t, w in suite.experts.items()},
-    }
-    if suite.multitask is not None:
-        rows["traditional_mtl"] = suite.evaluator.evaluate(suite.encoder(suite.multitask))
+        rows = {
+            "pretrained": suite.evaluator.evaluate(suite.encoder(suite.pretrained)),
+            "individual": {t: suite.evaluator.task(t, suite.encoder(w)) for t, w in suite.experts.items()},
+        }
+        if suite.multitask is not None:
+            rows["traditional_mtl"] = suite.evaluator.evaluate(suite.encoder(suite.multitask))
+    _show(f"Test accuracy of the experts of tasks={plan.tasks.label}", rows, suite.folder)
+
+
+def _train_clip(plan: Plan, options: Options) -> None:
+    from fusionbench_lite.clip_training import train
+    from fusionbench_lite.progress import Progress
+
+    with Progress() as progress:
+        rows, folder = train(plan, options, progress)
+    _show(f"Test accuracy of {plan.model} fine-tuned on tasks={plan.tasks.label}", rows, folder)
+
+
+def _show(title: str, rows: Mapping[str, Evaluation], folder: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    tasks = list(next(iter(rows.values())))
+    table = Table("model", *tasks, "average", title=title)
     for name, evaluation in rows.items():
         values = [100 * result.accuracy for result in evaluation.values()]
         table.add_row(name, *(f"{value:.1f}" for value in values), f"{sum(values) / len(values):.1f}")
     console = Console()
     console.print(table)
-    console.print(f"experts in {suite.folder}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"experts in {folder}", style="dim", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

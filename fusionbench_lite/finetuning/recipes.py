@@ -1,0 +1,150 @@
+"""The recipes of fine-tuning, read from recipes.yaml, where each names its source, and how one is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionbench_lite.errors import InputError, did_you_mean
+
+CHOICES = {"optimizer": ("adamw", "adam"), "schedule": ("cosine", "constant"), "trained": ("all", "tower")}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+"""Lightning's names."""
+PROJECTIONS = ("proj", "visual_projection.weight")
+"""The projection's name in the packed and in the separate layout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an expert is trained from the pretrained model, with its zero-shot head frozen.
+
+    `optimizer`, `lr`, `weight_decay`, `schedule`, `warmup` and `clip` are those of the engine's `Course`. A step takes
+    `batch` images of every task, or the number in `batches` for a task named there. It ends after the task's `epochs`,
+    else after `steps`. `trained`: "all" tensors of the vision model, or the "tower" without the projection. `crop`: the
+    smallest and the largest part of an image's area that a random resized crop keeps, None for the images as evaluation
+    sees them. `held_out`: part of the training images is for validation. `joint`: one model for all tasks.
+    """
+
+    name: str
+    source: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    batch: int
+    schedule: str
+    warmup: int
+    clip: float | None
+    trained: str
+    crop: tuple[float, float] | None
+    held_out: bool
+    steps: int
+    epochs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    joint: bool = False
+    unconfirmed: str = ""
+
+    def batch_of(self, task: str) -> int:
+        """Return the number of images of a task in a step."""
+        return self.batches.get(task, self.batch)
+
+    def steps_of(self, task: str, images: int) -> int:
+        """Return the number of steps on a task with so many training images; the last batch of an epoch may be smaller."""
+        if task not in self.epochs:
+            return self.steps
+        return self.epochs[task] * math.ceil(images / self.batch_of(task))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a fine-tuning runs.
+
+    `seed` keys the order of the images and their crops. `precision`: "fp32", or "bf16" for mixed precision (weights,
+    optimizer, logits and loss stay in float32). `chunk`: the largest number of images in one forward pass, None for the
+    batch; gradients add up, so it changes results by rounding alone. Every `checkpoint_every` steps the state is stored
+    (three times the weights) for a run that is killed; every `evaluate_every` steps, and before the first and after the
+    last, held-out accuracy is measured, None for the first and the last alone. `overwrite` trains again what is there.
+    """
+
+    seed: int = 0
+    precision: str = "fp32"
+    chunk: int | None = None
+    checkpoint_every: int = 200
+    evaluate_every: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}: {did_you_mean(str(self.precision), PRECISIONS)}")
+        for name in ("chunk", "checkpoint_every", "evaluate_every"):
+            value = getattr(self, name)
+            optional = name != "checkpoint_every" and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} of fine-tuning must be an integer of at least 1, got {value!r}")
+
+
+def names() -> list[str]:
+    """Return the names of the recipes."""
+    return list(_table())
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """Return the recipe of this name with some values replaced; a change is noted in its source.
+
+    A new `batch` or `steps` holds for every task. Raises InputError for an unknown name or value.
+    """
+    table = _table()
+    if name not in table:
+        raise InputError(f"unknown recipe {name!r} of fine-tuning: {did_you_mean(str(name), table)}")
+    found = table[name]
+    known = {field.name for field in dataclasses.fields(Recipe)} - {"name", "source", "unconfirmed", "epochs", "batches", "joint"}
+    for key, value in changes.items():
+        if key not in known:
+            raise InputError(f"a recipe of fine-tuning has no {key!r}: {did_you_mean(key, known)}")
+        _check(key, value)
+    if not changes:
+        return found
+    cleared: dict[str, Any] = {kept: {} for kept, key in (("batches", "batch"), ("epochs", "steps")) if key in changes}
+    if changes.get("crop") is not None:
+        changes["crop"] = tuple(map(float, changes["crop"]))
+    said = ", ".join(f"{key}={value}" for key, value in changes.items())
+    return dataclasses.replace(found, **changes, **cleared, source=f"{found.source}; changed: {said}")
+
+
+def _check(key: str, value: Any) -> None:
+    """Raise InputError where a value does not fit its key."""
+    if key in CHOICES:
+        fits, wanted = value in CHOICES[key], f"one of {', '.join(CHOICES[key])}"
+    elif key == "held_out":
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif key == "crop":
+        numbers = value if isinstance(value, (list, tuple)) else ()
+        ordered = len(numbers) == 2 and all(map(_is_number, numbers)) and 0 < numbers[0] <= numbers[1] <= 1
+        fits, wanted = value is None or ordered, "two parts of the area, 0 < a <= b <= 1, or null"
+    elif key in ("batch", "steps", "warmup"):
+        least = 0 if key == "warmup" else 1
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= least, f"an integer of at least {least}"
+    else:
+        least_open = key != "weight_decay"
+        number = _is_number(value) and (value > 0 if least_open else value >= 0)
+        fits = number or (key == "clip" and value is None)
+        wanted = "a number above 0" if least_open else "a number of at least 0"
+    if not fits:
+        raise InputError(f"{key} of a recipe of fine-tuning must be {wanted}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@functools.cache
+def _table() -> dict[str, Recipe]:
+    entries = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    for entry in entries.values():
+        entry["crop"] = None if entry["crop"] is None else tuple(entry["crop"])
+    return {name: Recipe(name, **entry) for name, entry in entries.items()}

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionbench_lite import recording, registry
+from fusionbench_lite import footprint, recording, registry
+from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
-from fusionbench_lite.data import normalise
+from fusionbench_lite.data import prepare
 from fusionbench_lite.evaluation.evaluator import TaskResult
+from fusionbench_lite.paths import cache_dir
 from fusionbench_lite.recording import Outcome, Selection
 from fusionbench_lite.selection import USES_TEST_LABELS
 from fusionbench_lite.weights.experts import Experts
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 
 TRAJECTORY_POINTS = 100
 """Merging coefficients are kept at about so many steps of a run."""
-ROWS = 250
-"""Examples whose frozen features are computed at once."""
-
 Rows = NDArray[np.int64]
 
 
@@ -87,8 +86,12 @@ class Source:
         return data.test_images if split == "test" else data.train_images
 
     def _held_out_rows(self, task: str) -> Rows:
+        if not self.plan.setting("held_out"):
+            return np.empty(0, dtype=np.int64)
         size = len(self._images(task, "train"))
-        return subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
+        rows = subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
+        prepare(self._images(task, "train"), rows)
+        return rows
 
     def _pool(self, task: str) -> Rows:
         """Return the rows that steps read: a seeded part of the split, without what is held out."""
@@ -96,9 +99,12 @@ class Source:
         if self.procedure.split == "train":
             rows = np.setdiff1d(np.arange(size), self.held_out_rows[task])
             size = len(rows)
-        wanted = max(1, int(self.plan.setting("fraction") * size))
+        wanted = max(1, int(self.plan.setting("fraction") * min(size, self.procedure.most or size)))
         chosen = np.arange(size) if wanted >= size else subset(size, wanted, self.plan.seed, task, "fraction")
-        return chosen if rows is None else rows[chosen]
+        if rows is None:
+            return chosen
+        prepare(self._images(task, "train"), rows[chosen])
+        return rows[chosen]
 
     def _examples(self, task: str, split: str, rows: Rows) -> Examples:
         known = self._look_up(task, split, rows)
@@ -111,7 +117,7 @@ class Source:
         return Examples(inputs, known, labels)
 
     def _inputs(self, task: str, split: str, rows: Rows) -> Tensor:
-        return normalise(torch.from_numpy(self._images(task, split)[rows]).to(self.suite.device))
+        return self.suite.evaluator.inputs(self._images(task, split)[rows])
 
     def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
         """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
@@ -120,17 +126,22 @@ class Source:
             if probe is None:
                 return None
             size = len(self._images(task, split))
-            only_held_out = split == "train" and self.procedure.split == "test"
-            wanted = self.held_out_rows[task] if only_held_out else np.arange(size)
+            wanted = np.arange(size)
+            if split == "train":
+                read = [self.held_out_rows[task], *([self.pools[task]] if self.procedure.split == "train" else [])]
+                wanted = np.unique(np.concatenate(read)) if len(read) > 1 else read[0]
             places = np.full(size, -1)
             places[wanted] = np.arange(len(wanted))
-            table = probe.new_empty((len(wanted), *probe.shape[1:]))
-            for start in range(0, len(wanted), ROWS):
-                stop = min(start + ROWS, len(wanted))
-                table[start:stop] = self._compute(task, split, wanted[start:stop])  # type: ignore[assignment]
+            own = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
+            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if own else memory.CPU)
+            done = 0
+            for found in self.suite.evaluator.batches.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+                assert found is not None
+                table[done : done + len(found)] = found
+                done += len(found)
             self._known[task, split] = places, table
         places, table = self._known[task, split]
-        return table[torch.from_numpy(places[rows])]
+        return table[torch.from_numpy(places[rows])].to(self.suite.device)
 
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
         with torch.no_grad():
@@ -139,17 +150,19 @@ class Source:
 
 def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None = None) -> Procedure:
     """Return the procedure of a plan; `merged` are the weights that methods with adapters on a merged model start from."""
-    method = registry.get(plan.method)
+    from fusionbench_lite.adaptation.engine.placement import placing
+
+    method, scratch, chunk = registry.get(plan.method), cache_dir(plan.cache_dir) / "scratch", plan.trainer["chunk"]
+    if plan.backbone.is_clip:
+        chunk = footprint.fitted(plan, suite.device, scratch).chunk
     experts = Experts(suite.pretrained, suite.experts)
     experts.check_unread()
     extra = {} if merged is None else {"merged": merged}
     first = suite.data[plan.tasks.names[0]].test_images[:1]
-    example = normalise(torch.from_numpy(first).to(suite.device))
-    learner = method.function(experts, method.configure(**plan.values), **extra)
-    context = Context(
-        suite.model, suite.evaluator.heads, plan.setting("steps"), plan.trainer["chunk"], example=example
-    )
-    procedure: Procedure = learner(context)
+    example = suite.evaluator.inputs(first)
+    context = Context(suite.model, suite.evaluator.heads, plan.setting("steps"), chunk, example=example)
+    with placing(suite.place, scratch):
+        procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
     return procedure
 
 
@@ -159,7 +172,7 @@ def adapt(
     """Adapt as the plan says and return what was found."""
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
     from fusionbench_lite.adaptation.engine.fit import Settings, fit
-    from fusionbench_lite.adaptation.engine.module import own_tasks
+    from fusionbench_lite.processes import own_tasks
 
     steps = plan.setting("steps")
     with clock.stage("merge"):

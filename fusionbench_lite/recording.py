@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import fusionbench_lite
+from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.evaluator import Evaluation, average
 from fusionbench_lite.plan import Plan
 from fusionbench_lite.tables import records, schema, statistics
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 LEARNED = "learned.safetensors"
 RESULTS_SINCE = "0.2.0"
 """The first version whose results are those of this one: part of every key, to be raised when a method's results change."""
-_LIBRARIES = ("torch", "torchvision", "lightning", "open_clip_torch", "numpy", "hydra-core")
+_LIBRARIES = ("torch", "torchvision", "lightning", "open_clip_torch", "transformers", "pillow", "numpy", "hydra-core")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,11 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     Which evaluation is shown (`select`) is left out: a record holds all of them. `base` stands for the merged model
     that adapters sit on.
     """
-    own = {} if base is None else {"base": base}
+    own: dict[str, Any] = {} if base is None else {"base": base}
+    if plan.backbone.layout is not None:
+        own |= {"layout": plan.backbone.layout, "data_settings": dict(plan.data)}
+    if plan.precision == "bf16":
+        own["evaluation"] = "bf16"
     return own | {
         "schema": schema.VERSION,
         "version": RESULTS_SINCE,
@@ -96,8 +101,13 @@ def result(
         "model": plan.model,
         "tasks": list(plan.tasks.names),
         "task_set": plan.tasks.label,
-        "checkpoints": {"family": suite.family, "files": dict(suite.files)},
+        "checkpoints": {
+            "family": suite.family, "layout": plan.backbone.layout, "files": dict(suite.files),
+            "sources": dict(suite.sources),
+        },
         "data": suite.data_hashes,
+        **_images(suite),
+        **({"caveats": list(suite.caveats)} if suite.caveats else {}),
         "select": plan.select,
         "seeds": {"seed": plan.seed, "checkpoints": plan.checkpoints_seed},
         "limit": plan.limit,
@@ -113,6 +123,12 @@ def result(
         "seconds": dict(seconds),
         "peak_bytes": peak_bytes(suite.device),
     }
+
+
+def _images(suite: Suite) -> dict[str, Any]:
+    """Return where the images of every task come from, where that is known."""
+    known = {task: {"source": entry.source, "files": dict(entry.files)} for task, entry in suite.data.items() if entry.source}
+    return {"images": known} if known else {}
 
 
 def samples(selections: Mapping[str, Selection]) -> dict[str, Any]:
@@ -244,7 +260,7 @@ def _selection(chosen: Selection) -> dict[str, Any]:
 def peak_bytes(device: torch.device) -> int:
     """Return the largest memory the process has used so far: of the GPU where there is one, else resident memory."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return max(int(torch.cuda.max_memory_allocated(device)), earlier_peak(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

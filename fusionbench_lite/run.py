@@ -14,13 +14,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fusionbench_lite import adapting, collect, recording, registry
+from fusionbench_lite import adapting, collect, footprint, recording, registry
 from fusionbench_lite import plan as planning
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.evaluation.evaluator import Evaluation
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.paths import cache_dir, locked
 from fusionbench_lite.plan import Plan
+from fusionbench_lite.processes import gathered, own_tasks, shared
 from fusionbench_lite.progress import Progress
 from fusionbench_lite.recording import Outcome, Selection
 from fusionbench_lite.suite import Suite, load
@@ -77,7 +78,8 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     base = Base(plan, suite, progress)
     key = records.key(recording.identity(plan, suite, base.key))
     if not _is_first_process():
-        _compute(plan, suite, base, key, clock, progress)
+        if plan.overwrite or records.find(plan.results_dir, key) is None:  # as the first process decides
+            _compute(plan, suite, base, key, clock, progress)
         return None, False
     with locked(_partial(plan, key).with_suffix(".lock")):
         found = None if plan.overwrite else records.find(plan.results_dir, key)
@@ -137,6 +139,9 @@ def _is_first_process() -> bool:
 
 
 def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress) -> Outcome:
+    if plan.backbone.is_clip and registry.get(plan.method).adaptive:
+        scratch = cache_dir(plan.cache_dir) / "scratch"
+        log.info("%s", "\n".join(footprint.lines(footprint.fitted(plan, suite.device, scratch).estimate)))
     with cached_in(cache_dir(plan.cache_dir) / "decompositions"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
@@ -159,12 +164,12 @@ def _said(caught: list[warnings.WarningMessage]) -> Iterator[str]:
 def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
     with clock.stage("merge"):
         merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **collect.inputs(plan, suite))
-    with clock.stage("evaluate"):
+    with clock.stage("evaluate"), shared():
         evaluation: Evaluation
         if merged.per_task:
-            evaluation = {
-                task: suite.evaluator.task(task, suite.encoder(merged.state_dict(task))) for task in plan.tasks.names
-            }
+            evaluation = gathered({
+                task: suite.evaluator.task(task, suite.encoder(merged.state_dict(task))) for task in own_tasks(plan.tasks.names)
+            })
         else:
             evaluation = suite.evaluator.evaluate(suite.encoder(merged.state_dict()))
     return Outcome({"last": Selection(0, False, evaluation)}, {}, merged.storage)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fusionbench_lite import doctor, registry
+from fusionbench_lite import doctor, finetune, registry
 from fusionbench_lite import suite as suites
 from fusionbench_lite.__main__ import main
 from fusionbench_lite.adaptation.engine.module import Adaptation
@@ -16,10 +16,10 @@ from tests.mirror import mirror  # noqa: F401  (a fixture)
 from tests.vision_data import encoded, picture, write_parquet
 from tests.vision_suite import TASKS, Suite, called, small  # noqa: F401  (a fixture)
 
+FAMILIES = {"ta": "[mnist,dtd]", "tall": "[mnist,dtd,stl10]", "ta_tall": "[mnist,stl10]", "fusionbench": "[dtd,stl10]"}
 
-@pytest.mark.parametrize(
-    ("family", "tasks"), [("ta", "[mnist,dtd]"), ("tall", "[mnist,dtd,stl10]"), ("ta_tall", "[mnist,stl10]"), ("fusionbench", "[dtd,stl10]")]
-)
+
+@pytest.mark.parametrize(("family", "tasks"), FAMILIES.items())
 def test_families_run_in_both_layouts_to_the_same_predictions(small: Suite, family: str, tasks: str):  # noqa: F811
     line = f"checkpoints={family} tasks={tasks} method=task_arithmetic"
     found = {layout: small.run(f"{line} model.layout={layout}") for layout in clip.LAYOUTS}
@@ -44,7 +44,8 @@ METHODS = [
     "weight_averaging", "ties_merging", "ta_dare", "magmax", "breadcrumbs", "pcb_merging", "emr_merging", "tall_masks",
     "consensus_ta", "tsv_m", "cart", "iso_c", "star", "knots_ta", "metagpt", "individual", "pretrained",
     "fisher_merging method.statistics.examples=8", "regmean method.statistics.examples=8", "doge_ta method.steps=3",
-    "awd_ta method.steps=3", "adamerging_layerwise", "adarank", "adarank_tsvm", "doge_am", "surgery", "metamerging", "twin_merging", "wemoe",
+    "awd_ta method.steps=3", "adamerging_layerwise", "adarank", "adarank_tsvm", "doge_am", "surgery", "metamerging",
+    "twin_merging", "wemoe",
 ]
 
 
@@ -151,3 +152,33 @@ def test_the_doctor_says_what_is_missing_and_then_that_nothing_is(small: Suite):
 )
 def test_what_cannot_be_is_one_line(small: Suite, line: str, said: str):  # noqa: F811
     assert said in small.refused(f"method=task_arithmetic {line}")
+
+
+def test_an_expert_that_is_trained_here_is_merged_like_any_other(small: Suite):  # noqa: F811
+    folder = small.folder / "own"
+    line = f"finetune.steps=3 finetune.batch=8 finetune.out={folder}"
+    for task in ("mnist", "dtd"):
+        status, said = called(finetune.main, [*small.line(line), f"task={task}"])
+        assert status == 0, said
+        assert "individual" in said
+    joint = f"finetune.recipe=joint finetune.steps=2 finetune.batch=4 finetune.out={folder}"
+    status, said = called(finetune.main, small.line(joint))
+    assert status == 0, said
+    assert {file.name for file in folder.glob("*.safetensors")} == {
+        "pretrained.safetensors", "heads.safetensors", "individual-mnist.safetensors", "individual-dtd.safetensors",
+        "traditional_mtl.safetensors",
+    }
+    before = (folder / "individual-dtd.safetensors").read_bytes()
+    for method in ("individual", "task_arithmetic", "traditional_mtl"):
+        record = small.run(f"method={method} checkpoints=own checkpoints.dir={folder}")
+        assert record.data["checkpoints"]["family"] == "own"
+    assert (folder / "individual-dtd.safetensors").read_bytes() == before
+    assert "unknown recipe" in _refused_finetune(small, "finetune.recipe=tal")
+    assert "finetune.steps" in _refused_finetune(small, "finetune.steps=many")
+    assert "trained otherwise" in _refused_finetune(small, f"finetune.steps=4 finetune.out={folder}")
+
+
+def _refused_finetune(small: Suite, line: str) -> str:  # noqa: F811
+    status, said = called(finetune.main, small.line(line))
+    assert status == 2, said
+    return said

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,9 @@ TASKS = {"mnist": (40, 30), "dtd": (94, 47), "svhn": (30, 40), "stl10": (30, 20)
 STANDARD = tuple(task for task in TASKS if task != "stl10")
 
 
-def fill(mirror: Mirror, size: clip.Size, model: str = "vit_b32", tasks: tuple[str, ...] = tuple(TASKS)) -> None:
+def fill(mirror: Mirror, size: clip.Size, model: str = "vit_b32", sizes: Mapping[str, tuple[int, int]] = TASKS) -> None:
     """Put base models, experts of every family and the images of the tasks on the mirror."""
+    tasks = tuple(sizes)
     models, standard = mirror.root / "models", tuple(task for task in tasks if task in STANDARD)
     vision_files.write_timm(models, model, size)
     vision_files.write_openai(models, model, size)
@@ -35,7 +36,7 @@ def fill(mirror: Mirror, size: clip.Size, model: str = "vit_b32", tasks: tuple[s
     vision_files.write_tall(models / "nik-dim/tall_masks", model, tasks, size)
     vision_files.write_fusionbench(models, model, tasks, size)
     for task in tasks:
-        train, test = TASKS[task]
+        train, test = sizes[task]
         vision_data.write_hub_task(mirror.root / "datasets", task, sizes={"train": train, "test": test})
 
 
@@ -45,10 +46,11 @@ class Suite:
 
     mirror: Mirror
     folder: Path
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: TASKS)
 
     def __post_init__(self) -> None:
         self.manifests = vision_files.write_manifests(self.folder / "manifests")
-        self.tasks_file = vision_data.small_tasks(self.folder / "tasks.yaml", TASKS)
+        self.tasks_file = vision_data.small_tasks(self.folder / "tasks.yaml", self.sizes)
         self.cache, self.results = self.folder / "cache", self.folder / "results"
 
     def line(self, line: str) -> list[str]:

@@ -6,7 +6,7 @@ from fusionbench_lite.checkpoints.api import Found, Report, Request
 from fusionbench_lite.checkpoints.families import FAMILIES
 from fusionbench_lite.checkpoints.needs import inventory
 
-__all__ = ["FAMILIES", "Found", "Report", "Request", "find", "inventory"]
+__all__ = ["FAMILIES", "Found", "Report", "Request", "find", "find_base", "inventory"]
 
 
 def find(request: Request, report: Report | None = None) -> Found:
@@ -18,3 +18,10 @@ def find(request: Request, report: Report | None = None) -> Found:
     from fusionbench_lite.checkpoints.finding import Finder  # imports torch
 
     return Finder(request, report).found()
+
+
+def find_base(request: Request, report: Report | None = None) -> Found:
+    """Return the pretrained model of a request's family, with its text side, whatever the tasks; errors as of `find`."""
+    from fusionbench_lite.checkpoints.finding import Finder
+
+    return Finder(request, report, {}).base()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.checkpoints import converting, locating, store
 from fusionbench_lite.checkpoints.api import Found, Report, Request
-from fusionbench_lite.checkpoints.families import Base, Family, Known, Place, caveats, check
+from fusionbench_lite.checkpoints.families import Base, Family, Known, Place, caveats, check, family_of
 from fusionbench_lite.checkpoints.locating import Hub, Offer, Source
 from fusionbench_lite.checkpoints.store import Metadata
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import locked
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ Convert = Callable[[Source], tuple[dict[str, "Tensor"], dict[str, str]]]
 class Finder:
     """The files of one request. Every `_..._file` method returns a converted file and its metadata."""
 
-    def __init__(self, request: Request, report: Report | None) -> None:
-        self.families = check(request.family, request.model, request.tasks, request.manifest)
+    def __init__(self, request: Request, report: Report | None, families: dict[str, Family] | None = None) -> None:
+        self.families = check(request.family, request.model, request.tasks, request.manifest) if families is None else families
         self.request, self.report = request, report
         self.hub = Hub(request.cache, report)
         self.files: dict[str, str] = {}
@@ -59,6 +59,19 @@ class Finder:
         )
 
     # ------------------------------------------------------------------ the pretrained model
+
+    def base(self) -> Found:
+        """Return the pretrained model of the request's family alone, without experts and heads."""
+        family = family_of("fusionbench" if self.request.family == "fusionbench" else "ta", self.request.manifest)
+        if self.request.model not in family.bases:
+            known = did_you_mean(self.request.model, family.bases)
+            raise InputError(f"no pretrained model {self.request.model!r} is known: {known}")
+        base = self._base(family)
+        text = base.get("text") or self.base_part(family, "text")
+        return Found(
+            self.request.family, self.request.layout, base["pretrained"][0], {}, {}, text[0],
+            base["constants"][0] if "constants" in base else None, self.files, self.sources, 0, (),
+        )
 
     def _base(self, family: Family) -> dict[str, Converted]:
         """Return the parts of the pretrained model: "pretrained", "text" or "leftovers", and "constants"."""

@@ -79,9 +79,10 @@ class Evaluator:
 
         Tasks with the same test images share one pass. Processes of one run share the tasks.
         """
-        groups: dict[int, list[str]] = {}
+        groups: dict[object, list[str]] = {}
         for task in self.data if tasks is None else tasks:
-            groups.setdefault(id(self.data[task].test_images), []).append(task)
+            images = self.data[task].test_images
+            groups.setdefault(getattr(images, "fingerprint", id(images)), []).append(task)
         mine = own_tasks([members[0] for members in groups.values()])
         found: dict[str, TaskResult] = {}
         for members in groups.values():

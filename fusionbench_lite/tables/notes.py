@@ -40,6 +40,7 @@ def notes(
         remarks.append(f"Difference: average minus that of {baseline}, in points; paired bootstrap, 95% interval.")
     if _mixed_data(rows, kept):
         remarks.append("Rows were not all evaluated on the same data: their differences hold that too.")
+    remarks.extend(dict.fromkeys(caveat for record in kept for caveat in record.data.get("caveats", [])))
     remarks.extend(_said(rows, kept))
     remarks.extend(_missing(rows, kept))
     return tuple(remarks)

@@ -33,7 +33,9 @@ _TOP: dict[str, type | tuple[type, ...]] = {
     "seconds": dict,
     "peak_bytes": (int, type(None)),
 }
-_OPTIONAL: dict[str, type | tuple[type, ...]] = {"storage": dict, "warnings": list, "evaluations": list}
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "storage": dict, "warnings": list, "evaluations": list, "caveats": list, "images": dict,
+}
 _SELECTION: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "uses_test_labels": bool,

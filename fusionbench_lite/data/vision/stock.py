@@ -14,6 +14,7 @@ from fusionbench_lite.data.vision.index import DECODED, Index
 from fusionbench_lite.data.vision.sources import Sources, find, local_source
 from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.inventory import Item
 
 _WHAT = {"train": "training images"}
@@ -44,7 +45,7 @@ def _what(split: str) -> str:
 
 
 def _split(task: Task, sources: Sources, split: str) -> list[Item]:
-    note = " ".join(task.caveats) if split != "train" else "read by methods with training or held-out images only"
+    note = "" if split != "train" else "read by methods with training or held-out images only"
     local = local_source(task, sources, split)
     if local is not None:
         return [Item(_what(split), task.name, str(sources.data_dir), str(sources.data_dir), None, True, note)]
@@ -52,13 +53,14 @@ def _split(task: Task, sources: Sources, split: str) -> list[Item]:
         place = find(task, sources, split)
     except InputError as error:
         where = str(sources.data_dir) if sources.data_dir is not None else "data_dir"
-        return [Item(_what(split), task.name, str(error), where, None, False, note)]
+        return [Item(_what(split), task.name, str(error), where, None, False, note, False)]
     if not isinstance(place, HubSource):
         raise InputError(f"task {task.name!r}: {type(place).__name__} is neither below data_dir nor on the hub")
     try:
         entries = place.entries(split)
     except InputError as error:
-        return [Item(_what(split), task.name, place.hub.repo, str(sources.cache / "hub"), None, False, f"{error} {note}".strip())]
+        note = "; ".join(["its size is known with the hub" if hub_offline() else str(error), *([note] if note else [])])
+        return [Item(_what(split), task.name, place.hub.repo, str(sources.cache / "hub"), None, False, note)]
     items = []
     for entry in entries:
         found = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)

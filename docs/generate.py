@@ -15,6 +15,7 @@ from pathlib import Path
 
 import adaptive_page
 import method_page
+import vision_page
 
 from fusionbench_lite import experiment as experiments
 from fusionbench_lite.errors import InputError
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         "real32": ("mini/real32", "Eight real data sets at 32 x 32", None, ORDERINGS),
     }
     given.out.mkdir(parents=True, exist_ok=True)
+    write(given.out / "vision.md", vision_page.page())
     for page, (experiment, title, sheet, statements) in pages.items():
         try:
             rows, table = read(experiment, given.results_dir)

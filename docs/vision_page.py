@@ -1,0 +1,188 @@
+"""The page about CLIP models at full size: its prose is here, its tables are made from the data files of the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from fusionbench_lite import memory_plan, tasksets
+from fusionbench_lite.backbones import CLIP
+from fusionbench_lite.checkpoints.families import PACKAGED, family_of
+from fusionbench_lite.data import vision
+from fusionbench_lite.finetuning import recipes
+from fusionbench_lite.inventory import size_text
+from fusionbench_lite.models import clip, prompts
+
+START = """# CLIP at full size
+
+Written by `make docs` from the data files of the package.
+
+    python -m fusionbench_lite.doctor method=adarank model=vit_l14 tasks=20   # what it needs, before it starts
+    python -m fusionbench_lite method=adarank model=vit_l14 tasks=20          # fetches, converts, decodes, adapts, evaluates
+    python -m fusionbench_lite method=tsv_m model=vit_b32 tasks=8 checkpoints=fusionbench
+    python -m fusionbench_lite method=adarank model=vit_b32 checkpoints=ta checkpoints.dir=FOLDER data_dir=IMAGES
+    python -m fusionbench_lite.finetune model=vit_b32 task=dtd                # make a missing expert
+    python -m fusionbench_lite.convert finetuned.pt sun397.safetensors        # read an old pickle without running it
+
+A record names the repository, commit and SHA-256 of every file it was made from, and repeats the caveats of its
+checkpoints and data; tables print them. **No published checkpoint and no GPU was at hand when this was written**:
+everything here runs in the tests on files of the published names, layouts, shapes and types with random weights, served
+by a local hub.
+
+## Models
+"""
+
+LAYOUT = """
+`model.layout=packed` is open_clip's encoder, whose queries, keys and values share one matrix, `separate` that of
+transformers with a matrix each. Weights are converted once to the layout asked for; the default is that of the
+checkpoints. Methods that decompose matrices differ between the two: four matrices a block or six. Both run with
+QuickGELU, which OpenAI's weights need.
+
+## Checkpoint families
+"""
+
+FAMILIES = """
+`ta_tall` is the default: as AdaRank loads them, the eight standard tasks from Task Arithmetic and the other twelve from
+TALL-masks. `own` reads a folder of `pretrained.safetensors`, `individual-TASK.safetensors` and `heads.safetensors`.
+`checkpoints.dir=FOLDER` takes a family's files from a folder in the family's own arrangement, `checkpoints.manifest=FILE`
+replaces the packaged list of repositories, sizes and hashes by one of the same form.
+
+Task Arithmetic's and TALL-masks' encoders carry six tensors of the text side. They have to equal the pretrained ones to
+the bit and are left out; methods that rank all entries of a task vector count their zeros (`virtual_zeros`). FusionBench
+merges the vision tower alone; its projection is the pretrained model's. Heads: Task Arithmetic's and TALL-masks' own
+files where they are there, else built from the prompts by the pretrained text tower; FusionBench's are built.
+
+Pickled modules are read by an interpreter of our own that knows a list of classes, builds nothing else and calls nothing:
+a file that asks for another class is refused by name. Every file is checked before it is used: size and SHA-256 where
+they are published, tensor names, shapes, finite values.
+
+## Data sets
+"""
+
+DATA = """
+Test splits are decoded once to 224 x 224 bytes, the squares that CLIP's own preprocessing cuts, and kept in a mapped file
+with a checksum per image: a second run decodes nothing. Training splits are fetched where a method reads them. Images
+that cannot be decoded are named and the run is refused, unless `data.skip_corrupt=N` allows so many.
+
+`data_dir` may hold, per task and in this order: `NAME.npz` with `NAME.json`; `NAME/train/CLASS/*.jpg` and
+`NAME/test/CLASS/*.jpg`; the layout that torchvision's class of the data set reads. `data.source=hub` or `folder` looks in
+one place only; `data.tasks_file` replaces the table above. `limit=N` takes N evenly spaced test images and marks the
+record as a trial.
+
+Corruptions (doGe, Table 11): `data.corruption=motion_blur` and so on, for the four tasks whose repositories hold them
+ready-made; `data.corruption_from=generated data.severity=5` makes them with the CIFAR-10-C parameters that those were
+made with (severity and seeds of the published ones are unknown, and they were stored as JPEG). Pixelate ends at 32 x 32
+whatever the image, as published.
+
+## Fine-tuning
+"""
+
+END = """
+A run that was killed goes on where it was and ends, on a processor, with the same bits. Crops are taken from the decoded
+224 x 224 square, not from the original image: the one known deviation from the published recipes.
+
+## Memory
+
+A run prints its plan before it starts: bytes by item, place and phase, and operations, from shapes alone.
+`checkpoints.place=device`, `cpu` or `disk` says where task vectors and singular components stay; `auto` takes the first
+that fits. Plans are within 20 % of the measured peak in the tests (`tests/test_memory_plan.py`).
+[performance.md](performance.md) has measurements.
+
+## Evaluation
+
+`precision=bf16` runs the encoder in mixed precision and heads in float32. The number of images in one pass is found
+automatically (`trainer.eval_batch` sets it). Under `torchrun` processes share the tasks. Predictions are kept per
+example.
+
+## Caches and the hub
+
+| below `cache_dir` | what |
+| --- | --- |
+| hub/ | downloads, in the Hugging Face hub's own layout; the user's own Hugging Face cache is used in place |
+| checkpoints/ | converted experts and base models; the downloads may be deleted after |
+| heads/ | heads built from prompts |
+| images/ | decoded squares |
+| scratch/ | task vectors and components with `checkpoints.place=disk`; empty after a run |
+| finetuned/ | experts that were trained here |
+
+Single files are downloaded, checked against the hub's checksum before anything can see them, and continued after an
+interruption. What a cache holds is used without asking, so a branch stands for the commit of its first download; delete
+`hub/models--OWNER--NAME` to ask again. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HOME` and the time limits of
+huggingface_hub are respected; `FUSIONBENCH_LITE_RETRY_SECONDS` is the first wait between two attempts.
+
+## Caveats
+"""
+
+
+def page() -> str:
+    """Return the page in Markdown."""
+    parts = [START, *_table(_models()), LAYOUT, *_table(_families()), FAMILIES, *_table(_data()), _sizes(), DATA]
+    parts += _table(_recipes())
+    return "\n".join([*parts, END, *_caveats(), ""])
+
+
+def _table(rows: Iterator[list[object]]) -> Iterator[str]:
+    head = next(rows)
+    yield f"| {' | '.join(map(str, head))} |"
+    yield f"|{' --- |' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(map(str, row))} |"
+
+
+def _models() -> Iterator[list[object]]:
+    yield ["model", "patch", "width", "blocks", "tokens", "features", "tensors, packed", "separate", "parameters", "GFLOP an image"]
+    for name in CLIP:
+        size, encoder = clip.SIZES[name], memory_plan.encoder(name, "packed")
+        yield [
+            name, size.patch, size.width, size.layers, encoder.tokens, size.output, len(clip.shapes(size, "packed")),
+            len(clip.shapes(size, "separate")), f"{sum(map(math.prod, clip.shapes(size, 'packed').values())):,}",
+            f"{encoder.forward_flops / 1e9:.1f}",
+        ]
+
+
+def _families() -> Iterator[list[object]]:
+    yield ["checkpoints", "tasks", "layout", "an expert, B/32", "L/14", "repositories", "or"]
+    for name in PACKAGED:
+        family = family_of(name)
+        repositories = dict.fromkeys(place.repo for place in family.places)
+        yield [
+            name, len(family.tasks), family.layout, size_text(family.about["vit_b32"]), size_text(family.about["vit_l14"]),
+            ", ".join(repositories), family.elsewhere or "",
+        ]
+
+
+def _data() -> Iterator[list[object]]:
+    yield ["task", "classes", "training", "test", "hub", "torchvision or files", "templates"]
+    for name in tasksets.resolve(20, None).names:
+        for variant in vision.VARIANTS:
+            task, texts = vision.task(name, variant), prompts.prompts(name, variant)
+            other = vision.task(name, "tall")
+            if variant != "tall" and (task.classes, task.test, task.hub) == (other.classes, other.test, other.hub):
+                continue
+            label = name if variant == "tall" else f"{name}, fusionbench"
+            yield [
+                label, task.classes, f"{task.train:,}", f"{task.test:,}", task.hub.repo if task.hub else "none",
+                task.local.reader if task.local else "", len(texts.templates),
+            ]
+
+
+def _sizes() -> str:
+    counts = {tasks: sum(vision.task(name, "tall").test for name in tasksets.resolve(tasks, None).names) for tasks in (8, 14, 20)}
+    sizes = {tasks: size_text(count * 224 * 224 * 3) for tasks, count in counts.items()}
+    return "\nDecoded test images take " + ", ".join(f"{size} for {tasks} tasks" for tasks, size in sizes.items()) + "."
+
+
+def _recipes() -> Iterator[list[object]]:
+    yield ["finetune.recipe", "optimizer", "learning rate", "batch", "schedule", "trained", "source", "not confirmed"]
+    for name in recipes.names():
+        recipe = recipes.recipe(name)
+        yield [
+            name, recipe.optimizer, f"{recipe.lr:g}", recipe.batch, f"{recipe.schedule}, {recipe.warmup} steps of warm-up",
+            recipe.trained, recipe.source, recipe.unconfirmed,
+        ]
+
+
+def _caveats() -> Iterable[str]:
+    said = [caveat.text for name in PACKAGED for caveat in family_of(name).caveats]
+    said += [text for name in vision.names() for variant in vision.VARIANTS for text in vision.caveats(name, variant)]
+    return (f"- {text}" for text in dict.fromkeys(" ".join(text.split()) for text in said))

@@ -53,7 +53,7 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         found.expert_hashes, head_hashes, pretrained,
         {task: _placed(path, device) for task, path in found.experts.items()},
         _placed(found.multitask, device) if found.multitask is not None else None, model, evaluator, device,
-        None, found.sources, tuple(notes), wanted.place,
+        None, found.sources, tuple(notes), wanted.place, frozenset(_constants(found)),
     )
 
 
@@ -107,11 +107,12 @@ def _placed(path: Path, device: torch.device) -> PlacedWeights:
 def encoder(backbone: Backbone, pretrained: Mapping[str, Tensor], found: Found) -> nn.Module:
     """Return the encoder with the pretrained weights, and with those that the family does not merge."""
     model = clip.build(clip.SIZES[backbone.model], backbone.layout or "packed")
-    weights = {name: tensor.cpu() for name, tensor in pretrained.items()}
-    if found.constants is not None:
-        weights |= dict(SafetensorsWeights(found.constants))
-    model.load_state_dict(weights)
+    model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **_constants(found)})
     return model.requires_grad_(False)
+
+
+def _constants(found: Found) -> Mapping[str, Tensor]:
+    return {} if found.constants is None else SafetensorsWeights(found.constants)
 
 
 def place_of(plan: Plan, device: torch.device) -> str:

@@ -148,10 +148,8 @@ def _expert(suite: Suite, task: str) -> nn.Module:
     """Return a model of its own with the weights of the task's expert."""
     model = copy.deepcopy(suite.model)
     try:
-        # What the family does not merge, as FusionBench's projection, is the model's own.
-        missing, unexpected = model.load_state_dict(dict(suite.experts[task]), strict=False)
-        if wrong := [*(name for name in missing if name in suite.pretrained), *unexpected]:
-            raise RuntimeError(f"tensors that do not match: {', '.join(wrong[:3])}")
+        own = model.state_dict()
+        model.load_state_dict({**{name: own[name] for name in suite.constants}, **suite.experts[task]})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"the expert of task {task!r} does not fit the model: {reason}") from error

@@ -62,8 +62,10 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     that adapters sit on.
     """
     own: dict[str, Any] = {} if base is None else {"base": base}
-    if plan.backbone.layout is not None:
-        own |= {"layout": plan.backbone.layout, "data_settings": dict(plan.data)}
+    checkpoints: Any = dict(suite.files)
+    if plan.backbone.layout is not None:  # published files count by what they hold, wherever they lie
+        checkpoints = [sorted(suite.files.values()), dict(suite.expert_hashes), dict(suite.head_hashes)]
+        own["layout"] = plan.backbone.layout
     if plan.precision == "bf16":
         own["evaluation"] = "bf16"
     return own | {
@@ -74,7 +76,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
         "settings": {name: setting.value for name, setting in plan.settings.items()},
         "model": plan.model,
         "tasks": list(plan.tasks.names),
-        "checkpoints": dict(suite.files),
+        "checkpoints": checkpoints,
         "experts": list(suite.experts),
         "recipe": dict(plan.checkpoints["recipe"] or {}),
         "data": suite.data_hashes,

@@ -31,6 +31,7 @@ class Suite:
     `files` maps the checkpoint files to their SHA-256, `expert_hashes` and `head_hashes` tasks to those of their own;
     `sources` says where files come from, `caveats` what a reader of the results should know about them. `folder` holds
     the files of the run, None where they lie in several; `place` is where experts, and what methods make of them, stay.
+    `constants` are tensors of the model that experts do not have, as FusionBench's projection.
     """
 
     family: str
@@ -49,6 +50,7 @@ class Suite:
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
     place: str = "device"
+    constants: frozenset[str] = frozenset()
 
     def encoder(self, weights: StateDict) -> Callable[[Tensor], Tensor]:
         """Return the encoder with these weights, in evaluation mode."""

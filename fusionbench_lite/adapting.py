@@ -144,7 +144,9 @@ class Source:
         return table[torch.from_numpy(places[rows])].to(self.suite.device)
 
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
-        with torch.no_grad():
+        # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
+        device, bf16 = self.suite.device.type, self.suite.evaluator.bf16
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             return self.procedure.known(task, self._inputs(task, split, rows))
 
 

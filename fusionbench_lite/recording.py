@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import fusionbench_lite
+from fusionbench_lite import registry
 from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.evaluator import Evaluation, average
 from fusionbench_lite.plan import Plan
@@ -72,7 +73,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
         "schema": schema.VERSION,
         "version": RESULTS_SINCE,
         "method": plan.method,
-        "hyperparameters": plan.values,
+        "hyperparameters": registry.get(plan.method).known_by(plan.values),
         "settings": {name: setting.value for name, setting in plan.settings.items()},
         "model": plan.model,
         "tasks": list(plan.tasks.names),

@@ -58,6 +58,12 @@ class Method:
         """Hyperparameter names and default values, in the order of their declaration."""
         return {field.name: field.default for field in dataclasses.fields(self.hyperparameters)}
 
+    def known_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values that a record is known by: without hyperparameters that were added when there were records
+        already (`later`), where they have their default and so change nothing."""
+        later = {field.name: field.default for field in dataclasses.fields(self.hyperparameters) if field.metadata["later"]}
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
     def configure(self, **given: Any) -> Any:
         """Return the checked hyperparameters; raises MergeError for an unknown name or a value out of range."""
         fields = {field.name: field for field in dataclasses.fields(self.hyperparameters)}
@@ -123,8 +129,8 @@ def get(id: str, *, learning: bool = False) -> Method:
 # Hyperparameter fields -----------------------------------------------------------------------------------------------
 
 
-def _field(default: Any, check: Check, accepts: str) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check, "accepts": accepts})
+def _field(default: Any, check: Check, accepts: str, later: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check, "accepts": accepts, "later": later})
 
 
 def real(
@@ -150,8 +156,8 @@ def real(
     return _field(default, check, wanted)
 
 
-def integer(default: int | None, *, low: int | None = None, optional: bool = False) -> Any:
-    """Declare an integer hyperparameter with an optional lower end; `optional` allows None."""
+def integer(default: int | None, *, low: int | None = None, optional: bool = False, later: bool = False) -> Any:
+    """Declare an integer hyperparameter with an optional lower end; `optional` allows None, `later` see `Method.known_by`."""
     wanted = ("an integer" if low is None else f"an integer of at least {low}") + (" or null" if optional else "")
 
     def check(value: Any) -> int | None:
@@ -163,7 +169,7 @@ def integer(default: int | None, *, low: int | None = None, optional: bool = Fal
             raise ValueError(wanted)
         return int(value)
 
-    return _field(default, check, wanted)
+    return _field(default, check, wanted, later)
 
 
 def choice(default: str, choices: tuple[str, ...]) -> Any:

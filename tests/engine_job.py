@@ -64,7 +64,7 @@ class Encoder(torch.nn.Module):
 
 def job(
     method: str, steps: int, checkpoint: Path | None = None, stop_at: int = -1, stop: Callable[[], None] = lambda: None,
-    **hyperparameters: Any,
+    precision: str = "32-true", **hyperparameters: Any,
 ) -> dict[str, Any]:
     """Run a method for some steps and return all that it leaves; `stop` is called when step `stop_at` is about to begin."""
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def job(
         return {task: examples(task, slice(48, None)) for task in tasks}
 
     evaluations, trajectory = Evaluations(predict, 10, steps, held_out), Trajectory(5)
-    settings = Settings(checkpoint=checkpoint, checkpoint_every=4)
+    settings = Settings(checkpoint=checkpoint, checkpoint_every=4, precision=precision)
     module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
     kept = ("accuracies", "held_out_losses", "predictions", "chosen", "learned")
     return {

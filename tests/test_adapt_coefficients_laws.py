@@ -59,6 +59,18 @@ def test_zero_steps_is_the_static_method(method, static, extra, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("method", PP)
+def test_zeros_outside_the_state_dict_count_as_in_ties(method, dtype):
+    s = setting(dtype=dtype, seed=4)
+    s.batches = {t: [] for t in s.batches}
+    zeros = {"virtual_zeros": sum(tensor.numel() for tensor in s.pretrained.values())}
+    want = fbl.merge("ties_merging", s.pretrained, s.experts, **zeros).state_dict()
+    close_states(run(method, s, 0, **zeros).state_dict(), want, s.pretrained, 1e-9 if dtype == DOUBLE else 1e-5)
+    without = fbl.merge("ties_merging", s.pretrained, s.experts).state_dict()
+    assert any(not torch.equal(want[name], without[name]) for name in want)
+
+
+@DTYPES
 @pytest.mark.parametrize("keep", [0.3, 1.0])
 def test_zero_steps_of_doge_am_without_deltas_is_trimmed_task_arithmetic(keep, dtype):
     s = tower_setting(dtype=dtype)

@@ -71,7 +71,7 @@ def test_virtual_zeros_are_the_text_side_tensors(model: str):
             for side in shape:
                 count *= side
             leftovers += count
-    for method in ("ties_merging", "pcb_merging", "tall_masks", "consensus_ties", "ties_dare"):
+    for method in ("ties_merging", "pcb_merging", "tall_masks", "consensus_ties", "ties_dare", "adamerging_pp_layerwise"):
         setting = plan_of([f"model={model}", f"method={method}"]).hyperparameters["virtual_zeros"]
         assert setting.value == leftovers
         assert setting.source.startswith("preset")

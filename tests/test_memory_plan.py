@@ -40,7 +40,10 @@ CASES = [
             ("adarank_ta", {}, {"layout": "separate", "chunk": 8}), ("adarank_tsvm", {}, {}),
             ("doge_am", {**ATTN, "delta_steps": 2}, {}),
             ("surgery", {}, {}), ("metamerging", {"adapter_steps": 1}, {}), ("concrete_am", {"mask_steps": 1}, {}),
-            ("pareto_merging", {}, {}),
+            ("pareto_merging", {}, {}), ("surgery_v2", {}, {}), ("twin_merging", {}, {}),
+            ("twin_merging", {"router": "entropy"}, {}),
+            ("adarank_iso_cts", {}, {"place": "disk"}), ("adamerging_cart", {"rank_ratio": 0.16}, {"place": "disk"}),
+            ("adamerging_pp_layerwise", {}, {"place": "disk"}), ("concrete_am", {"mask_steps": 1}, {"place": "disk"}),
         )
     ),
 ]
@@ -153,7 +156,7 @@ def test_operations_of_a_step(method, values):
 
     batches = [{task: examples(task) for task in experts} for _ in procedure.draws(0)]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        procedure.step(0, batches, lambda losses, optimizer: None)
+        procedure.step(0, batches, lambda *given: None)
     planned = estimate(Inputs(of_size("small", SMALL, "packed"), method, 3, values, batch_size=6, device="cpu")).flops.step
     elements = sum(t.numel() for t in base.values())
     merging = 4 * 3 * elements if method != "traditional_mtl" else 0  # which torch does not count

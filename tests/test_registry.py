@@ -107,3 +107,13 @@ def test_importing_the_methods_does_not_import_torch():
     code = "import sys, fusionbench_lite.registry as r; r.names(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
     assert importlib.util.find_spec("torch") is not None
+
+
+def test_a_later_hyperparameter_at_its_default_leaves_the_key_of_older_records():
+    method = registry.get("adamerging_pp_layerwise")
+    values = {**method.defaults}
+    assert "virtual_zeros" in values
+    assert method.known_by(values) == {name: value for name, value in values.items() if name != "virtual_zeros"}
+    assert method.known_by({**values, "virtual_zeros": 5})["virtual_zeros"] == 5
+    ties = registry.get("ties_merging")
+    assert ties.known_by(ties.defaults) == ties.defaults

@@ -11,6 +11,7 @@ from importlib import resources
 import pytest
 
 from fusionbench_lite import registry
+from fusionbench_lite.models.clip_sizes import SIZES
 from fusionbench_lite.sizes import main
 from fusionbench_lite.tables.inventories import MODELS, inventory
 from fusionbench_lite.tables.sizes import METHODS, compare, published, quantity, table
@@ -24,6 +25,7 @@ ADARANK = ("adarank_ta", "adarank_cart", "adarank_tsvm")
     ("model", "tensors", "parameters", "matrices", "tasks", "coefficients"),
     [
         ("vit_b32", 158, 113_448_705, 48, 8, 1_264), ("vit_l14", 302, 342_562_049, 96, 8, 2_416),
+        ("vit_b16", 158, 111_792_129, 48, 8, 1_264), ("vit_b16_hf", 199, 85_799_424, 72, 8, 1_592),
         ("vit_b32_hf", 199, 87_456_000, 72, 8, 1_592), ("roberta_base", 192, 85_054_464, 72, 7, 1_344),
         ("gpt2", 146, 85_056_000, 48, 7, 1_022),
     ],
@@ -157,23 +159,28 @@ def test_no_torch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["vit_mini", "vit_b32", "vit_l14"])
-def test_image_towers_are_those_of_open_clip(model):
+@pytest.mark.parametrize("model", list(SIZES))
+def test_image_towers_are_those_of_the_libraries(model):
+    from fusionbench_lite.models import clip
+
+    of, size = inventory(model), SIZES[model]
+    text = {f"model.{name}": shape for name, shape in clip.text_shapes(size).items() if "transformer." not in name}
+    assert of.tensors == text | {f"model.visual.{name}": shape for name, shape in clip.shapes(size, "packed").items()}
+    assert of.leftovers == set(text)
+    separate = clip.shapes(size, "separate")
+    del separate["visual_projection.weight"]
+    assert inventory(f"{model}_hf").tensors == separate
+
+
+@pytest.mark.slow
+def test_the_embedded_encoder_is_that_of_its_inventory():
     """On torch's meta device, which allocates nothing."""
     import torch
 
-    from fusionbench_lite.models.mini import Size, build
+    from fusionbench_lite.models.mini import build
 
-    sizes = {
-        "vit_mini": Size(), "vit_b32": Size(224, 32, 768, 12, 12, 4.0, 512), "vit_l14": Size(224, 14, 1024, 24, 16, 4.0, 768),
-    }
     with torch.device("meta"):
-        real = {name: tuple(tensor.shape) for name, tensor in build(sizes[model]).state_dict().items()}
-    of = inventory(model)
-    prefix = "" if model == "vit_mini" else "model.visual."
-    assert {prefix + name: shape for name, shape in real.items()} == {
-        name: shape for name, shape in of.tensors.items() if name not in of.leftovers
-    }
+        assert {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()} == inventory("vit_mini").tensors
 
 
 @pytest.mark.slow

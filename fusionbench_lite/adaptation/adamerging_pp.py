@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.adaptation.adamerging import AdaMerging
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors as TiesVectors
 from fusionbench_lite.methods.ties import cancels, ordered_sum, trim, trim_thresholds
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import integer, method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -23,8 +24,15 @@ BLOCK = 1 << 16
 """Entries of a tensor whose signs a processor elects at once: those of eight tasks stay in its cache."""
 
 
-@method("adamerging_pp_taskwise", AdaMerging, adaptive=True)
-def adamerging_pp_taskwise(experts: Experts, h: AdaMerging) -> Learner:
+@dataclasses.dataclass(frozen=True)
+class AdaMergingPlusPlus(AdaMerging):
+    """As AdaMerging; `virtual_zeros`: as in TIES-Merging."""
+
+    virtual_zeros: int = integer(0, low=0, later=True)
+
+
+@method("adamerging_pp_taskwise", AdaMergingPlusPlus, adaptive=True)
+def adamerging_pp_taskwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ̂_tl with the task vectors of TIES (AdaMerging, Section 3.2).
 
     τ̂_t holds the largest 20 % of the entries of τ_t over the whole model, less those whose sign is not the elected one
@@ -33,8 +41,8 @@ def adamerging_pp_taskwise(experts: Experts, h: AdaMerging) -> Learner:
     return _learner(experts, h, shared=True)
 
 
-@method("adamerging_pp_layerwise", AdaMerging, adaptive=True)
-def adamerging_pp_layerwise(experts: Experts, h: AdaMerging) -> Learner:
+@method("adamerging_pp_layerwise", AdaMergingPlusPlus, adaptive=True)
+def adamerging_pp_layerwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ̂_tl with the task vectors of TIES (AdaMerging,
     Section 3.2).
 
@@ -45,16 +53,16 @@ def adamerging_pp_layerwise(experts: Experts, h: AdaMerging) -> Learner:
     return _learner(experts, h, shared=False)
 
 
-def _learner(experts: Experts, h: AdaMerging, *, shared: bool) -> Learner:
+def _learner(experts: Experts, h: AdaMergingPlusPlus, *, shared: bool) -> Learner:
     from fusionbench_lite.adaptation.engine.descent import descend
     from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
     from fusionbench_lite.adaptation.engine.parts import Vectors
 
-    parts = {name: Vectors(experts.base(name), vectors) for name, vectors in elected_vectors(experts).items()}
+    parts = {name: Vectors(experts.base(name), vectors) for name, vectors in elected_vectors(experts, h.virtual_zeros).items()}
     return descend(Parametrisation(experts, parts, h.scaling, lr=h.lr, clamp=h.clamp, shared=shared))
 
 
-def elected_vectors(experts: Experts) -> dict[str, Tensor]:
+def elected_vectors(experts: Experts, virtual_zeros: int = 0) -> dict[str, Tensor]:
     """Return τ̂ [T, *shape] of every tensor: trimmed, and zero where the sign is not the elected one.
 
     A coordinate whose trimmed entries cancel exactly takes the majority of all elected signs, as in TIES; that is
@@ -62,7 +70,7 @@ def elected_vectors(experts: Experts) -> dict[str, Tensor]:
     """
     from fusionbench_lite.adaptation.engine.placement import forget, put
 
-    thresholds = trim_thresholds(TiesVectors.of(experts, experts.names), KEEP)
+    thresholds = trim_thresholds(TiesVectors.of(experts, experts.names), KEEP, virtual_zeros)
     balance, deferred, result = 0, [], {}
     for name in experts.names:
         result[name] = put(experts.task_vectors(name))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite import registry
-from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import layouts
+from fusionbench_lite.weights.layout import check_same, layouts
 from fusionbench_lite.weights.readers import open_weights
 
 if TYPE_CHECKING:
@@ -42,25 +42,7 @@ def base_weights(experts: Experts, base: str, merged: Any = None) -> dict[str, T
 
 def _checked(experts: Experts, merged: Any) -> dict[str, Tensor]:
     merged = open_weights(merged, experts.pretrained, "merged")
-    found = layouts(merged, "merged")
-    for name in experts.layout:
-        if name not in found:
-            hint = did_you_mean(name, [key for key in found if key not in experts.layout])
-            raise MergeError(f"merged lacks key {name!r} of the pretrained model: {hint}")
-    for name, own in found.items():
-        if name not in experts.layout:
-            raise MergeError(f"merged has key {name!r} that the pretrained model lacks: remove it")
-        expected = experts.layout[name]
-        if own.shape != expected.shape:
-            raise MergeError(
-                f"merged: {name!r} has shape {own.shape}, the pretrained model {expected.shape}; "
-                "pass the weights of the same model"
-            )
-        if own.dtype != expected.dtype:
-            raise MergeError(
-                f"merged: {name!r} has dtype {own.dtype}, the pretrained model {expected.dtype}; "
-                f"convert it with .to({expected.dtype})"
-            )
+    check_same(experts.layout, "merged", layouts(merged, "merged"))
     weights: dict[str, Tensor] = {}
     for name in experts.layout:
         first = experts.tied.get(name)

@@ -14,8 +14,8 @@ from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factor
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner
-    from fusionbench_lite.adaptation.engine.pareto import Preferred
     from fusionbench_lite.adaptation.engine.parts import Part
+    from fusionbench_lite.adaptation.engine.preferred import Preferred
 
 MODES = ("entropy", "distance")
 SCALARISATIONS = ("tchebycheff", "linear")
@@ -72,7 +72,7 @@ def pareto_merging(experts: Experts, h: Pareto) -> Learner:
 
 def _preferred(experts: Experts, name: str, h: Pareto) -> Preferred:
     from fusionbench_lite.adaptation.draws import normal
-    from fusionbench_lite.adaptation.engine.pareto import Preferred
+    from fusionbench_lite.adaptation.engine.preferred import Preferred
 
     sides = experts.shape(name)
     rank = min(h.rank, *sides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,10 @@ def check(name: str, model: str, tasks: tuple[str, ...], manifest: Path | None =
         return {}
     families = [family_of(part, manifest) for part in (("ta", "tall") if name == "ta_tall" else (name,))]
     for family in families:
-        if model not in family.archs or model not in family.bases:
+        if model in family.archs and (model not in family.bases or not family.places_of(model)):
+            lacking = "place of experts" if model in family.bases else "base"
+            raise InputError(f"{family.path} names no {lacking} of {model!r}: add it under {lacking.split()[0]}s")
+        if model not in family.archs:
             raise InputError(
                 f"checkpoints={name} has no experts of model {model!r} ({family.path.name}): {did_you_mean(model, family.archs)}"
             )
@@ -182,6 +186,9 @@ def _read(path: Path, name: str) -> Family:
         family = _family(content, path)
         for place in family.places:
             for pattern in (place.repo, place.expert, place.head or ""):
+                for _, field, _, _ in string.Formatter().parse(pattern):
+                    if field not in (None, "arch", "task"):
+                        raise ValueError(f"{pattern!r} holds {{{field}}}, where {{arch}} and {{task}} are filled in")
                 pattern.format(arch="", task="")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{path} is not of the form of a family file ({type(error).__name__}: {error})") from error
@@ -199,7 +206,7 @@ def _family(content: dict[str, Any], path: Path) -> Family:
         variant=content["variant"], archs={model: str(entry["arch"]) for model, entry in models.items()},
         about={model: int(entry["about"]) for model, entry in models.items() if "about" in entry},
         tasks={str(task): str(name) for task, name in content["tasks"].items()},
-        places=tuple(_place(entry) for entry in content["places"]), pretrained=tuple(content.get("pretrained", ())),
+        places=tuple(_place(entry) for entry in content["places"]), pretrained=_texts("pretrained", content),
         bases={model: _base(entry) for model, entry in content["bases"].items()},
         elsewhere=" ".join(str(content.get("elsewhere", "")).split()),
         caveats=tuple(Caveat(str(entry["text"]), tuple(entry.get("tasks", ()))) for entry in content.get("caveats", ())),
@@ -208,11 +215,24 @@ def _family(content: dict[str, Any], path: Path) -> Family:
 
 
 def _place(entry: dict[str, Any]) -> Place:
-    return Place(entry["repo"], entry["expert"], entry.get("head"), tuple(entry.get("models", ())), _files(entry.get("files", {})))
+    for key in ("repo", "expert"):
+        if not isinstance(entry[key], str) or not entry[key]:
+            raise ValueError(f"{key} of a place is a text, not {entry[key]!r}")
+    return Place(entry["repo"], entry["expert"], entry.get("head"), _texts("models", entry), _files(entry.get("files", {})))
 
 
 def _base(entry: dict[str, Any]) -> Base:
-    return Base(entry["repo"], tuple(entry["files"]), entry.get("about"), _files(entry.get("known", {})))
+    if not entry["files"]:
+        raise ValueError(f"files of the base {entry['repo']} are none")
+    return Base(entry["repo"], _texts("files", entry), entry.get("about"), _files(entry.get("known", {})))
+
+
+def _texts(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
+    """Return a list of texts, which a single text is not: its letters would be taken for them."""
+    found = entry.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{key} are a list of texts, not {found!r}")
+    return tuple(found)
 
 
 def _files(entries: dict[str, Any]) -> dict[str, Known]:

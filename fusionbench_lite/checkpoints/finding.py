@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.checkpoints import converting, locating, store
+from fusionbench_lite.checkpoints import converting, locating
 from fusionbench_lite.checkpoints.api import Found, Report, Request
-from fusionbench_lite.checkpoints.families import Base, Family, Known, Place, caveats, check, family_of
-from fusionbench_lite.checkpoints.locating import Hub, Offer, Source
+from fusionbench_lite.checkpoints.conversions import Conversions, Convert, Converted
+from fusionbench_lite.checkpoints.families import Base, Family, Place, caveats, check, family_of
+from fusionbench_lite.checkpoints.locating import Offer, Source
 from fusionbench_lite.checkpoints.store import Metadata
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.paths import locked
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Converted = tuple[Path, Metadata]
-Convert = Callable[[Source], tuple[dict[str, "Tensor"], dict[str, str]]]
 
 
 class Finder:
@@ -26,12 +22,9 @@ class Finder:
 
     def __init__(self, request: Request, report: Report | None, families: dict[str, Family] | None = None) -> None:
         self.families = check(request.family, request.model, request.tasks, request.manifest) if families is None else families
-        self.request, self.report = request, report
-        self.hub = Hub(request.cache, report)
-        self.files: dict[str, str] = {}
-        self.sources: dict[str, str] = {}
+        self.request, self.conversions = request, Conversions(request, report)
+        self.files, self.sources = self.conversions.files, self.conversions.sources
         self.notes: list[str] = []
-        self.done, self.total = 0, 2 + 2 * len(request.tasks)
         if request.dir is not None and not request.dir.is_dir():
             raise InputError(f"checkpoints.dir {request.dir} is not a directory: give the folder of the files")
 
@@ -78,7 +71,7 @@ class Finder:
         local = self._local(family, None, "pretrained") if self.request.dir is not None else None
         if local is not None:
             return {
-                part: self.converted(self._base_group(family), part, local, self._base_convert(family, part))
+                part: self.conversions.converted(self._base_group(family), part, local, self._base_convert(family, part))
                 for part in ("pretrained", "leftovers")
             }
         parts = ["pretrained", "text", *(["constants"] if family.frozen_projection else [])]
@@ -90,9 +83,9 @@ class Finder:
         convert = self._base_convert(family, name)
         base = family.bases[self.request.model]
         if local is not None:
-            return self.converted(self._base_group(family), name, local, convert)
+            return self.conversions.converted(self._base_group(family), name, local, convert)
         offers = locating.base_offers(base)
-        return self._from_hub(self._base_group(family), name, offers, convert, lambda reasons: _no_base(base, reasons))
+        return self.conversions.from_hub(self._base_group(family), name, offers, convert, lambda reasons: _no_base(base, reasons))
 
     def _base_group(self, family: Family) -> str:
         return f"base-{family.base}"
@@ -119,14 +112,14 @@ class Finder:
             if local is None:
                 raise InputError(self._missing_locally(family, task))
             known = locating.known_locally(family, self.request.model, task, "expert", local)
-            return self._noted(task, self.converted(family.family, name, local, convert, known, accept))
+            return self._noted(task, self.conversions.converted(family.family, name, local, convert, known, accept))
         places = [(place, locating.offer(family, place, self.request.model, task, "expert")) for place in self._places(family)]
         offers = [made for _, made in places if made is not None]
 
         def missing(reasons: dict[str, str]) -> str:
             return self._missing_on_hub(family, task, offers, reasons)
 
-        return self._noted(task, self._from_hub(family.family, name, offers, convert, missing, accept, listed=True))
+        return self._noted(task, self.conversions.from_hub(family.family, name, offers, convert, missing, accept, listed=True))
 
     def _head_file(self, task: str, expert: str) -> Path | None:
         """Return the head that lies beside the expert of this origin; None where it has to be built."""
@@ -137,17 +130,17 @@ class Finder:
 
         if self.request.dir is not None:
             local = locating.local_head(self.request.dir, family, self.request.model, task, Path(expert))
-            return self.converted(family.family, name, local, convert)[0] if local is not None else None
+            return self.conversions.converted(family.family, name, local, convert)[0] if local is not None else None
         for place in self._places(family):
             made = locating.offer(family, place, self.request.model, task, "head")
             if made is None or not expert.startswith(f"{made.repo}:"):
                 continue
-            kept = self._kept(family.family, name, [made])
+            kept = self.conversions.kept(family.family, name, [made])
             if kept is not None:
                 return kept[0]
-            listed = self.hub.resolved(made, "head")
+            listed = self.conversions.hub.resolved(made, "head")
             if listed is not None:
-                return self._from_hub(family.family, name, [listed], convert, locating.why_missing)[0]
+                return self.conversions.from_hub(family.family, name, [listed], convert, locating.why_missing)[0]
         return None
 
     def _places(self, family: Family) -> tuple[Place, ...]:
@@ -179,107 +172,6 @@ class Finder:
             f"{locating.why_missing(reasons)}; put it into a folder as {pattern} and give checkpoints.dir "
             f"({self._publishers(family, task)})"
         )
-
-    # ------------------------------------------------------------------ conversion
-
-    def _from_hub(
-        self, group: str, name: str, offers: list[Offer], convert: Convert, missing: Callable[[dict[str, str]], str],
-        accept: Callable[[Metadata], bool] = lambda _: True, listed: bool = False,
-    ) -> Converted:
-        """Return the first offer that can be had: what is converted, what a cache holds, what the hub has, in this order."""
-        kept = self._kept(group, name, offers, accept)
-        if kept is not None:
-            return kept
-        for offer in offers:
-            source = self.hub.present(offer)
-            if source is not None:
-                return self._converted_source(group, name, source, convert, accept)
-        reasons: dict[str, str] = {}
-        for offer in offers:
-            try:
-                spelled = self.hub.resolved(offer, "expert") if listed and "/" in offer.file else offer
-                if spelled is None:
-                    reasons[offer.origin] = "the repository has no such file"
-                    continue
-                source = self.hub.fetch(spelled)
-            except InputError as error:
-                reasons[offer.origin] = str(error)
-                continue
-            return self._converted_source(group, name, source, convert, accept)
-        raise InputError(missing(reasons))
-
-    def _kept(
-        self, group: str, name: str, offers: list[Offer], accept: Callable[[Metadata], bool] = lambda _: True
-    ) -> Converted | None:
-        """Return a sound converted file of one of the offers, whether or not its source is still there."""
-        def fits(metadata: Metadata) -> bool:
-            return accept(metadata) and any(
-                metadata.get("origin", "").casefold().startswith(f"{offer.repo}:".casefold())
-                and metadata["sha256"].startswith(offer.known.sha256 or "") for offer in offers
-            )
-
-        return self._used(self._lookup(group, name, fits))
-
-    def converted(
-        self, group: str, name: str, path: Path, convert: Convert, known: Known | None = None,
-        accept: Callable[[Metadata], bool] = lambda _: True,
-    ) -> Converted:
-        """Return the conversion of a local file; one whose size and time are those of an earlier run is not hashed again."""
-        origin, state = str(path), locating.state_of(path)
-        prefix = known.sha256 or "" if known is not None else ""
-        kept = self._used(self._lookup(group, name, lambda metadata: (
-            metadata.get("origin") == origin and metadata.get("state") == state and metadata["sha256"].startswith(prefix)
-            and accept(metadata)
-        )))
-        return kept or self._converted_source(group, name, locating.local(path, known), convert, accept)
-
-    def _converted_source(
-        self, group: str, name: str, source: Source, convert: Convert, accept: Callable[[Metadata], bool]
-    ) -> Converted:
-        folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)
-        with locked(folder / f"{name}.lock"):
-            kept = self._lookup(group, name, lambda metadata: (
-                metadata["sha256"] == source.sha256 and metadata.get("origin") == source.origin
-                and metadata.get("state", "") == source.state and accept(metadata)
-            ))
-            if kept is None:
-                self._tell(f"converting {name}")
-                tensors, said = convert(source)
-                metadata = {
-                    **said, "sha256": source.sha256, "origin": source.origin, "where": source.where, "state": source.state,
-                    "group": group, "model": self.request.model, "layout": self.request.layout,
-                    "size": store.numbers_of(self.request.size),
-                }
-                path = store.write(folder, name, tensors, metadata)
-                kept = path, metadata
-        found = self._used(kept)
-        if found is None:
-            raise InputError(f"{folder} lost {name} while it was written: do not delete the cache during a run")
-        return found
-
-    def _lookup(self, group: str, name: str, accept: Callable[[Metadata], bool]) -> Converted | None:
-        folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)
-        size = store.numbers_of(self.request.size)
-        return store.lookup(folder, name, lambda metadata: (
-            len(metadata.get("sha256", "")) == 64 and metadata.get("size") == size and accept(metadata)
-        ))
-
-    def _used(self, converted: Converted | None) -> Converted | None:
-        if converted is not None:
-            metadata = converted[1]
-            self.used(metadata["origin"], metadata["sha256"], metadata["where"])
-        return converted
-
-    def used(self, origin: str, sha256: str, where: str) -> None:
-        """Remember a source file of the run; those of the user's folder by their path below it."""
-        folder = self.request.dir
-        name = Path(origin).relative_to(folder).as_posix() if folder is not None and Path(origin).is_relative_to(folder) else origin
-        self.files[name], self.sources[name] = sha256, where
-        self.done += 1
-
-    def _tell(self, what: str) -> None:
-        if self.report is not None:
-            self.report(what, min(self.done, self.total), self.total)
 
 
 def _no_base(base: Base, reasons: dict[str, str]) -> str:

@@ -106,11 +106,22 @@ def _descend(folder: Path, parts: list[str]) -> Path | None:
 
 
 def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
-    """Return the path that a pattern means: equal whatever the case, else with the longest end in common."""
-    wanted = pattern.casefold().split("/")
-    for first in range(max(len(wanted) - NAMED_BY[kind], 0) + 1):
-        end = wanted[first:]
-        found = sorted(path for path in paths if path.casefold().split("/")[-len(end):] == end)
+    """Return the path that a pattern means: the same, else equal whatever the case, else with the longest end in common.
+
+    Raises InputError where several paths are as good: which of them is meant decides the result.
+    """
+    paths, wanted = list(paths), pattern.casefold().split("/")
+    if pattern in paths:
+        return pattern
+    ends = [wanted[first:] for first in range(max(len(wanted) - NAMED_BY[kind], 0) + 1)]
+    for found in (
+        [path for path in paths if path.casefold().split("/") == wanted],
+        *([path for path in paths if path.casefold().split("/")[-len(end):] == end] for end in ends),
+    ):
+        if len(found) > 1:
+            raise InputError(
+                f"{pattern} may be {found[0]} or {found[1]}: write the one that is meant into a manifest (checkpoints.manifest)"
+            )
         if found:
             return found[0]
     return None
@@ -142,7 +153,7 @@ def remembered(path: Path, cache: Path) -> str:
         if before == state and len(sha256) == 64:
             return sha256
     sha256 = file_sha256(path)
-    with atomic_file(note) as temporary:
+    with contextlib.suppress(InputError), atomic_file(note) as temporary:  # without a note, a hash per run and no more
         temporary.write_text(f"{sha256}\n{state}\n")
     return sha256
 

@@ -60,9 +60,9 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
         raise InputError(f"{path} is missing: put the file there ({near})")
     found = path
     if _is_plain(path, finder):
-        finder.used(str(path), locating.remembered(path, request.cache), str(path))
+        finder.conversions.used(str(path), locating.remembered(path, request.cache), str(path))
     else:
-        found = finder.converted("own", name, path, lambda source: _convert(source, finder))[0]
+        found = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
     own = set(store.shapes_of(found))
     if names is not None and own != names:
         odd = min(own ^ names)
@@ -98,7 +98,7 @@ def _heads(finder: Finder, path: Path) -> dict[str, Path | None]:
     heads: dict[str, Path | None] = {}
     for task in request.tasks:
         if task in known:
-            heads[task] = finder.converted("own", f"head-{task}", path, functools.partial(_head, finder, task))[0]
+            heads[task] = finder.conversions.converted("own", f"head-{task}", path, functools.partial(_head, finder, task))[0]
         elif converting.classes_of(task, "tall") is None:
             raise InputError(f"{path} has no class embeddings of task {task!r}, and no prompts: add [C, d] under its name")
         else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.methods.api import merge
+from fusionbench_lite.models.heads import entropy
 from fusionbench_lite.models.modes import evaluating
 from fusionbench_lite.weights.experts import Experts, is_factorised
 from fusionbench_lite.weights.linalg import decompose, rank_of, top_singular
@@ -156,9 +157,9 @@ def _loss(
 ) -> Tensor:
     known = model.state_dict().keys()
     features = torch.func.functional_call(model, {name: weights[name] for name in weights if name in known}, (inputs,))
-    scores = torch.log_softmax(head(features), -1)
+    logits = head(features)
     if objective == "entropy":
-        return -(scores.exp() * scores).sum(-1).mean()
+        return entropy(logits).mean()
     if labels is None:
         raise MergeError("cross entropy needs labels: give batches of (inputs, labels)")
-    return -scores.gather(-1, labels[:, None]).mean()
+    return -torch.log_softmax(logits, -1).gather(-1, labels[:, None]).mean()

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,10 +16,12 @@ import fusionbench_lite.torchvision_ops  # noqa: F401  (before lightning, which 
 
 from lightning.pytorch.callbacks import Callback
 
-from fusionbench_lite.adaptation.engine.core import in_chunks
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Examples
+from fusionbench_lite.adaptation.engine.training import Training
+from fusionbench_lite.evaluation import batches as passes
 from fusionbench_lite.finetuning.batches import Batches, Rows
+from fusionbench_lite.models.heads import ZeroShotHead
 
 ROWS = 256
 """Held-out images in one forward pass, unless memory holds fewer."""
@@ -51,6 +53,7 @@ class Accuracies(Callback):
         self.batches, self.every, self.steps, self.bf16 = batches, every, steps, bf16
         self.rows = {task: held_out for task, held_out in rows.items() if len(held_out)}
         self.found: dict[int, dict[str, float]] = {}
+        self._passes = passes.Batches(ROWS, 1, batches.device)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure the pretrained model; a run that is resumed has done so."""
@@ -69,28 +72,18 @@ class Accuracies(Callback):
 
     @torch.no_grad()
     def _accuracy(self, module: Adaptation, task: str) -> float:
-        rows, chunk, correct = self.rows[task], ROWS, 0
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
-            found, smaller = in_chunks(
-                lambda size, part=part: self._correct(module, task, part, size), len(part), chunk  # type: ignore[misc]
-            )
-            correct, chunk = correct + found, smaller or chunk
-        return correct / len(rows)
+        rows = self.rows[task]
+        return sum(self._passes.run(lambda part: self._correct(module, task, rows[part]), len(rows))) / len(rows)
 
-    def _correct(self, module: Adaptation, task: str, rows: Rows, size: int) -> int:
+    def _correct(self, module: Adaptation, task: str, rows: Rows) -> int:
         """Return how many of the rows are classified correctly; logits are in the head's precision, the first of equals wins."""
-        batches, correct = self.batches, 0
-        procedure: Any = module.procedure
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            images = batches.normalise(torch.from_numpy(batches.pixels(task, part)).to(batches.device))
-            with torch.autocast(batches.device.type, torch.bfloat16, enabled=self.bf16):
-                features = procedure.encode(task, Examples(images))
-            head = procedure.context.heads[task]
-            predictions = head(features.to(head.weight.dtype)).argmax(-1).cpu().numpy()
-            correct += int((predictions == batches.pools[task].labels[part]).sum())
-        return correct
+        batches, procedure = self.batches, cast(Training, module.procedure)
+        images = batches.normalise(torch.from_numpy(batches.pixels(task, rows)).to(batches.device))
+        with torch.autocast(batches.device.type, torch.bfloat16, enabled=self.bf16):
+            features = procedure.encode(task, Examples(images))
+        head = cast(ZeroShotHead, procedure.context.heads[task])
+        predictions = head(features.to(head.weight.dtype)).argmax(-1).cpu().numpy()
+        return int((predictions == batches.pools[task].labels[rows]).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import SIZES, Size
 from fusionbench_lite.weights.experts import is_factorised
 
 Shape = tuple[int, ...]
@@ -145,24 +146,23 @@ def encoder(model: str, layout: str | None = None, *, tower_alone: bool = False)
     `tower_alone`: the projection is not merged, as in FusionBench's checkpoints. Raises InputError for another model.
     """
     if model == "vit_mini":
-        from fusionbench_lite.tables.inventories import inventory
+        from fusionbench_lite.tables.inventories import MINI, inventory
 
-        own = inventory(model)
-        return Encoder(model, own.tensors, 17, own.width, own.blocks, 4, own.feature, 32)
+        return _encoder(model, MINI, "packed", inventory(model).tensors, set())
+    if model not in SIZES:
+        raise InputError(f"unknown model {model!r}: {did_you_mean(model, ['vit_mini', *SIZES])}")
+    return of_size(model, SIZES[model], layout or "packed", tower_alone=tower_alone)
+
+
+def of_size(name: str, size: Size, layout: str, *, tower_alone: bool = False) -> Encoder:
+    """Return the encoder of an architecture of CLIP."""
     from fusionbench_lite.models import clip
 
-    if model not in clip.SIZES:
-        raise InputError(f"unknown model {model!r}: {did_you_mean(model, ['vit_mini', *clip.SIZES])}")
-    return of_size(model, clip.SIZES[model], layout or "packed", tower_alone=tower_alone)
-
-
-def of_size(name: str, size: object, layout: str, *, tower_alone: bool = False) -> Encoder:
-    """Return the encoder of a `models.clip.Size`."""
-    from fusionbench_lite.models import clip
-
-    assert isinstance(size, clip.Size)
-    tensors = clip.shapes(size, layout)
     apart = {"proj", "visual_projection.weight"} if tower_alone else set()
+    return _encoder(name, size, layout, clip.shapes(size, layout), apart)
+
+
+def _encoder(name: str, size: Size, layout: str, tensors: Mapping[str, Shape], apart: set[str]) -> Encoder:
     return Encoder(
         name, {key: shape for key, shape in tensors.items() if key not in apart}, (size.image // size.patch) ** 2 + 1,
         size.width, size.layers, size.heads, size.output, size.image, layout,

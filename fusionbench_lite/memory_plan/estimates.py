@@ -8,22 +8,12 @@ from collections.abc import Iterable
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.memory_plan.encoder import WORK
 from fusionbench_lite.memory_plan.methods import FAMILIES, Family
-from fusionbench_lite.memory_plan.plan import PHASES, Entry, Estimate, Flops, Inputs
+from fusionbench_lite.memory_plan.passes import evaluation, passes, spot_of
+from fusionbench_lite.memory_plan.plan import AFTER, PHASES, Entry, Estimate, Flops, Inputs
 from fusionbench_lite.memory_plan.steps import Counts, step_flops
 from fusionbench_lite.memory_plan.tensors import Tensors
 
-AFTER = PHASES[2:]
 PLACES = ("device", "cpu", "disk")
-
-KNOWN_AT_ONCE = 250
-"""Examples of which a run computes frozen features at once."""
-
-EVALUATED = {"cpu": 64, "cuda": 16}
-"""Images of an evaluation's pass where its size is found automatically: a processor's at 224 pixels, and the first one on a
-GPU, whose later ones take what is free."""
-
-LAZY = {"cpu": 1 << 27, "cuda": 1 << 31}
-"""Bytes of weights that Twin-Merging sums for single examples, and of what makes them: twice its budget."""
 
 SHARE = 0.25
 """Sums that only save time take at most this part of a memory, as in `adaptation.engine.memory`."""
@@ -46,7 +36,7 @@ def estimate(inputs: Inputs) -> Estimate:
     inputs = _decided(inputs)
     tensors = list(family.costs(inputs.encoder, inputs.tasks, inputs.values, inputs.threads))
     entries = [*_weights(inputs, family), *_constants(inputs, family, tensors), *_learned(inputs, family, tensors)]
-    entries += [*_passes(inputs, family, tensors), *_evaluation(inputs, family)]
+    entries += [*passes(inputs, family, tensors), *evaluation(inputs, family)]
     return Estimate(inputs, tuple(_kept(entries)), _flops(inputs, family, tensors))
 
 
@@ -63,12 +53,8 @@ def _decided(inputs: Inputs) -> Inputs:
     return dataclasses.replace(inputs, values={**inputs.values, "keep": keep})
 
 
-def _spot(inputs: Inputs, family: Family) -> str:
-    return inputs.place if family.placeable else "device"
-
-
 def _weights(inputs: Inputs, family: Family) -> Iterable[Entry]:
-    encoder, spot = inputs.encoder, _spot(inputs, family)
+    encoder, spot = inputs.encoder, spot_of(inputs, family)
     beside = "device" if spot == "device" or family.kind == "training" else "cpu"
     yield Entry("model", "device", encoder.stored, PHASES)
     yield Entry("heads", "device", sum(inputs.classes) * encoder.output * 4, PHASES)
@@ -100,7 +86,7 @@ def _weights(inputs: Inputs, family: Family) -> Iterable[Entry]:
 
 def _constants(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[Entry]:
     """Yield what a method makes once, and the room for making it, tensor after tensor."""
-    spot = _spot(inputs, family)
+    spot = spot_of(inputs, family)
     for what, total in (
         ("task vectors", sum(own.vectors for own in tensors)), ("dense sums", sum(own.sums for own in tensors)),
         ("singular components", sum(own.components for own in tensors)),
@@ -131,83 +117,6 @@ def _learned(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable
     yield Entry("optimizer", "device", moments, AFTER)
 
 
-def _passes(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[Entry]:
-    encoder, bf16 = inputs.encoder, inputs.bf16
-    if family.kind == "features":
-        return
-    yield from _merging(inputs, family, tensors)
-    if family.kind == "descent" and inputs.values.get("mode") == "distance":
-        return
-    per_task = family.kind == "meta"
-    together = inputs.batch_size * inputs.batches if per_task else inputs.images
-    size = min(inputs.chunk or together, together)
-    draws = 1 + int(inputs.values.get("inner_steps", 1)) if per_task else 1
-    copies = draws if per_task else 2  # and side by side
-    yield Entry("images of a step", "device", copies * encoder.inputs(inputs.images), ("step",))
-    frozen = family.kind in ("adapters", "routers")
-    gradients = 0 if frozen else encoder.leaves
-    kept = _activations(inputs, family, size) + encoder.backward(size, bf16=bf16)
-    if family.merges:
-        yield Entry("gradients", "device", gradients, ("merge", "step"))
-    # In one pass gradients of weights take the place of what the backward pass has done with.
-    spare = 0 if size < together or per_task else gradients
-    yield Entry("activations", "device", max(kept - spare, encoder.backward(size, bf16=bf16)), ("step",))
-    if bf16:
-        yield Entry("weights in bfloat16", "device", 2 * encoder.matrix_elements, ("step",))
-
-
-def _activations(inputs: Inputs, family: Family, size: int) -> int:
-    encoder, bf16 = inputs.encoder, inputs.bf16
-    if family.kind == "meta":
-        plain = encoder.saved(size, bf16=bf16, plain=True)
-        second = inputs.values.get("order", "second") == "second" and not inputs.values.get("base")
-        return int(META_SECOND * plain) if second else plain
-    frozen = family.kind in ("adapters", "routers")
-    kept = encoder.saved(size, bf16=bf16, frozen=frozen)
-    if family.kind == "routers":
-        kept += int(8 * encoder.layers * encoder.states(size))  # mixed layers keep their inputs, routers their states
-    return kept
-
-
-META_SECOND = 3.0
-"""What second-order MetaMerging keeps, in passes with attention that is not fused: an inner pass, its gradient's, the outer."""
-
-
-def _merging(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[Entry]:
-    """Yield what a merge, and the way back of its gradient, take for the largest tensor."""
-    if not family.merges:
-        return
-    spot = _spot(inputs, family)
-    largest = max((own.components for own in tensors), default=0)
-    yield Entry("active components", "device", largest, ("merge",))
-    products = {"cpu": 1 << 20, "cuda": 1 << 26}[inputs.device]
-    product = min(max(products * WORK, largest // inputs.tasks), largest)
-    yield Entry("products of components", "device", 2 * product, ("merge",))
-    if spot != "device" and inputs.device == "cuda":
-        yield Entry("merged tensor and gradient on their way", "cpu", 2 * inputs.encoder.largest * WORK, ("merge",))
-    if spot == "disk":
-        yield Entry("pages in use", "cpu", max(max(own.vectors, own.sums, own.components) for own in tensors), ("merge",))
-
-
-def _evaluation(inputs: Inputs, family: Family) -> Iterable[Entry]:
-    encoder, bf16 = inputs.encoder, inputs.bf16
-    size = inputs.eval_batch or (min(250, 64 * 224**2 // encoder.image**2) if inputs.device == "cpu" else EVALUATED["cuda"])
-    knows = family.kind in ("features", "adapters", "meta")
-    if knows and inputs.test_images:
-        size = max(size, min(KNOWN_AT_ONCE, inputs.test_images, inputs.chunk or KNOWN_AT_ONCE))
-    held = inputs.tasks * inputs.held_out
-    wide = min(inputs.chunk or held, held)
-    images = encoder.inputs(size) + encoder.inputs(size) // 4  # and their bytes
-    passes = max(encoder.forward(size, bf16=bf16) + images, encoder.forward(wide, bf16=bf16) + 2 * encoder.inputs(held))
-    yield Entry("images and states of an evaluation", "device", passes, ("evaluate",))
-    if inputs.method == "twin_merging":
-        yield Entry("weights summed for examples", "device", LAZY[inputs.device], ("evaluate",))
-    if family.kind in ("features", "adapters", "meta"):
-        widths = {"features": 2 * encoder.output, "meta": encoder.output}
-        width = widths.get(family.kind, encoder.layers * encoder.width + encoder.output)
-        yield Entry("known features", "device", inputs.test_images * width * 4, ("step", "evaluate"))
-
-
 def _streamed(inputs: Inputs) -> Iterable[Entry]:
     """Yield what a merge that needs no data takes: a tensor of every expert, and the result with a copy of it."""
     encoder = inputs.encoder
@@ -219,7 +128,7 @@ def _streamed(inputs: Inputs) -> Iterable[Entry]:
     yield Entry("a tensor of every expert", "device", (inputs.tasks + 4) * encoder.largest * WORK, ("build",))
     yield Entry("merged weights", "device", encoder.stored, PHASES[1:])
     yield Entry("copy of them", "device", encoder.stored, AFTER)
-    yield from _evaluation(inputs, Family(FAMILIES["adamerging_layerwise"].costs))
+    yield from evaluation(inputs, Family(FAMILIES["adamerging_layerwise"].costs))
 
 
 def _merge_flops(inputs: Inputs) -> Flops:

@@ -101,6 +101,18 @@ def _twin(encoder: Encoder, tasks: int, values: Mapping[str, Any], threads: int)
     yield Tensors(learned=encoder.width * wide + wide**2 + wide * tasks + 4 * wide + 2 * wide + tasks)
 
 
+def summed(encoder: Encoder) -> tuple[int, int]:
+    """Return the bytes of all tensors that Twin-Merging sums for every example, and of the largest.
+
+    Linear layers and embeddings that are called apply their low-rank parts to states instead.
+    """
+    sizes = [
+        math.prod(shape) * WORK for name, shape in encoder.tensors.items()
+        if not name.endswith("bias") and (len(shape) != 2 or name in ("positional_embedding", "proj"))
+    ]
+    return sum(sizes), max(sizes)
+
+
 def _training(encoder: Encoder, tasks: int, values: Mapping[str, Any], threads: int) -> Iterator[Tensors]:
     for shape in encoder.tensors.values():
         yield Tensors(learned=math.prod(shape))
@@ -121,4 +133,4 @@ FAMILIES: dict[str, Family] = {
     "twin_merging": Family(_twin, "features", merges=False, placeable=False),
     "traditional_mtl": Family(_training, "training", merges=False, placeable=False),
 }
-"""The adaptive methods. Parts of Concrete and Pareto Merging hold their vectors themselves: those stay on the device."""
+"""The adaptive methods. The sum of task vectors of Concrete TA stays with the model."""

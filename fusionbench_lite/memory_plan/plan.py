@@ -12,6 +12,10 @@ PHASES = ("load", "build", "merge", "step", "evaluate")
 """Weights are read, a method's constants made, merged weights written and gradients pulled back, gradients computed, test
 images run."""
 
+AFTER = PHASES[2:]
+"""From the first merge on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """A run: `method` with its `values` on `tasks` experts of `encoder`.

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import SIZES
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def build(name: str) -> nn.Module:
-    """Return the encoder of this name with weights drawn from torch's generator; raises InputError for an unknown one."""
-    builders: dict[str, Callable[[], nn.Module]] = {"vit_mini": _vit_mini}
-    if name not in builders:
-        raise InputError(f"unknown model {name!r}: {did_you_mean(name, builders)}")
-    return builders[name]()
+def build(name: str, layout: str | None = None) -> nn.Module:
+    """Return the encoder of this name with weights drawn from torch's generator.
 
+    `layout` is that of a CLIP model's tensors, "packed" by default. Raises InputError for an unknown name or layout.
+    """
+    if name in SIZES:
+        from fusionbench_lite.models import clip
 
-def feature_width(name: str) -> int:
-    """Return the width d of the features that the encoder of this name gives."""
-    from fusionbench_lite.models import mini
-
-    return {"vit_mini": mini.SIZE.output}[name]
-
-
-def _vit_mini() -> nn.Module:
+        return clip.build(SIZES[name], layout or "packed")
+    _check(name)
     from fusionbench_lite.models import mini
 
     return mini.build()
+
+
+def feature_width(name: str) -> int:
+    """Return the width d of the features that the encoder of this name gives; raises InputError for an unknown one."""
+    if name in SIZES:
+        return SIZES[name].output
+    _check(name)
+    from fusionbench_lite.models import mini
+
+    return mini.SIZE.output
+
+
+def _check(name: str) -> None:
+    if name != "vit_mini":
+        raise InputError(f"unknown model {name!r}: {did_you_mean(name, ['vit_mini', *SIZES])}")

@@ -6,7 +6,6 @@ neither a state dict nor open_clip's plain model names carry.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import torch
@@ -14,36 +13,13 @@ from torch import Tensor, nn
 
 import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip and transformers, which import torchvision)
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES, Size
 
-LAYOUTS = ("packed", "separate")
+__all__ = ["LAYOUTS", "MEAN", "SIZES", "STD", "Size", "build", "build_text", "normalise", "shapes", "text_shapes"]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the channels, of values in [0, 1], with which CLIP was trained."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """The numbers of an architecture: those of the vision transformer, the width of the features, those of the text side."""
-
-    image: int
-    patch: int
-    width: int
-    layers: int
-    heads: int
-    output: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    context: int = 77
-    vocabulary: int = 49408
-
-
-SIZES = {
-    "vit_b32": Size(224, 32, 768, 12, 12, 512, 512, 12, 8),
-    "vit_b16": Size(224, 16, 768, 12, 12, 512, 512, 12, 8),
-    "vit_l14": Size(224, 14, 1024, 24, 16, 768, 768, 12, 12),
-}
 
 
 def build(size: Size, layout: str) -> nn.Module:

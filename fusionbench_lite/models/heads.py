@@ -24,6 +24,12 @@ class ZeroShotHead(nn.Module):
         return self.scale * nn.functional.normalize(features, dim=-1) @ self.weight.T
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy in nats of softmax(logits) for each row, [B] from [B, C] (AdaMerging, Eq. 4)."""
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
 def random_embeddings(classes: int, width: int, seed: int) -> Tensor:
     """Return unit rows [classes, width] drawn from a seed: what a text tower would give, without one."""
     generator = torch.Generator().manual_seed(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def is_mixed(device: torch.device) -> bool:
+    """Say whether mixed precision is on for this kind of device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def unmixed(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which products are in the precision of their tensors, inside mixed precision too."""
+    return torch.autocast(device.type, enabled=False) if is_mixed(device) else contextlib.nullcontext()

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import SIZES, Size
 from fusionbench_lite.weights.experts import is_factorised
 
 Shape = tuple[int, ...]
 Named = Iterator[tuple[str, Shape]]
 
-TEXT_BLOCKS, TENSORS_PER_BLOCK, VOCABULARY, CONTEXT = 12, 12, 49408, 77
-"""Of CLIP's text towers: all have 12 blocks of 12 tensors each."""
+TEXT_BLOCKS, TENSORS_PER_BLOCK = 12, 12
+"""Of CLIP's text towers."""
+
+MINI = Size(32, 8, 128, 4, 4, 64, text_width=0, text_layers=0, text_heads=0)
+"""The embedded suite's encoder, which has no text tower."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,26 @@ def inventory(model: str) -> Inventory:
     return MODELS[model](model)
 
 
-def _open_clip(model: str, *, width: int, blocks: int, patch: int, image: int, feature: int, text: int = 0) -> Inventory:
-    """CLIP's image tower in open_clip's layout, with what AdaMerging's ImageEncoder keeps of a text tower of width `text`."""
-    prefix = "model.visual." if text else ""
-    tensors = {prefix + name: shape for name, shape in _visual(width, blocks, patch, image, feature)}
-    leftovers = {f"model.{name}": shape for name, shape in _text(text, feature)} if text else {}
-    layout = "open_clip ImageEncoder, text transformer removed" if text else "open_clip VisionTransformer"
+def _open_clip(model: str) -> Inventory:
+    """CLIP's image tower in open_clip's layout, with what AdaMerging's ImageEncoder keeps of a text tower."""
+    size = SIZES.get(model, MINI)
+    prefix = "model.visual." if size.text_width else ""
+    tensors = {prefix + name: shape for name, shape in _visual(size)}
+    leftovers = {f"model.{name}": shape for name, shape in _text(size)} if size.text_width else {}
+    layout = "open_clip ImageEncoder, text transformer removed" if size.text_width else "open_clip VisionTransformer"
     return Inventory(
-        model, layout, {**leftovers, **tensors}, blocks, width, feature, leftovers=frozenset(leftovers)
+        model, layout, {**leftovers, **tensors}, size.layers, size.width, size.output, leftovers=frozenset(leftovers)
     )
 
 
-def _visual(width: int, blocks: int, patch: int, image: int, feature: int) -> Named:
+def _visual(size: Size) -> Named:
+    width = size.width
     yield "class_embedding", (width,)
-    yield "positional_embedding", ((image // patch) ** 2 + 1, width)
-    yield "proj", (width, feature)
-    yield "conv1.weight", (width, 3, patch, patch)
+    yield "positional_embedding", ((size.image // size.patch) ** 2 + 1, width)
+    yield "proj", (width, size.output)
+    yield "conv1.weight", (width, 3, size.patch, size.patch)
     yield from _affine("ln_pre", (width,))
-    for number in range(blocks):
+    for number in range(size.layers):
         block = f"transformer.resblocks.{number}"
         yield from _affine(f"{block}.ln_1", (width,))
         yield f"{block}.attn.in_proj_weight", (3 * width, width)
@@ -103,12 +109,12 @@ def _visual(width: int, blocks: int, patch: int, image: int, feature: int) -> Na
     yield from _affine("ln_post", (width,))
 
 
-def _text(width: int, feature: int) -> Named:
-    yield "positional_embedding", (CONTEXT, width)
-    yield "text_projection", (width, feature)
+def _text(size: Size) -> Named:
+    yield "positional_embedding", (size.context, size.text_width)
+    yield "text_projection", (size.text_width, size.output)
     yield "logit_scale", ()
-    yield "token_embedding.weight", (VOCABULARY, width)
-    yield from _affine("ln_final", (width,))
+    yield "token_embedding.weight", (size.vocabulary, size.text_width)
+    yield from _affine("ln_final", (size.text_width,))
 
 
 def _affine(name: str, shape: Shape) -> Named:
@@ -116,16 +122,17 @@ def _affine(name: str, shape: Shape) -> Named:
     yield f"{name}.bias", shape[:1]
 
 
-def _hugging_face(model: str, *, width: int, blocks: int, patch: int, image: int, feature: int) -> Inventory:
+def _hugging_face(model: str) -> Inventory:
     """transformers' CLIPVisionModel (FusionBench): separate q, k, v, and a frozen projection that is not merged."""
+    size = SIZES[model.removesuffix("_hf")]
 
     def named() -> Named:
-        root = "vision_model"
+        root, width = "vision_model", size.width
         yield f"{root}.embeddings.class_embedding", (width,)
-        yield f"{root}.embeddings.patch_embedding.weight", (width, 3, patch, patch)
-        yield f"{root}.embeddings.position_embedding.weight", ((image // patch) ** 2 + 1, width)
+        yield f"{root}.embeddings.patch_embedding.weight", (width, 3, size.patch, size.patch)
+        yield f"{root}.embeddings.position_embedding.weight", ((size.image // size.patch) ** 2 + 1, width)
         yield from _affine(f"{root}.pre_layrnorm", (width,))
-        for number in range(blocks):
+        for number in range(size.layers):
             block = f"{root}.encoder.layers.{number}"
             for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
                 yield from _affine(f"{block}.self_attn.{part}", (width, width))
@@ -135,7 +142,7 @@ def _hugging_face(model: str, *, width: int, blocks: int, patch: int, image: int
             yield from _affine(f"{block}.layer_norm2", (width,))
         yield from _affine(f"{root}.post_layernorm", (width,))
 
-    return Inventory(model, "transformers CLIPVisionModel", dict(named()), blocks, width, feature)
+    return Inventory(model, "transformers CLIPVisionModel", dict(named()), size.layers, size.width, size.output)
 
 
 def _roberta(model: str) -> Inventory:
@@ -171,11 +178,7 @@ def _gpt2(model: str) -> Inventory:
 
 
 MODELS: dict[str, Callable[[str], Inventory]] = {
-    "vit_mini": lambda name: _open_clip(name, width=128, blocks=4, patch=8, image=32, feature=64),
-    "vit_b32": lambda name: _open_clip(name, width=768, blocks=12, patch=32, image=224, feature=512, text=512),
-    "vit_l14": lambda name: _open_clip(name, width=1024, blocks=24, patch=14, image=224, feature=768, text=768),
-    "vit_b32_hf": lambda name: _hugging_face(name, width=768, blocks=12, patch=32, image=224, feature=512),
-    "vit_l14_hf": lambda name: _hugging_face(name, width=1024, blocks=24, patch=14, image=224, feature=768),
+    **dict.fromkeys(("vit_mini", *SIZES), _open_clip), **dict.fromkeys((f"{name}_hf" for name in SIZES), _hugging_face),
     "roberta_base": _roberta,
     "gpt2": _gpt2,
 }

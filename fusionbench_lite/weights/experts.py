@@ -46,7 +46,7 @@ class Experts:
         self.by_task = experts
         self.tasks = list(experts)
         for task, weights in experts.items():
-            check_same(self.layout, task, layouts(weights, f"expert {task!r}"))
+            check_same(self.layout, who := f"expert {task!r}", layouts(weights, who))
         self.floating = [name for name, layout in self.layout.items() if layout.dtype.is_floating_point]
         self.names = [name for name in self.floating if self.layout[name].shape and self.layout[name].numel]
         self.tied = tied_names(pretrained, experts)

@@ -61,31 +61,32 @@ def layouts(weights: StateDict, who: str) -> dict[str, Layout]:
     return found
 
 
-def check_same(pretrained: Mapping[str, Layout], task: str, expert: Mapping[str, Layout]) -> None:
-    """Compare an expert with the pretrained model; raises MergeError for missing or extra keys, shapes and dtypes."""
+def check_same(pretrained: Mapping[str, Layout], who: str, weights: Mapping[str, Layout]) -> None:
+    """Compare weights with the pretrained model; raises MergeError for missing or extra keys, shapes and dtypes.
+
+    `who` names the weights in the error.
+    """
+    counts = f"({len(weights)} keys against {len(pretrained)})"
     for name in pretrained:
-        if name not in expert:
-            hint = did_you_mean(name, [key for key in expert if key not in pretrained])
-            raise MergeError(
-                f"expert {task!r} lacks key {name!r} of the pretrained model "
-                f"({len(expert)} keys against {len(pretrained)}): {hint}"
-            )
-    for name in expert:
+        if name not in weights:
+            hint = did_you_mean(name, [key for key in weights if key not in pretrained])
+            raise MergeError(f"{who} lacks key {name!r} of the pretrained model {counts}: {hint}")
+    for name in weights:
         if name not in pretrained:
             raise MergeError(
-                f"expert {task!r} has key {name!r} that the pretrained model lacks "
-                f"({len(expert)} keys against {len(pretrained)}): remove it, or use the expert's own pretrained model"
+                f"{who} has key {name!r} that the pretrained model lacks {counts}: remove it, or use the pretrained model "
+                "that it was made from"
             )
     for name, base in pretrained.items():
-        own = expert[name]
+        own = weights[name]
         if own.shape != base.shape:
             raise MergeError(
-                f"expert {task!r}: {name!r} has shape {own.shape}, the pretrained model {base.shape}; "
+                f"{who}: {name!r} has shape {own.shape}, the pretrained model {base.shape}; "
                 "was it fine-tuned from another backbone?"
             )
         if own.dtype != base.dtype:
             raise MergeError(
-                f"expert {task!r}: {name!r} has dtype {own.dtype}, the pretrained model {base.dtype}; "
+                f"{who}: {name!r} has dtype {own.dtype}, the pretrained model {base.dtype}; "
                 f"convert it with .to({base.dtype})"
             )
 

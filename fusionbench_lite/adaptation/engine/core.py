@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective, entropy
+from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, size_of
 from fusionbench_lite.adaptation.engine.ties import aliases, distinct
@@ -25,8 +25,6 @@ Piece = tuple[str, slice, slice, int]
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-
-__all__ = ["MergedEncoder", "call", "entropy", "in_chunks"]
 
 
 def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

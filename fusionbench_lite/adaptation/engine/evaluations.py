@@ -71,7 +71,8 @@ class Evaluations(Callback):
         }
         if self.held_out is not None:
             own = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
-            self.held_out_losses[step] = sum(gathered(own)[task] for task in module.tasks)
+            everyone = gathered(own)
+            self.held_out_losses[step] = sum(everyone[task] for task in module.tasks)
         for rule, chosen in self.chosen.items():
             if chosen == step and rule != "last":
                 self.learned[rule] = procedure.learned()

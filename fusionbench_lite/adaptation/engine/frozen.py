@@ -48,6 +48,7 @@ class Frozen:
     def expert(self, task: str) -> dict[str, Tensor]:
         """Return an expert's weights on the model's device. The last one that was asked for is kept."""
         if self._expert is None or self._expert[0] != task:
+            self._expert = None  # first, so that never two of them are in memory
             self._expert = (task, self._on_device(self.experts.by_task[task]))
         return self._expert[1]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.ties import repeats
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.modes import is_mixed, unmixed
 
 BUDGET = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Bytes that the mixed weights of a layer may take at a time. A processor works in its cache, a graphics card wants
@@ -64,15 +65,22 @@ class MixedLinear(nn.Module):
                 "the first dimension has to be that of the examples"
             )
         states = inputs.reshape(len(gates), -1, inputs.shape[-1])
+        if is_mixed(inputs.device):  # states as in other linear layers; weights are summed in their own precision before
+            states, gates = states.to(torch.get_autocast_dtype(inputs.device.type)), gates.to(self.weight.dtype)
+        with unmixed(inputs.device):
+            output = self._output(states, gates)
+        return output.view(*inputs.shape[:-1], output.shape[-1])
+
+    def _output(self, states: Tensor, gates: Tensor) -> Tensor:
         output: Tensor
         if cheaper_factored(states.shape[1], gates.shape[1]):
             output = factored(states, gates, self.weight, self.vectors, self.transposed)
         else:
             output = Mixture.apply(states, gates, self.weight, self.vectors, self.transposed)  # type: ignore[no-untyped-call]
-        if self.bias is not None and self.bias_vectors is not None:
-            bias = torch.addmm(self.bias, gates, self.bias_vectors.to(gates.dtype))
-            output = output + bias[:, None].to(output.dtype)
-        return output.view(*inputs.shape[:-1], output.shape[-1])
+        if self.bias is None or self.bias_vectors is None:
+            return output
+        bias = torch.addmm(self.bias, gates, self.bias_vectors.to(gates.dtype))
+        return output + bias[:, None].to(output.dtype)
 
 
 def cheaper_factored(tokens: int, tasks: int) -> bool:
@@ -114,9 +122,13 @@ class Mixture(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Return the gradients of states and gates."""
+        with unmixed(gradients[0].device):  # mixed precision may be on where the backward pass was started
+            return *Mixture._gradients(ctx, gradients[0]), None, None, None
+
+    @staticmethod
+    def _gradients(ctx: Any, delta: Tensor) -> tuple[Tensor | None, Tensor]:
         states, gates = ctx.saved_tensors
         weight, vectors, transposed = ctx.constants
-        (delta,) = gradients
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_gates = torch.empty_like(gates)
         flat = vectors.flatten(1)
@@ -127,7 +139,7 @@ class Mixture(torch.autograd.Function):
             first, second = (states, delta) if transposed else (delta, states)
             of_weights = torch.bmm(first[part].mT, second[part]).flatten(1)
             torch.mm(of_weights.to(flat.dtype), flat.T, out=of_gates[part])
-        return of_states, of_gates, None, None, None
+        return of_states, of_gates
 
 
 def _mixed(gates: Tensor, weight: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -71,7 +71,9 @@ class Adaptation(lightning.LightningModule):
         if self._trainer is not None and self.trainer.loggers:
             self.log_dict({"loss": self.history.losses[-1]} | {f"loss/{task}": losses[task] for task in self.tasks})
 
-    def _update(self, losses: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def _update(
+        self, losses: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, clip: float | None = None
+    ) -> None:
         for task, loss in self._shared_losses(losses).items():
             if not math.isfinite(loss):
                 raise MergeError(
@@ -86,6 +88,8 @@ class Adaptation(lightning.LightningModule):
             raise MergeError(
                 f"the gradient at step {self.completed + 1} is not finite; lower the learning rate or check the inputs"
             )
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
 
     def _shared_losses(self, own: Mapping[str, Tensor]) -> dict[str, float]:
@@ -93,10 +97,15 @@ class Adaptation(lightning.LightningModule):
         losses = torch.stack([own.get(task, torch.zeros_like(like)).detach() for task in self.tasks])
         return dict(zip(self.tasks, self._sum_over_devices(losses).tolist(), strict=True))
 
-    def _share_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        for parameter in parameters:
-            if parameter.requires_grad and parameter.grad is not None:
-                parameter.grad = self._sum_over_devices(parameter.grad)
+    def _share_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Add up the gradients of all processes; one without a task has none, and adds zeros where another has some."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        present = torch.tensor([float(p.requires_grad and p.grad is not None) for p in parameters], device=parameters[0].device)
+        for parameter, found in zip(parameters, self._sum_over_devices(present).tolist(), strict=True):
+            if found:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self._sum_over_devices(own)
 
     def _sum_over_devices(self, tensor: Tensor) -> Tensor:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

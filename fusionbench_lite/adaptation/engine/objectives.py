@@ -9,17 +9,15 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.procedure import Examples, Head
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.heads import entropy
+from fusionbench_lite.models.modes import is_mixed, unmixed
+
+__all__ = ["OBJECTIVES", "EntropyOfMean", "Objective", "entropy", "objective"]
 
 Objective = Callable[[str, Tensor, Examples], Tensor]
 """`objective(task, features [B, d], examples)` returns the losses [B], whose mean over a batch is the task's loss."""
 
 OBJECTIVES = ("entropy", "cross_entropy", "entropy_of_mean")
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy in nats of softmax(logits) for each row, [B] from [B, C] (AdaMerging, Eq. 4)."""
-    log_probabilities = torch.log_softmax(logits, dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
 def objective(name: str, heads: Mapping[str, Head]) -> Objective:
@@ -79,7 +77,10 @@ class EntropyOfMean:
 
 
 def _logits(heads: Mapping[str, Head], task: str, features: Tensor) -> Tensor:
-    logits = heads[task](features)
+    # Mixed precision ends at the features: logits, cosines times 100, are too coarse in bfloat16.
+    exact = features.float() if is_mixed(features.device) else features
+    with unmixed(features.device):
+        logits = heads[task](exact)
     if logits.shape[-1] < 2:
         raise MergeError(
             f"task {task!r}: its head has one class, so its predictions have no entropy to minimise: leave the task out "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.parts import Factors, Part, Sum, TasksAlone
+from fusionbench_lite.models.modes import unmixed
 from fusionbench_lite.weights.experts import Experts
 
 
@@ -20,6 +21,7 @@ class Parametrisation(nn.Module):
     that the gradient passes at both ends; the raw λ is what is learned. Tensors without a part stay at `pretrained`,
     and their λ never changes. With `common`, rows have one λ more, before those of the tasks: that of what all tasks
     share, which only parts other than `TasksAlone` have. The module's own state is φ alone: weights and factors are constants.
+    Merges and gradients of φ are in the work dtype where passes run in mixed precision too.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Parametrisation(nn.Module):
         for name, target in targets.items():
             part = self.parts[name]
             out = target if target.dtype == part.origin.dtype else torch.empty_like(target, dtype=part.origin.dtype)
-            part.combine(coefficients[self.rows[name]], out)
+            with unmixed(out.device):
+                part.combine(coefficients[self.rows[name]], out)
             if out is not target:
                 target.copy_(out)
 
@@ -68,9 +71,13 @@ class Parametrisation(nn.Module):
         """Set the gradient of every learnable from G = ∂L/∂W; a tensor that is not listed contributes nothing."""
         coefficients = self._effective()
         gradient = torch.zeros_like(self.coefficients)
+        for parameter in self.learned_parts.parameters():  # that of the last step would be added where nothing is listed
+            parameter.grad = None
         for name, merged in gradients.items():
             row = self.rows[name]
-            gradient[row] += self.parts[name].pull_back(coefficients[row], merged).to(gradient.device)
+            with unmixed(merged.device):
+                own = self.parts[name].pull_back(coefficients[row], merged)
+            gradient[row] += own.to(gradient.device)
         if self.clamp:
             gradient *= (self.coefficients >= 0) & (self.coefficients <= 1)
         self.coefficients.grad = gradient if self.coefficients.requires_grad else None

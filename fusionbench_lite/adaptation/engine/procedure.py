@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,15 @@ Head = Callable[[Tensor], Tensor]
 Inputs = Tensor | Mapping[str, Tensor]
 """The inputs of a batch of examples: a tensor, or named tensors that the model takes as keyword arguments."""
 
-Update = Callable[[Mapping[str, Tensor], torch.optim.Optimizer], None]
-"""`update(losses, optimizer)` checks each task's loss and the gradients, adds gradients up over devices, and steps."""
+
+class Update(Protocol):
+    """Checks each task's loss and the gradients, adds gradients up over devices, and steps.
+
+    `clip`: the largest norm of the gradient, that of all devices together; None for any.
+    """
+
+    def __call__(self, losses: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, /, clip: float | None = None) -> None:
+        """Do one step of the optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)

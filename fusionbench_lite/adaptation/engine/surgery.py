@@ -12,6 +12,7 @@ from fusionbench_lite.adaptation.engine.feature_adapters import Adapter
 from fusionbench_lite.adaptation.engine.frozen import Frozen, parameters
 from fusionbench_lite.adaptation.engine.probe import example_of, widths
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
+from fusionbench_lite.models.modes import unmixed
 from fusionbench_lite.weights.experts import Experts
 
 
@@ -115,7 +116,8 @@ class FeatureSurgery(Procedure):
         features = pad_sequence([self._features(examples) for examples in batch.values()], batch_first=True)
         merged, expert = features.unbind(2)
         share = 1 / torch.tensor([len(examples) for examples in batch.values()], dtype=features.dtype, device=features.device)
-        return self.adapter.differentiate(self._values(list(batch)), merged, expert, share, noise)
+        with unmixed(features.device):
+            return self.adapter.differentiate(self._values(list(batch)), merged, expert, share, noise)
 
     def _features(self, examples: Examples) -> Tensor:
         assert examples.known is not None
@@ -134,7 +136,8 @@ class FeatureSurgery(Procedure):
         """Return the adapted features; those of the merged model where no step was taken and no batch seen."""
         features = self._features(examples)[:, 0]
         if self._weights:
-            features = self.adapter.adapt(self._values([task]), features[None])[0]
+            with unmixed(features.device):
+                features = self.adapter.adapt(self._values([task]), features[None])[0]
         assert examples.known is not None
         return features.to(examples.known.dtype)
 

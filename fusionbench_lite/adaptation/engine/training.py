@@ -68,11 +68,9 @@ class Training(Procedure):
         (batch,) = batches
         self._optimizer.zero_grad(set_to_none=True)
         losses = self._losses(batch)
-        if self.course.clip is not None:
-            nn.utils.clip_grad_norm_(self.weights.values(), self.course.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = self.course.rate(step, self.context.steps)
-        update(losses, self._optimizer)
+        update(losses, self._optimizer, self.course.clip)
         return losses
 
     def encode(self, task: str, examples: Examples) -> Tensor:
@@ -127,20 +125,9 @@ class Training(Procedure):
                 first, last = max(low, start), min(high, start + size)
                 if first < last:
                     own = batch[task].part(first - low, last - low)
-                    loss = self._loss(task, features[first - start : last - start], own) / (high - low)
+                    loss = self.objective(task, features[first - start : last - start], own).sum() / (high - low)
                     losses[task] = loss.detach() + losses.get(task, 0.0)
                     total = total + loss
             if torch.is_grad_enabled():
                 torch.autograd.backward(total)
         return losses
-
-    def _loss(self, task: str, features: Tensor, examples: Examples) -> Tensor:
-        """Return the sum of the examples' losses.
-
-        Mixed precision ends at the features: logits, cosines times 100, are too coarse in bfloat16.
-        """
-        device = features.device.type
-        if not torch.is_autocast_enabled(device):
-            return self.objective(task, features, examples).sum()
-        with torch.autocast(device, enabled=False):
-            return self.objective(task, features.float(), examples).sum()

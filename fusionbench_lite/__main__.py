@@ -22,8 +22,10 @@ TRACEBACKS = "HYDRA_FULL_ERROR"
 """Hydra's own switch for tracebacks in place of one line."""
 
 _refused: list[InputError] | None = None
-"""What jobs of this process refused; None where the exception itself has to travel on: in a worker of a launcher, and
-when HYDRA_FULL_ERROR asks for tracebacks."""
+"""What jobs of this process refused; None where the exception itself has to travel on: when HYDRA_FULL_ERROR asks for
+tracebacks."""
+_process: int | None = None
+"""The process that prints what was refused. In a worker of a launcher, which may be a copy of it, the exception travels on."""
 
 
 @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
@@ -32,7 +34,7 @@ def application(config: DictConfig) -> None:
     try:
         _job(config)
     except InputError as error:
-        if _refused is None:
+        if _refused is None or os.getpid() != _process:
             raise
         _refused.append(error)
 
@@ -53,7 +55,8 @@ def _job(config: DictConfig) -> None:
 
 def main() -> int:
     """Return the exit status: 0 done, 2 bad input or configuration, 1 anything else."""
-    global _refused
+    global _process, _refused
+    _process = os.getpid()
     verbose = os.environ.get(TRACEBACKS) == "1"
     _refused = None if verbose else []
     before = os.environ.get(TRACEBACKS)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionbench_lite import footprint, recording, registry
+from fusionbench_lite import recording, registry
 from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
@@ -154,16 +154,14 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
     """Return the procedure of a plan; `merged` are the weights that methods with adapters on a merged model start from."""
     from fusionbench_lite.adaptation.engine.placement import placing
 
-    method, scratch, chunk = registry.get(plan.method), cache_dir(plan.cache_dir) / "scratch", plan.trainer["chunk"]
-    if plan.backbone.is_clip:
-        chunk = footprint.fitted(plan, suite.device, scratch).chunk
+    method = registry.get(plan.method)
     experts = Experts(suite.pretrained, suite.experts)
     experts.check_unread()
     extra = {} if merged is None else {"merged": merged}
     first = suite.data[plan.tasks.names[0]].test_images[:1]
     example = suite.evaluator.inputs(first)
-    context = Context(suite.model, suite.evaluator.heads, plan.setting("steps"), chunk, example=example)
-    with placing(suite.place, scratch):
+    context = Context(suite.model, suite.evaluator.heads, plan.setting("steps"), suite.chunk, example=example)
+    with placing(suite.place, cache_dir(plan.cache_dir) / "scratch"):
         procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
     return procedure
 

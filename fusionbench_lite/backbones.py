@@ -61,6 +61,8 @@ def choose(model: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Backbone
         return Backbone(name, "own" if own else "embedded", None)
     if layout not in (None, *LAYOUTS):
         raise InputError(f"unknown model.layout {layout!r}: {did_you_mean(str(layout), LAYOUTS)}")
+    if checkpoints["recipe"]:
+        raise InputError(f"checkpoints.recipe trains embedded experts, not {name}: leave it out; fine-tuning has finetune.recipe")
     if family == "embedded":
         raise InputError(f"checkpoints=embedded holds experts of vit_mini, not of {name}: set checkpoints=ta_tall")
     if family == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fusionbench_lite import checkpoints, footprint, registry
+from fusionbench_lite import checkpoints, models
 from fusionbench_lite.backbones import Backbone
 from fusionbench_lite.checkpoints import Found, Request
-from fusionbench_lite.data import TaskData, vision
+from fusionbench_lite.data import TaskData, fingerprint, vision
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.evaluation.evaluator import Evaluator
 from fusionbench_lite.models import clip, prompts, text_heads
 from fusionbench_lite.models.heads import ZeroShotHead
-from fusionbench_lite.paths import cache_dir
 from fusionbench_lite.weights.placed import PlacedWeights
 from fusionbench_lite.weights.readers import SafetensorsWeights, checksum
 
 if TYPE_CHECKING:
-    from fusionbench_lite.plan import Plan
     from fusionbench_lite.progress import Progress
     from fusionbench_lite.suite import Suite, Wanted
 
@@ -48,12 +47,12 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
     doubts = [f"{warning.message}." for warning in caught if issubclass(warning.category, MergeWarning)]
     notes = dict.fromkeys((*found.caveats, *(note for entry in data.values() for note in entry.caveats), *doubts))
     return Suite(
-        found.family, data, {task: entry.sha256 for task, entry in data.items()},
+        found.family, data, {task: _test_hash(entry) for task, entry in data.items()},
         {**found.files, **{f"head of {task}": sha256 for task, sha256 in head_hashes.items()}},
         found.expert_hashes, head_hashes, pretrained,
         {task: _placed(path, device) for task, path in found.experts.items()},
         _placed(found.multitask, device) if found.multitask is not None else None, model, evaluator, device,
-        None, found.sources, tuple(notes), wanted.place, frozenset(_constants(found)),
+        None, found.sources, tuple(notes), constants=frozenset(_constants(found)),
     )
 
 
@@ -99,6 +98,12 @@ def _built(task: str, text: Path, request: Request, variant: str, device: torch.
     return text_heads.built(request.size, text, texts.classnames, texts.templates, request.cache, str(device))
 
 
+def _test_hash(data: TaskData) -> str:
+    """Return the SHA-256 of what an evaluation reads: training images count where a method reads them."""
+    known = (data.name, data.classes, fingerprint(data.test_images), data.test_labels.tolist())
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
 def _placed(path: Path, device: torch.device) -> PlacedWeights:
     """Return weights that are read from their file tensor by tensor: methods hold what they make of them, not the experts."""
     return PlacedWeights(SafetensorsWeights(path), device, "disk")
@@ -106,20 +111,10 @@ def _placed(path: Path, device: torch.device) -> PlacedWeights:
 
 def encoder(backbone: Backbone, pretrained: Mapping[str, Tensor], found: Found) -> nn.Module:
     """Return the encoder with the pretrained weights, and with those that the family does not merge."""
-    model = clip.build(clip.SIZES[backbone.model], backbone.layout or "packed")
+    model = models.build(backbone.model, backbone.layout)
     model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **_constants(found)})
     return model.requires_grad_(False)
 
 
 def _constants(found: Found) -> Mapping[str, Tensor]:
     return {} if found.constants is None else SafetensorsWeights(found.constants)
-
-
-def place_of(plan: Plan, device: torch.device) -> str:
-    """Return where the experts of a plan stay: as asked for, else the first place where the run fits.
-
-    Merges without data read files tensor by tensor. Raises InputError where nothing fits.
-    """
-    if not registry.get(plan.method).adaptive and plan.checkpoints["place"] == "auto":
-        return "disk"
-    return footprint.fitted(plan, device, cache_dir(plan.cache_dir) / "scratch").place

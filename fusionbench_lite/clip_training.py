@@ -43,7 +43,7 @@ class _Training:
         if plan.backbone.family == "own":
             raise InputError("checkpoints=own reads experts that are there: choose the recipe's family, as checkpoints=tall")
         self.plan, self.options, self.progress = plan, options, progress
-        self.wanted: Wanted = wanted_of(plan, "disk")
+        self.wanted: Wanted = wanted_of(plan)
         self.device = device_of(plan.device)
         self.recipe: Recipe = recipe_of(options.recipe or _recipe(plan), **options.changes)
         request = clip_suite.request_of(self.wanted)
@@ -94,7 +94,10 @@ class _Training:
 
     def _validation(self, tasks: list[str]) -> dict[str, np.ndarray] | None:
         """Return the training rows that are held out, None for the recipe's: EuroSAT has a validation set beside them."""
-        return {} if tasks == ["eurosat"] else None
+        if "eurosat" not in tasks or not self.recipe.held_out:
+            return None
+        others = [task for task in tasks if task != "eurosat"]
+        return {task: vision.validation_rows(len(self.data[task].train_labels))[1] for task in others}
 
     def _folder(self, plan: Plan) -> Path:
         if self.options.out:
@@ -107,4 +110,5 @@ class _Training:
 
 
 def _recipe(plan: Plan) -> str:
-    return "fusionbench" if plan.backbone.family == "fusionbench" else "tall"
+    family = plan.backbone.family
+    return family if family in ("ta", "fusionbench") else "tall"

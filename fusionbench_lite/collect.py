@@ -35,6 +35,13 @@ def is_needed(method: registry.Method) -> bool:
     return any(name in STATISTICS for name in method.inputs)
 
 
+def reads_training(plan: Plan) -> bool:
+    """Say whether a run reads images of the training split: for statistics, held-out images, or what it learns from."""
+    held_out = "held_out" in plan.settings and plan.setting("held_out") > 0
+    known = plan.method == "twin_merging" and plan.values["router"] == "tasks"
+    return is_needed(registry.get(plan.method)) or held_out or known
+
+
 def check(name: str, value: Any) -> None:
     """Raise InputError for a setting that cannot be: `examples` and `batch_size` count, `order` is one of ORDERS."""
     if name == "order":
@@ -68,6 +75,8 @@ def chosen(data: TaskData, order: str, examples: int, seed: int) -> np.ndarray:
     ones of a permutation drawn from (seed, task), as in its RegMean.
     """
     size = len(data.train_labels)
+    if size == 0:
+        raise InputError(f"task {data.name!r} has no training images, which the method's statistics are made of: add them")
     if examples > size:
         raise InputError(
             f"examples={examples}, but task {data.name!r} has {size} training images: set method.statistics.examples"
@@ -101,6 +110,7 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     import torch
 
     import fusionbench_lite
+    from fusionbench_lite.data import fingerprint
 
     key: dict[str, Any] = {
         "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
@@ -114,6 +124,7 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
         key["head_scale"] = getattr(suite.evaluator.heads[task], "scale", None)
     if plan.backbone.layout is not None:
         key["layout"] = plan.backbone.layout
+        key["training"] = fingerprint(suite.data[task].train_images)
     if plan.setting("order") == "shuffled":
         key["seed"] = plan.seed
     return key

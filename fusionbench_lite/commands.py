@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,9 @@ def _value(key: str, text: str, kind: str) -> str | int | float | bool | None:
     if "str" in kinds:
         return text
     value = yaml.safe_load(text)
+    if "float" in kinds and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # 1e-5 is no number to YAML
+            value = float(value)
     allowed = {"int": int, "float": (int, float), "bool": bool}
     for name in kinds:
         if name in allowed and isinstance(value, allowed[name]) and (name == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]

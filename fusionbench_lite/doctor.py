@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionbench_lite import collect, registry
+from fusionbench_lite import collect
 from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.inventory import Item, size_text
@@ -93,6 +93,7 @@ def examine(plan: Plan) -> Findings:
     items: list[Item] = []
     caveats: list[str] = []
     machine = _machine(device, cache)
+    _existing("results_dir", plan.results_dir)
     if plan.backbone.is_clip:
         machine["hub"] = _hub()
         items, caveats = _published(plan)
@@ -106,10 +107,10 @@ def _published(plan: Plan) -> tuple[list[Item], list[str]]:
     from fusionbench_lite.data import vision
     from fusionbench_lite.suite import wanted_of
 
-    wanted = wanted_of(plan, "disk")
+    wanted = wanted_of(plan)
     request, sources = clip_suite.request_of(wanted), clip_suite.sources_of(wanted)
     items = [*checkpoints.inventory(request), *(item for task in wanted.tasks for item in vision.inventory(task, sources))]
-    if not _reads_training(plan):
+    if not collect.reads_training(plan):
         items = [item for item in items if item.what != "training images"]
     variant = plan.backbone.variant
     published = [task for task in wanted.tasks if task in vision.names()]
@@ -118,17 +119,11 @@ def _published(plan: Plan) -> tuple[list[Item], list[str]]:
     return items, list(dict.fromkeys(notes))
 
 
-def _reads_training(plan: Plan) -> bool:
-    """Say whether a run reads images of the training split: for statistics, held-out images, or what it learns from."""
-    method = registry.get(plan.method)
-    held_out = "held_out" in plan.settings and plan.setting("held_out") > 0
-    return collect.is_needed(method) or held_out or (plan.method == "twin_merging" and plan.values["router"] == "tasks")
-
-
 def _machine(device: torch.device, cache: Path) -> dict[str, str]:
     from fusionbench_lite.adaptation.engine import memory
 
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    existing = _existing("cache_dir", cache)
+    writable = "" if os.access(existing, os.W_OK) else ", cannot be written: a run reads what is there"
     name = "processor"
     if device.type == "cuda":
         import torch
@@ -136,8 +131,17 @@ def _machine(device: torch.device, cache: Path) -> dict[str, str]:
         name = torch.cuda.get_device_name(device)
     return {
         "device": f"{device}, {name}, {size_text(memory.total(device))}",
-        "cache": f"{cache}, {size_text(shutil.disk_usage(existing).free)} free",
+        "cache": f"{cache}, {size_text(shutil.disk_usage(existing).free)} free{writable}",
     }
+
+
+def _existing(key: str, folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there. Raises InputError where a file is in its place."""
+    folder = folder.absolute()
+    found = next(place for place in (folder, *folder.parents) if place.exists())
+    if not found.is_dir():
+        raise InputError(f"{key}={folder}: {found} is no folder: choose another")
+    return found
 
 
 def _hub() -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from fusionbench_lite import memory_plan, registry
 from fusionbench_lite.data import vision
 from fusionbench_lite.memory_plan import Estimate, Inputs, Suggestion
+from fusionbench_lite.paths import cache_dir
+from fusionbench_lite.processes import is_first
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +35,10 @@ def inputs_of(plan: Plan, device: torch.device) -> Inputs:
     known = [vision.task(name, backbone.variant) for name in tasks] if published else []
     sizes = [min(task.test, plan.limit or task.test) for task in known] or [plan.limit or EMBEDDED_TEST] * len(tasks)
     adapts = registry.get(plan.method).adaptive
+    own = -(-len(tasks) // int(os.environ.get("WORLD_SIZE", plan.trainer["devices"])))  # tasks of one process
     steps = plan.setting("steps") if adapts else 0
     return Inputs(
-        encoder, plan.method, len(tasks), plan.values, plan.setting("batch_size") if adapts else 1,
+        encoder, plan.method, len(tasks), plan.values, -(-plan.setting("batch_size") * own // len(tasks)) if adapts else 1,
         plan.setting("batches") if adapts else 1, plan.trainer["chunk"], plan.precision, device.type,
         experts="disk" if backbone.is_clip else "memory", classes=tuple(task.classes for task in known) or (10,) * len(tasks),
         steps=steps, test_images=sum(sizes), evaluations=2 + steps // plan.setting("eval_every") if adapts else 1,
@@ -58,6 +61,20 @@ def fitted(plan: Plan, device: torch.device, scratch: Path) -> Suggestion:
     return memory_plan.suggest(
         inputs, int(USABLE * memory.total(device)), machine, shutil.disk_usage(existing).free, places=places
     )
+
+
+def decided(plan: Plan, device: torch.device) -> tuple[str, int | None]:
+    """Return where constants of a run stay and how many images of an adaptation run at once, and print the plan of a CLIP
+    model's adaptation.
+
+    Embedded models fit everywhere, and merges without data read files tensor by tensor. Raises InputError where nothing fits.
+    """
+    if not plan.backbone.is_clip or not registry.get(plan.method).adaptive:
+        return "device", plan.trainer["chunk"]
+    found = fitted(plan, device, cache_dir(plan.cache_dir) / "scratch")
+    if is_first():
+        log.info("%s", "\n".join(lines(found.estimate)))
+    return found.place, found.chunk
 
 
 def lines(estimate: Estimate) -> list[str]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import datetime
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(days=7)
+"""How long processes wait for each other: the first one may have to wait until another run is done with the same line."""
+
+
+def is_first() -> bool:
+    """Say whether this is the process of a run that writes and prints."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def own_tasks(tasks: Iterable[str]) -> list[str]:
@@ -27,15 +37,24 @@ def gathered(own: dict[str, Any], portable: Callable[[Any], Any] = lambda result
     return {task: result for part in parts for task, result in part.items()}
 
 
-@contextlib.contextmanager
-def shared() -> Iterator[None]:
-    """Connect the processes that torchrun started, for the length of the block; one process alone connects to nothing."""
-    wanted = int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.distributed.is_available()
-    if not wanted or torch.distributed.is_initialized():
-        yield
-        return
-    torch.distributed.init_process_group("gloo")  # predictions are exchanged, nothing larger: no need for NCCL
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+def connect() -> bool:
+    """Connect the processes that torchrun started, once and for all; returns whether there are several.
+
+    A process alone connects to nothing, and those that Lightning starts are connected by Lightning.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return True
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    return True
+
+
+def agreed(value: T) -> T:
+    """Return the first process's value to all that torchrun started."""
+    if not connect():
+        return value
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]

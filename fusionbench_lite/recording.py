@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 import fusionbench_lite
-from fusionbench_lite import registry
+from fusionbench_lite import collect, registry
+from fusionbench_lite.data import fingerprint
 from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.evaluator import Evaluation, average
 from fusionbench_lite.plan import Plan
@@ -67,6 +68,8 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     if plan.backbone.layout is not None:  # published files count by what they hold, wherever they lie
         checkpoints = [sorted(suite.files.values()), dict(suite.expert_hashes), dict(suite.head_hashes)]
         own["layout"] = plan.backbone.layout
+        if collect.reads_training(plan):
+            own["training"] = {task: fingerprint(entry.train_images) for task, entry in suite.data.items()}
     if plan.precision == "bf16":
         own["evaluation"] = "bf16"
     return own | {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -14,14 +13,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fusionbench_lite import adapting, collect, footprint, recording, registry
+from fusionbench_lite import adapting, collect, recording, registry
 from fusionbench_lite import plan as planning
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.evaluation.evaluator import Evaluation
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.paths import cache_dir, locked
 from fusionbench_lite.plan import Plan
-from fusionbench_lite.processes import gathered, own_tasks, shared
+from fusionbench_lite.processes import agreed, connect, gathered, is_first, own_tasks
 from fusionbench_lite.progress import Progress
 from fusionbench_lite.recording import Outcome, Selection
 from fusionbench_lite.suite import Suite, load
@@ -76,14 +75,14 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     with clock.stage("load"):
         suite = _with_chosen_experts(load(plan, progress), plan.checkpoints["experts"])
     base = Base(plan, suite, progress)
-    key = records.key(recording.identity(plan, suite, base.key))
-    if not _is_first_process():
-        if plan.overwrite or records.find(plan.results_dir, key) is None:  # as the first process decides
+    key = agreed(records.key(recording.identity(plan, suite, base.key)))
+    if not is_first():
+        if agreed(True):
             _compute(plan, suite, base, key, clock, progress)
         return None, False
     with locked(_partial(plan, key).with_suffix(".lock")):
         found = None if plan.overwrite else records.find(plan.results_dir, key)
-        if found is None:
+        if agreed(found is None):
             outcome = _compute(plan, suite, base, key, clock, progress)
             content = recording.result(plan, suite, key, outcome, clock.total())
             recording.write(plan, content, outcome)
@@ -134,14 +133,7 @@ def _partial(plan: Plan, key: str) -> Path:
     return plan.results_dir / "partial" / key
 
 
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
 def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress) -> Outcome:
-    if plan.backbone.is_clip and registry.get(plan.method).adaptive:
-        scratch = cache_dir(plan.cache_dir) / "scratch"
-        log.info("%s", "\n".join(footprint.lines(footprint.fitted(plan, suite.device, scratch).estimate)))
     with cached_in(cache_dir(plan.cache_dir) / "decompositions"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
@@ -164,7 +156,8 @@ def _said(caught: list[warnings.WarningMessage]) -> Iterator[str]:
 def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
     with clock.stage("merge"):
         merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **collect.inputs(plan, suite))
-    with clock.stage("evaluate"), shared():
+    connect()
+    with clock.stage("evaluate"):
         evaluation: Evaluation
         if merged.per_task:
             evaluation = gathered({

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionbench_lite import models, zoo
+from fusionbench_lite import footprint, models, zoo
 from fusionbench_lite.backbones import Backbone
 from fusionbench_lite.data import TaskData, load_task, reads_files
 from fusionbench_lite.errors import InputError
@@ -30,7 +30,8 @@ class Suite:
 
     `files` maps the checkpoint files to their SHA-256, `expert_hashes` and `head_hashes` tasks to those of their own;
     `sources` says where files come from, `caveats` what a reader of the results should know about them. `folder` holds
-    the files of the run, None where they lie in several; `place` is where experts, and what methods make of them, stay.
+    the files of the run, None where they lie in several; `place` is where what methods make of the experts stays,
+    `chunk` the number of images in one forward pass of an adaptation, None for all.
     `constants` are tensors of the model that experts do not have, as FusionBench's projection.
     """
 
@@ -50,6 +51,7 @@ class Suite:
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
     place: str = "device"
+    chunk: int | None = None
     constants: frozenset[str] = frozenset()
 
     def encoder(self, weights: StateDict) -> Callable[[Tensor], Tensor]:
@@ -63,8 +65,12 @@ class Suite:
 
 
 def load(plan: Plan, progress: Progress) -> Suite:
-    """Return the suite of a plan, building the embedded experts on first use; the latest suite is kept."""
-    wanted = wanted_of(plan, planned_place(plan))
+    """Return the suite of a plan, building the embedded experts on first use; the latest suite is kept.
+
+    Where experts stay and how many images run at once is decided here, once, and said before anything is loaded.
+    """
+    place, chunk = footprint.decided(plan, device_of(plan.device))
+    wanted = wanted_of(plan)
     if wanted not in _latest:
         _latest.clear()
         if plan.backbone.is_clip:
@@ -73,16 +79,16 @@ def load(plan: Plan, progress: Progress) -> Suite:
             _latest[wanted] = clip_suite.load(wanted, progress)
         else:
             _latest[wanted] = _embedded(wanted, progress)
-    return _latest[wanted]
+    return dataclasses.replace(_latest[wanted], place=place, chunk=chunk)
 
 
-def wanted_of(plan: Plan, place: str) -> Wanted:
-    """Return what decides which suite the plan works on, with the experts at this place."""
+def wanted_of(plan: Plan) -> Wanted:
+    """Return what decides which suite the plan works on."""
     return Wanted(
         plan.backbone, plan.tasks.names, plan.data_dir, cache_dir(plan.cache_dir), plan.seed, plan.checkpoints_seed,
         tuple(sorted((plan.checkpoints["recipe"] or {}).items())), _path(plan.checkpoints["dir"]),
         _path(plan.checkpoints["manifest"]), tuple(sorted(plan.data.items())), plan.limit, plan.device, plan.precision,
-        plan.trainer["eval_batch"], place,
+        plan.trainer["eval_batch"],
     )
 
 
@@ -104,19 +110,9 @@ class Wanted:
     device: str
     precision: str
     batch_size: int | None
-    place: str
 
 
 _latest: dict[Wanted, Suite] = {}
-
-
-def planned_place(plan: Plan) -> str:
-    """Return where the experts stay during a run: embedded ones on the device, others where the plan of memory says."""
-    if not plan.backbone.is_clip:
-        return "device"
-    from fusionbench_lite import clip_suite
-
-    return clip_suite.place_of(plan, device_of(plan.device))
 
 
 def _path(name: str | None) -> Path | None:

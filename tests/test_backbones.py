@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from fusionbench_lite.commands import plan_of
+from fusionbench_lite.commands import options_of, plan_of
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.finetune import Options
 from fusionbench_lite.models import clip
 from tests.conftest import ROOT
 
@@ -53,6 +54,7 @@ def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, task
         ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be at least 1"),
         ("model=vit_b32 checkpoints.place=disc", "did you mean 'disk'"),
         ("model=vit_b32 checkpoints.famly=ta", "checkpoints.family"),
+        ("model=vit_b32 checkpoints.recipe={warmup:3}", "finetune.recipe"),
     ],
 )
 def test_refusals_name_the_fix(line: str, said: str):
@@ -90,3 +92,12 @@ def test_a_clip_line_is_refused_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["2", "False"]
     assert done.stderr.count("\n") == 1
+
+
+def test_options_of_a_side_command_have_types():
+    given = ["finetune.lr=1e-5", "finetune.steps=7", "finetune.recipe=tall", "finetune.evaluate_every=null"]
+    assert options_of(given, "finetune.", Options) == Options(lr=1e-5, steps=7, recipe="tall")
+    refused = {"steps=1.5": "an integer", "lr=fast": "a number", "stesp=3": "did you mean 'steps'", "steps=true": "an integer"}
+    for wrong, said in refused.items():
+        with pytest.raises(InputError, match=said):
+            options_of([f"finetune.{wrong}"], "finetune.", Options)

@@ -167,6 +167,13 @@ def test_a_sweep_leaves_one_record_per_job(command, tmp_path):
     assert scalings == {(m, s) for m in ("ties_merging", "task_arithmetic") for s in (0.2, 0.3)}
 
 
+def test_a_refusal_in_a_worker_of_joblib_is_not_lost(command):
+    line = ["-m", "method=pretrained,weight_averaging", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = command(*line, "checkpoints.dir=/nonexistent")
+    assert done.returncode == 2
+    assert "/nonexistent is not a directory" in done.stderr
+
+
 def test_a_sweep_with_joblib(command, tmp_path):
     done = command("-m", "method=pretrained,weight_averaging", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fusionbench_lite.data.arrays import TaskData, load_task, normalise, prepare, reads_files
+from fusionbench_lite.data.arrays import TaskData, fingerprint, load_task, normalise, prepare, reads_files
 
-__all__ = ["TaskData", "load_task", "normalise", "prepare", "reads_files"]
+__all__ = ["TaskData", "fingerprint", "load_task", "normalise", "prepare", "reads_files"]

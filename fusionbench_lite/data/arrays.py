@@ -83,6 +83,12 @@ def prepare(images: Any, rows: Any) -> None:
         ahead(rows)
 
 
+def fingerprint(images: Any) -> str | None:
+    """Return what stands for the content of images that are not held in memory; None for those that are."""
+    found: str | None = getattr(images, "fingerprint", None)
+    return found
+
+
 def reads_files(name: str, data_dir: Path | None) -> bool:
     """True when this task comes from files of `data_dir`: one of NAME.npz and NAME.json is there."""
     return data_dir is not None and any((data_dir / f"{name}{suffix}").exists() for suffix in (".npz", ".json"))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionbench_lite.data import TaskData, normalise
+from fusionbench_lite.data import TaskData, fingerprint, normalise
 from fusionbench_lite.evaluation.batches import Batches
 from fusionbench_lite.processes import gathered, own_tasks
 
@@ -82,7 +82,7 @@ class Evaluator:
         groups: dict[object, list[str]] = {}
         for task in self.data if tasks is None else tasks:
             images = self.data[task].test_images
-            groups.setdefault(getattr(images, "fingerprint", id(images)), []).append(task)
+            groups.setdefault(fingerprint(images) or id(images), []).append(task)
         mine = own_tasks([members[0] for members in groups.values()])
         found: dict[str, TaskResult] = {}
         for members in groups.values():

@@ -28,6 +28,9 @@ def cached(folder: Path, key: Mapping[str, Any], compute: Callable[[], Mapping[s
     """
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    found = _read(path, text) if path.exists() else None  # first without the lock: a complete cache may be read-only
+    if found is not None:
+        return found
     with locked(path.with_suffix(".lock")):
         if path.exists():
             found = _read(path, text)

@@ -37,6 +37,7 @@ Report = Callable[[str, int, int], None]
 Prepare = Callable[["Image", int], "Image"]
 _MOST_THREADS = 16
 _PASSES = 3
+_NAMED = 3
 
 
 class Decoded:
@@ -97,6 +98,15 @@ class Decoded:
                     if report is not None:
                         report(what, done, len(missing))
 
+    def refusal(self, broken: Rows, count: str) -> InputError:
+        """Return the error that names images that cannot be decoded; `count` is the text into which their number goes."""
+        names = ", ".join(self.encoded.name(row) for row in broken[:_NAMED].tolist())
+        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        return InputError(
+            f"task {self.about.get('task')!r}: {count.format(len(broken))} images of {self.about.get('where')} cannot be decoded "
+            f"({names}{more}): repair them, or set data.skip_corrupt={len(broken)} to leave them out"
+        )
+
     def read(self, rows: Rows) -> NDArray[np.uint8]:
         """Return rows, uint8 [n, size, size, 3]; each is checked against its CRC the first time this process reads it.
 
@@ -104,10 +114,9 @@ class Decoded:
         """
         with self._lock:
             self.ensure(rows)
-            broken = rows[self.index.states(rows) == BROKEN]
-            if broken.size:
-                name = self.encoded.name(int(broken[0]))
-                raise InputError(f"{name} is not a readable image: repair it, or set data.skip_corrupt")
+            if bool((self.index.states(rows) == BROKEN).any()):
+                every = np.arange(len(self))
+                raise self.refusal(every[self.index.states(every) == BROKEN], f"at least {{}} of {len(self)}")
             out = self._copy(rows)
             damaged = self._damaged(rows, out)
             if damaged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -129,6 +130,8 @@ def identities(root: Path, paths: Iterable[Path], labels: NDArray[np.int64], *ru
             found = path.stat()
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}; put it back or choose another source") from error
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe waits for ever
+            raise InputError(f"{path} is no regular file: remove it, or put the image there")
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
         identity.update(repr((str(root), name, found.st_size, found.st_mtime_ns)).encode())
         fingerprint.update(repr((name, found.st_size)).encode())

@@ -41,7 +41,11 @@ class ArchiveSource:
         classes, arrays = files.read(self.folder, self.task.name, size=None)
         path = self.folder / f"{self.task.name}.npz"
         if len(classes) != self.task.classes:
-            raise InputError(f"{path}: there are {len(classes)} classes, but task {self.task.name!r} has {self.task.classes}")
+            absent = sorted(set(class_names(self.task)[0]) - set(classes)) if self.task.compare_order else []
+            fix = f"add {absent[0]!r}" if len(absent) < self.task.classes and absent else "take the files of this task"
+            raise InputError(
+                f"{path}: there are {len(classes)} classes, but task {self.task.name!r} has {self.task.classes}: {fix}"
+            )
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         encoded = Arrays(len(images), lambda row: images[row], f"{path.name} {split}_images")
         content = self.fingerprint(split)
@@ -154,12 +158,20 @@ def _images(folder: Path) -> tuple[list[Path], int]:
     images, others = [], 0
     for base, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
+        for name in folders:
+            _refuse_loop(Path(base) / name)
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 images.append(Path(base) / name)
             elif not name.startswith("."):
                 others += 1
     return images, others
+
+
+def _refuse_loop(folder: Path) -> None:
+    """Raise InputError for a link to a folder above itself, below which the images of other classes would count as this one's."""
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} is a link to {folder.resolve()}, a folder above it, whose images would count again: remove it")
 
 
 def class_names(task: Task) -> list[tuple[str, ...]]:

@@ -85,17 +85,21 @@ def _parquets(listing: Sequence[Entry], source: Hub, split: str) -> list[Entry]:
         folder, _, base = entry.path.rpartition("/")
         match = _SHARD.fullmatch(base)
         if match and match["split"] == split:
-            folders.setdefault(folder, {})[int(match["number"])] = entry
-            counts[folder] = int(match["count"])
+            other = folders.setdefault(folder, {}).setdefault(int(match["number"]), entry)
+            if other is not entry or counts.setdefault(folder, int(match["count"])) != int(match["count"]):
+                raise InputError(
+                    f"dataset {source.repo} has {entry.path} beside {next(iter(folders[folder].values())).path}, of another "
+                    f"version of split {split!r}: put the images below data_dir"
+                )
     folder = source.folder if source.folder in folders or len(folders) != 1 else next(iter(folders))
     if folder not in folders:
         if folders:
             raise InputError(f"dataset {source.repo} has split {split!r} in {', '.join(folders)}, not in {source.folder}: name one")
         return []
-    missing = sorted(set(range(counts[folder])) - set(folders[folder]))
-    if missing:
+    missing = next((number for number in range(counts[folder]) if number not in folders[folder]), None)
+    if missing is not None:
         raise InputError(
-            f"dataset {source.repo}: file {missing[0] + 1} of {counts[folder]} of split {split!r} is missing in {folder!r}: "
+            f"dataset {source.repo}: file {missing + 1} of {counts[folder]} of split {split!r} is missing in {folder!r}: "
             "list the repository again with a network, or fetch the file"
         )
     return [folders[folder][number] for number in range(counts[folder])]

@@ -26,8 +26,6 @@ from fusionbench_lite.paths import file_sha256
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_NAMED = 3
-
 
 def load(task: str, sources: Sources, report: Report | None = None, size: int = decoding.SIZE) -> TaskData:
     """Return the data of a task: images uint8 [N, size, size, 3] that are decoded once, into the cache.
@@ -98,12 +96,7 @@ def _sound(task: Task, sources: Sources, split: Split, decoded: Decoded, rows: R
     is_broken = decoded.index.states(rows) == BROKEN
     broken = rows[is_broken]
     if len(broken) > sources.skip_corrupt:
-        names = ", ".join(split.encoded.name(row) for row in broken[:_NAMED].tolist())
-        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        raise InputError(
-            f"task {task.name!r}: {len(broken)} of {len(rows)} images of {split.where} cannot be decoded ({names}{more}): "
-            f"repair them, or set data.skip_corrupt={len(broken)} to leave them out"
-        )
+        raise decoded.refusal(broken, f"{{}} of {len(rows)}")
     rows = rows[~is_broken]
     if not rows.size:
         raise InputError(f"task {task.name!r}: no image of {split.where} can be decoded: choose another source")

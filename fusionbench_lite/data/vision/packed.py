@@ -109,7 +109,10 @@ def parquet_labels(paths: Sequence[Path], column: str, boolean: bool) -> tuple[N
         kind = chunk.type
         if not (pyarrow.types.is_integer(kind) or (boolean and pyarrow.types.is_boolean(kind))):
             raise InputError(f"{path}: {column} is {kind}, not {'boolean' if boolean else 'an integer type'}: take another file")
-        parts.append(np.asarray(chunk.to_pylist(), np.int64))
+        try:
+            parts.append(np.asarray(chunk.to_pylist(), np.int64))
+        except OverflowError as error:
+            raise InputError(f"{path}: {column} has numbers beyond 64 bits with a sign: take another file") from error
     return np.concatenate(parts) if parts else np.zeros(0, np.int64), classes
 
 

@@ -76,7 +76,7 @@ def _complete(folder: Path, count: int, sizes: tuple[int, ...]) -> bool:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         index = Index(folder / "index", int(about["images"]))
         index.refresh(index.count)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return False
     if sizes and index.count not in sizes:
         return False

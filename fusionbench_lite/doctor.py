@@ -220,7 +220,7 @@ def _summary(missing: Sequence[Item], by_hand: Sequence[Item]) -> list[str]:
     lines = [f"{len(missing)} missing, {size}" + (f" and {unknown} of unknown size" if unknown else "") + "."]
     if len(by_hand) < len(missing):
         lines.append("The run downloads what it can by itself.")
-    lines += [f"By hand: {item.what} of {item.task or 'all tasks'} from {item.where}, put it at {item.path}" for item in by_hand]
+    lines += [f"By hand, to {item.path}: {item.what} of {item.task or 'all tasks'}: {item.where}" for item in by_hand]
     return lines
 
 

@@ -89,7 +89,8 @@ def check_tasks(backbone: Backbone, tasks: TaskSet, asked: Any, data_dir: Path |
     for name in tasks.names:
         if name not in published:
             hint = "tasks=8" if name in drawn else did_you_mean(name, published)
-            raise InputError(f"checkpoints={backbone.family} has no expert of task {name!r}: {hint} (checkpoints=own reads your own)")
+            whose = f"checkpoints={backbone.family} has no expert of task {name!r}"
+            raise InputError(f"{whose}: {hint} (checkpoints=own reads your own)")
         if backbone.family == "ta" and name not in standard:
             raise InputError(f"checkpoints=ta has experts of eight tasks, not of {name!r}: set checkpoints=ta_tall or tall")
 

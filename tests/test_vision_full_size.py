@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from safetensors import safe_open
 
@@ -61,6 +62,11 @@ def test_families_are_read_as_published(full: Suite):
         for file in experts:
             with safe_open(file, framework="pt") as opened:
                 assert len(opened.keys()) == count
+    packed = full.run("checkpoints=ta method=pretrained limit=4")
+    separate = full.run("checkpoints=ta method=pretrained limit=4 model.layout=separate")
+    with np.load(packed.path / "samples.npz") as first, np.load(separate.path / "samples.npz") as second:
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
 
 
 @pytest.mark.parametrize("method", METHODS)

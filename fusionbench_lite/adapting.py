@@ -18,6 +18,7 @@ from fusionbench_lite.adaptation.streams import Stream, subset
 from fusionbench_lite.data import prepare
 from fusionbench_lite.evaluation.evaluator import TaskResult
 from fusionbench_lite.paths import cache_dir
+from fusionbench_lite.processes import own_tasks
 from fusionbench_lite.recording import Outcome, Selection
 from fusionbench_lite.selection import USES_TEST_LABELS
 from fusionbench_lite.weights.experts import Experts
@@ -172,7 +173,6 @@ def adapt(
     """Adapt as the plan says and return what was found."""
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
     from fusionbench_lite.adaptation.engine.fit import Settings, fit
-    from fusionbench_lite.processes import own_tasks
 
     steps = plan.setting("steps")
     with clock.stage("merge"):

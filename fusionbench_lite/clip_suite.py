@@ -40,10 +40,7 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
     pretrained = _placed(found.pretrained, device)
     model = encoder(wanted.backbone, pretrained, found).to(device).eval()
     head_hashes = {task: checksum("head", {"weight": made.weight}) for task, made in heads.items()}
-    evaluator = Evaluator(
-        data, {task: made.to(device) for task, made in heads.items()}, device, wanted.batch_size, clip.normalise,
-        wanted.precision == "bf16",
-    )
+    evaluator = evaluator_of(wanted, data, heads, device)
     doubts = [f"{warning.message}." for warning in caught if issubclass(warning.category, MergeWarning)]
     notes = dict.fromkeys((*found.caveats, *(note for entry in data.values() for note in entry.caveats), *doubts))
     return Suite(
@@ -54,6 +51,14 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         _placed(found.multitask, device) if found.multitask is not None else None, model, evaluator, device,
         None, found.sources, tuple(notes), constants=frozenset(_constants(found)),
     )
+
+
+def evaluator_of(
+    wanted: Wanted, data: Mapping[str, TaskData], heads: Mapping[str, ZeroShotHead], device: torch.device
+) -> Evaluator:
+    """Return the evaluator of CLIP models on these images; the heads are moved to the device."""
+    placed = {task: made.to(device) for task, made in heads.items()}
+    return Evaluator(data, placed, device, wanted.batch_size, clip.normalise, wanted.precision == "bf16")
 
 
 def request_of(wanted: Wanted) -> Request:

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fusionbench_lite import checkpoints, clip_suite
-from fusionbench_lite.data import TaskData, prepare, vision
+from fusionbench_lite.data import TaskData, vision
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation.evaluator import Evaluation, Evaluator
+from fusionbench_lite.evaluation.evaluator import Encode, Evaluation
 from fusionbench_lite.finetuning import Settings, Status, finetune
 from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
-from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
+from fusionbench_lite.models.modes import with_weights
 from fusionbench_lite.suite import Wanted, device_of, wanted_of
 from fusionbench_lite.weights.readers import SafetensorsWeights
 
@@ -56,10 +55,7 @@ class _Training:
         }
         self.pretrained = dict(SafetensorsWeights(self.found.pretrained))
         self.model = clip_suite.encoder(plan.backbone, self.pretrained, self.found).to(self.device)
-        self.evaluator = Evaluator(
-            self.data, {task: head.to(self.device) for task, head in self.heads.items()}, self.device,
-            plan.trainer["eval_batch"], clip.normalise, plan.precision == "bf16",
-        )
+        self.evaluator = clip_suite.evaluator_of(self.wanted, self.data, self.heads, self.device)
 
     def run(self) -> tuple[Rows, Path]:
         """Train what the folder lacks, then evaluate."""
@@ -77,8 +73,6 @@ class _Training:
 
     def _file(self, tasks: list[str]) -> Path:
         plan, options = self.plan, self.options
-        for task in tasks:
-            prepare(self.data[task].train_images, slice(None))
         settings = Settings(
             plan.seed, plan.precision, plan.trainer["chunk"], options.checkpoint_every, options.evaluate_every, plan.overwrite
         )
@@ -104,9 +98,8 @@ class _Training:
             return Path(self.options.out).expanduser()
         return self.wanted.cache / "finetuned" / f"{plan.model}-{plan.backbone.layout}-{plan.backbone.variant}"
 
-    def _encoder(self, weights: Mapping[str, Tensor]):  # type: ignore[no-untyped-def]
-        placed = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        return lambda inputs: torch.func.functional_call(self.model, placed, (inputs,))
+    def _encoder(self, weights: Mapping[str, Tensor]) -> Encode:
+        return with_weights(self.model, {name: tensor.to(self.device) for name, tensor in weights.items()})
 
 
 def _recipe(plan: Plan) -> str:

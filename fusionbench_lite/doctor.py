@@ -27,6 +27,7 @@ from fusionbench_lite import collect
 from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.inventory import Item, size_text
+from fusionbench_lite.paths import nearest_existing
 
 if TYPE_CHECKING:
     import torch
@@ -137,10 +138,9 @@ def _machine(device: torch.device, cache: Path) -> dict[str, str]:
 
 def _existing(key: str, folder: Path) -> Path:
     """Return the folder, or the nearest one above it that is there. Raises InputError where a file is in its place."""
-    folder = folder.absolute()
-    found = next(place for place in (folder, *folder.parents) if place.exists())
+    found = nearest_existing(folder)
     if not found.is_dir():
-        raise InputError(f"{key}={folder}: {found} is no folder: choose another")
+        raise InputError(f"{key}={folder.absolute()}: {found} is no folder: choose another")
     return found
 
 
@@ -164,10 +164,10 @@ def _hub() -> str:
 
 def _estimate(plan: Plan, device: torch.device, cache: Path) -> list[str]:
     """Return the plan of memory and work in words; where nothing fits, what would."""
-    from fusionbench_lite import footprint
+    from fusionbench_lite import footprint, memory_plan
 
     try:
-        return footprint.lines(footprint.fitted(plan, device, cache / "scratch").estimate)
+        return memory_plan.lines(footprint.fitted(plan, device, cache / "scratch").estimate)
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
 

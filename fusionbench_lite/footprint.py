@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite import memory_plan, registry
 from fusionbench_lite.data import vision
-from fusionbench_lite.memory_plan import Estimate, Inputs, Suggestion
-from fusionbench_lite.paths import cache_dir
+from fusionbench_lite.memory_plan import Inputs, Suggestion
+from fusionbench_lite.paths import cache_dir, nearest_existing
 from fusionbench_lite.processes import is_first
 
 if TYPE_CHECKING:
@@ -55,11 +55,10 @@ def fitted(plan: Plan, device: torch.device, scratch: Path) -> Suggestion:
     from fusionbench_lite.adaptation.engine import memory
 
     inputs, asked = inputs_of(plan, device), plan.checkpoints["place"]
-    existing = next(folder for folder in (scratch, *scratch.parents) if folder.exists())
     machine = int(USABLE * memory.total(memory.CPU))
     places = ("device", "cpu", "disk") if asked == "auto" else (asked,)
     return memory_plan.suggest(
-        inputs, int(USABLE * memory.total(device)), machine, shutil.disk_usage(existing).free, places=places
+        inputs, int(USABLE * memory.total(device)), machine, shutil.disk_usage(nearest_existing(scratch)).free, places=places
     )
 
 
@@ -73,10 +72,6 @@ def decided(plan: Plan, device: torch.device) -> tuple[str, int | None]:
         return "device", plan.trainer["chunk"]
     found = fitted(plan, device, cache_dir(plan.cache_dir) / "scratch")
     if is_first():
-        log.info("%s", "\n".join(lines(found.estimate)))
+        log.info("%s", "\n".join(memory_plan.lines(found.estimate)))
     return found.place, found.chunk
 
-
-def lines(estimate: Estimate) -> list[str]:
-    """Return the plan in words."""
-    return memory_plan.lines(estimate)

@@ -47,6 +47,12 @@ def _data_dir(name: str) -> Path:
     raise InputError(f"{name}/ is neither in {_PACKAGE.parent} nor in {_PACKAGE / '_data'}: reinstall the package")
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest one above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 @contextlib.contextmanager
 def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield a fresh directory that becomes `final` when the block ends without an error.

@@ -16,6 +16,7 @@ from fusionbench_lite.backbones import Backbone
 from fusionbench_lite.data import TaskData, load_task, reads_files
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.evaluator import Evaluator
+from fusionbench_lite.models.modes import with_weights
 from fusionbench_lite.paths import cache_dir
 from fusionbench_lite.plan import Plan
 from fusionbench_lite.progress import Progress
@@ -56,12 +57,7 @@ class Suite:
 
     def encoder(self, weights: StateDict) -> Callable[[Tensor], Tensor]:
         """Return the encoder with these weights, in evaluation mode."""
-
-        def encode(inputs: Tensor) -> Tensor:
-            output: Tensor = torch.func.functional_call(self.model, dict(weights), (inputs,))
-            return output
-
-        return encode
+        return with_weights(self.model, weights)
 
 
 def load(plan: Plan, progress: Progress) -> Suite:

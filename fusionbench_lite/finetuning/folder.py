@@ -12,7 +12,6 @@ Several processes may train different tasks into one folder. Files appear whole;
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.paths import atomic_file, file_sha256, locked
+from fusionbench_lite.weights.readers import checksum
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ StateDict = Mapping[str, Tensor]
 
 def content_sha256(weights: StateDict) -> str:
     """Return a SHA-256 of names, dtypes, shapes and values, whatever file they lie in and in whatever order."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return checksum("", weights)
 
 
 class Folder:

@@ -27,7 +27,7 @@ from fusionbench_lite.adaptation.engine import fit as engine
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Context
 from fusionbench_lite.adaptation.engine.training import Course, Training
-from fusionbench_lite.data import TaskData
+from fusionbench_lite.data import TaskData, prepare
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.batches import Batches, Normalise, Pool, Rows
 from fusionbench_lite.finetuning.callbacks import Accuracies, Reports, Status
@@ -179,6 +179,8 @@ class _Job:
 
     def _train(self, report: Callable[[Status], None]) -> tuple[Adaptation, Accuracies]:
         recipe, settings = self.recipe, self.settings
+        for entry in self.data.values():
+            prepare(entry.train_images, slice(None))
         frozen = PROJECTIONS if recipe.trained == "tower" else ()
         course = Course(recipe.lr, recipe.weight_decay, recipe.warmup, recipe.clip, recipe.optimizer, recipe.schedule, frozen)
         # No experts are needed to train one: the base stands for each, so that tasks and tensors are known.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -19,6 +19,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the model as a function of its inputs with these weights in place of its own; they are read here, once."""
+    own = dict(weights)
+
+    def encode(inputs: Tensor) -> Tensor:
+        output: Tensor = torch.func.functional_call(model, own, (inputs,))
+        return output
+
+    return encode
 
 
 def is_mixed(device: torch.device) -> bool:

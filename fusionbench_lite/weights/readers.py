@@ -170,11 +170,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def checksum(salt: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a text and of names, types, shapes and values of tensors on the CPU, in hexadecimal."""
+    """Return the SHA-256 of a text and of names, types, shapes and values of tensors, in hexadecimal."""
     digest = hashlib.sha256(salt.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -102,10 +102,10 @@ def check_data(data: Mapping[str, Any], backbone: Backbone) -> None:
     if data["corruption_from"] not in ("splits", "generated"):
         raise InputError(f"data.corruption_from must be splits or generated, got {data['corruption_from']!r}")
     if (corruption := data["corruption"]) is not None:
-        from fusionbench_lite.data.corruptions import NAMES
+        from fusionbench_lite.data.vision.tasks import CORRUPTIONS  # not from the corruptions, which import Pillow
 
-        if corruption not in NAMES:
-            raise InputError(f"unknown data.corruption {corruption!r}: {did_you_mean(str(corruption), NAMES)}")
+        if corruption not in CORRUPTIONS:
+            raise InputError(f"unknown data.corruption {corruption!r}: {did_you_mean(str(corruption), CORRUPTIONS)}")
     for name, low, high in (("skip_corrupt", 0, None), ("severity", 1, 5)):
         value = data[name]
         if value < low or (high is not None and value > high):

@@ -398,6 +398,7 @@ def test_pictures_of_any_mode_are_converted(mode):
 
 
 def test_parameters_are_those_of_the_specification():
+    assert tuple(PARAMETERS) == NAMES
     assert NAMES == ("motion_blur", "impulse_noise", "gaussian_noise", "pixelate", "spatter", "contrast", "jpeg_compression")
     assert all(len(values) == 5 for values in PARAMETERS.values())
     assert PARAMETERS["gaussian_noise"] == (0.04, 0.06, 0.08, 0.09, 0.10)

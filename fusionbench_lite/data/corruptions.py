@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fusionbench_lite.data.vision.tasks import CORRUPTIONS
 from fusionbench_lite.errors import InputError, did_you_mean
 
 Bytes = NDArray[np.uint8]
@@ -37,7 +38,7 @@ PARAMETERS: dict[str, tuple[Any, ...]] = {
 }
 """The parameters of severities 1 to 5."""
 
-NAMES = tuple(PARAMETERS)
+NAMES = CORRUPTIONS
 
 WATER = np.array([175, 238, 238]) / 255
 MUD = np.array([63, 42, 20]) / 255

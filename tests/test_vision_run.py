@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -182,3 +183,20 @@ def _refused_finetune(small: Suite, line: str) -> str:  # noqa: F811
     status, said = called(finetune.main, small.line(line))
     assert status == 2, said
     return said
+
+
+def test_a_record_is_found_by_what_was_read_wherever_it_lies(small: Suite):  # noqa: F811
+    """The same experts in a folder, and other training images, which only some methods read."""
+    statistics = "method=fisher_merging method.statistics.examples=8"
+    first, fisher = small.run("checkpoints=ta method=weight_averaging"), small.run(f"checkpoints=ta {statistics}")
+    folder = small.folder / "experts"
+    published = small.mirror.root / "models" / "SphereLab" / "vision_models_in_FDA"
+    shutil.copytree(published, folder, ignore=shutil.ignore_patterns("zeroshot.pt"))  # the base is that of the hub
+    assert small.again(f"checkpoints=ta checkpoints.dir={folder} method=weight_averaging").key == first.key
+    repo = small.mirror.root / "datasets" / "tanganke" / "dtd"
+    (file,) = (repo / "data").glob("train-*.parquet")
+    write_parquet(file, [encoded(picture(row % 47, row + 5000)) for row in range(94)], [row % 47 for row in range(94)], None)
+    suites._latest.clear()
+    elsewhere = f"checkpoints=ta cache_dir={small.folder / 'other'}"
+    assert small.again(f"{elsewhere} method=weight_averaging").key == first.key
+    assert small.run(f"{elsewhere} {statistics}").key != fisher.key

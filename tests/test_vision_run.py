@@ -7,15 +7,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from fusionbench_lite import doctor, finetune, registry
 from fusionbench_lite import suite as suites
 from fusionbench_lite.__main__ import main
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.models import clip
+from tests import vision_files
 from tests.mirror import mirror  # noqa: F401  (a fixture)
 from tests.vision_data import encoded, picture, write_parquet
-from tests.vision_suite import TASKS, Suite, called, small  # noqa: F401  (a fixture)
+from tests.vision_suite import SMALL, TASKS, Suite, called, small  # noqa: F401  (a fixture)
 
 FAMILIES = {"ta": "[mnist,dtd]", "tall": "[mnist,dtd,stl10]", "ta_tall": "[mnist,stl10]", "fusionbench": "[dtd,stl10]"}
 
@@ -200,3 +202,29 @@ def test_a_record_is_found_by_what_was_read_wherever_it_lies(small: Suite):  # n
     elsewhere = f"checkpoints=ta cache_dir={small.folder / 'other'}"
     assert small.again(f"{elsewhere} method=weight_averaging").key == first.key
     assert small.run(f"{elsewhere} {statistics}").key != fisher.key
+
+
+def test_predictions_are_those_of_the_published_weights(small: Suite):  # noqa: F811
+    """From the tensors that the files were written from, with a forward pass and a head of this test's own."""
+    record, other = small.run("checkpoints=ta method=individual"), small.run("checkpoints=ta method=pretrained")
+    (suite,) = suites._latest.values()
+    different = 0
+    for task in ("mnist", "dtd"):
+        state = vision_files.expert_state(SMALL, task)
+        model = clip.build(SMALL, "packed").eval()
+        model.load_state_dict({name.removeprefix("visual."): t for name, t in state.items() if name.startswith("visual.")})
+        images = clip.normalise(torch.from_numpy(suite.data[task].test_images[:]))
+        head = vision_files.head_weight(SMALL, task, vision_files.classes_of(task))
+        with torch.no_grad():
+            logits = torch.nn.functional.normalize(model(images), dim=-1) @ head.T
+        found, before = (np.load(one.path / "samples.npz")[f"last/{task}/predictions"] for one in (record, other))
+        np.testing.assert_array_equal(found, logits.argmax(-1).numpy())
+        different += int((found != before).sum())
+    assert different > 0
+
+
+def test_mixed_precision_reaches_the_evaluation(small: Suite):  # noqa: F811
+    record = small.run("checkpoints=ta method=weight_averaging precision=bf16")
+    (suite,) = suites._latest.values()
+    assert suite.evaluator.bf16
+    assert record.key != small.run("checkpoints=ta method=weight_averaging").key

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fusionbench_lite import config as configuration
+from fusionbench_lite import usage
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import config_dir
 
@@ -63,7 +64,10 @@ def main() -> int:
     os.environ[TRACEBACKS] = "1"  # hand exceptions to us instead of printing them
     sys.argv[1:] = _for_every_method(sys.argv[1:])
     try:
-        application()
+        if usage.asked(sys.argv[1:]):
+            print(usage.text(sys.argv[1:]))
+        else:
+            application()
     except InputError as error:
         if verbose:
             raise

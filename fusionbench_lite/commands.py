@@ -40,18 +40,14 @@ def command(
 
 def plan_of(overrides: list[str]) -> Plan:
     """Return the plan of command-line overrides; raises InputError in one line."""
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from fusionbench_lite import config as configuration
     from fusionbench_lite import plan as planning
-    from fusionbench_lite.paths import config_dir
 
-    configuration.register()
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return planning.resolve(compose("config", overrides=overrides))
+        return planning.resolve(configuration.composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise configuration.explain(error, overrides) from None
 

@@ -8,9 +8,10 @@ import re
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import II, MISSING
+from omegaconf import II, MISSING, DictConfig, OmegaConf
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.paths import config_dir
 
 
 class Select(enum.Enum):
@@ -100,6 +101,18 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+def composed(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """Return the configuration of command-line overrides, with Hydra's own part of it on request.
+
+    Raises what Hydra and OmegaConf raise; `explain` makes one line of it.
+    """
+    from hydra import compose, initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", overrides=overrides, return_hydra_config=with_hydra)
+
+
 def explain(error: Exception, overrides: list[str]) -> InputError:
     """Return Hydra's or OmegaConf's error as one line that names the key or value and the nearest valid one."""
     text = str(error)
@@ -129,22 +142,14 @@ def _unknown_key(key: str, overrides: list[str]) -> InputError:
 
 def known_keys(overrides: list[str]) -> list[str]:
     """Return the dotted keys of the configuration, with the groups that `overrides` choose where they exist."""
-    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    from fusionbench_lite.paths import config_dir
 
     groups = [override for override in overrides if re.fullmatch(r"(method|model|checkpoints|trainer|logger)=[\w-]+", override)]
-    GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()  # the application that failed may still hold it
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            try:
-                config = compose("config", overrides=groups)
-            except Exception:  # the group override is wrong as well: the defaults still name most keys
-                config = compose("config")
-    finally:
-        GlobalHydra.instance().clear()
+        config = composed(groups)
+    except Exception:  # the group override is wrong as well: the defaults still name most keys
+        config = composed([])
     return _flatten(OmegaConf.to_container(config, resolve=False))
 
 
@@ -157,4 +162,4 @@ def _flatten(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-__all__ = ["Checkpoints", "Config", "Data", "Precision", "Select", "Trainer", "explain", "known_keys", "register"]
+__all__ = ["Checkpoints", "Config", "Data", "Precision", "Select", "Trainer", "composed", "explain", "known_keys", "register"]

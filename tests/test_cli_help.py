@@ -38,10 +38,32 @@ def test_answers_within_one_and_a_half_times_an_empty_application(tmp_path, flag
     assert statistics.median(ratios) <= 1.5, ratios
 
 
-def test_help_lists_methods_and_keys(command):
+def test_help_lists_options_and_keys(command):
     text = command("--help").stdout
-    for word in ("adarank_tsvm", "ties_merging", "vit_mini", "results_dir", "experiment=", "fusionbench_lite.tables"):
-        assert word in text if word != "experiment=" else "experiment" in text
+    for word in ("adarank_tsvm", "ties_merging", "vit_mini", "results_dir", "mini/demo", "fusionbench_lite.tables", "seed: 0"):
+        assert word in text
+    assert "hydra:" not in text
+    assert max(len(line) for line in text.splitlines()) <= 125
+
+
+def test_help_shows_the_configuration_of_its_line(command):
+    text = command("method=adarank", "seed=7", "-h").stdout
+    assert "id: adarank\n" in text
+    assert "seed: 7\n" in text
+    assert "temperature: 10.0" in text
+
+
+@pytest.mark.parametrize(("line", "said"), [("method=adarnk", "did you mean 'adarank'"), ("sed=7", "unknown key 'sed'")])
+def test_help_refuses_a_line_that_does_not_compose(command, line, said):
+    refused = command(line, "--help")
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not refused.stdout
+
+
+def test_help_with_other_flags_is_left_to_hydra(command):
+    assert "checkpoints: auto" in command("--help", "--resolve").stdout
 
 
 def test_package_alone_imports_no_torch():

@@ -77,10 +77,13 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     results_dir = Path(config.results_dir).expanduser()
     from rich.console import Console
 
+    from fusionbench_lite.processes import is_first
     from fusionbench_lite.tables import frame, output, rows, terminal
 
     console = Console()
     keys = _all_keys(resolved, console)
+    if not is_first():
+        return
     manifest = rows.Rows(
         experiment.name, experiment.title,
         tuple(rows.Row(name, resolved[name][0].method, tuple(keys[name])) for name in resolved), experiment.question,
@@ -112,8 +115,6 @@ def _key(name: str, plan: Plan, console: Any) -> str:
 
     with Progress() as progress:
         record, fresh = run.execute(plan, progress)
-    if record is None:
-        raise InputError("an experiment runs in one process: start it without a launcher, or use a sweep (-m)")
     if fresh:
         average = record.data["selections"]["last"]["average"]
         console.print(

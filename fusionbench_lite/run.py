@@ -53,7 +53,7 @@ def main(plan: Plan) -> None:
     """Run the plan, or find its record, and print its table."""
     with Progress() as progress:
         record, fresh = execute(plan, progress)
-    if record is None:
+    if not is_first():
         return
     from rich.console import Console
 
@@ -65,32 +65,34 @@ def main(plan: Plan) -> None:
     console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
+def execute(plan: Plan, progress: Progress) -> tuple[Record, bool]:
     """Return the record of the plan and whether it was made now.
 
     A record that exists is reused unless `overwrite` is set. Two processes with the same plan take turns, so the
-    second finds the first one's record. Under a launcher with several processes only the first one returns a record.
+    second finds the first one's record. Where a launcher started several processes, the first one decides and writes, and
+    all return the record.
     """
     clock = Clock()
     with clock.stage("load"):
         suite = _with_chosen_experts(load(plan, progress), plan.checkpoints["experts"])
     base = Base(plan, suite, progress)
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
-    if not is_first():
-        if agreed(True):
-            _compute(plan, suite, base, key, clock, progress)
-        return None, False
-    with locked(_partial(plan, key).with_suffix(".lock")):
+    fresh = False
+    with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
+        # Processes that Lightning starts, in the middle of the first adaptation, are not connected before they come to it:
+        # they find the records that the first process found or made until then, and so skip what it has behind it.
         found = None if plan.overwrite else records.find(plan.results_dir, key)
         if agreed(found is None):
             outcome = _compute(plan, suite, base, key, clock, progress)
-            content = recording.result(plan, suite, key, outcome, clock.total())
-            recording.write(plan, content, outcome)
+            fresh = is_first()
+        if fresh:
+            recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
             shutil.rmtree(_partial(plan, key), ignore_errors=True)
+    agreed(True)  # the others wait until the record is there
     record = found or records.find(plan.results_dir, key)
     if record is None:
         raise InputError(f"the record {key} vanished from {plan.results_dir}: run the command again")
-    return record, found is None
+    return record, fresh
 
 
 class Base:

@@ -19,7 +19,8 @@ import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip, which 
 # isort: split
 from open_clip.transformer import VisionTransformer
 
-from fusionbench_lite.weights.experts import is_factorised
+from fusionbench_lite.models import clip_sizes, mini
+from fusionbench_lite.weights.matrices import is_factorised
 
 CLASSES = 100
 NORM = 0.02
@@ -40,10 +41,12 @@ class Size:
     tasks: int = 8
 
 
-SIZES = {
-    "vit_mini": Size(image=32, patch=8, width=128, layers=4, heads=4, output=64, images=16),
-    "vit_b32": Size(image=224, patch=32, width=768, layers=12, heads=12, output=512, images=2),
-}
+def _size(of: mini.Size | clip_sizes.Size, images: int) -> Size:
+    """Return the size of one of the package's models, for so many images per task and step."""
+    return Size(of.image, of.patch, of.width, of.layers, of.heads, of.output, images)
+
+
+SIZES = {"vit_mini": _size(mini.SIZE, images=16), "vit_b32": _size(clip_sizes.SIZES["vit_b32"], images=2)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionbench_lite import recording, registry
+from fusionbench_lite import course_files, registry
 from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
@@ -199,8 +199,8 @@ def adapt(
         for rule, step in evaluations.chosen.items()
     }
     return Outcome(
-        selections, recording.adaptation_files(module, evaluations, trajectory),
-        evaluations=recording.evaluations(evaluations),
+        selections, course_files.writers(module, evaluations, trajectory),
+        evaluations=course_files.evaluations(evaluations),
     )
 
 
@@ -209,7 +209,7 @@ def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dic
     from safetensors.torch import load_file
 
     procedure = procedure_of(plan, suite)
-    stored = recording.learned_file(record, rule)
+    stored = course_files.learned_file(record, rule)
     state = {
         name.removeprefix("state/"): tensor for name, tensor in load_file(stored).items() if name.startswith("state/")
     }

@@ -9,17 +9,16 @@ from typing import Any
 
 from fusionbench_lite import tasksets
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES
 from fusionbench_lite.tasksets import TaskSet
 
 EMBEDDED = ("vit_mini",)
-CLIP = ("vit_b32", "vit_b16", "vit_l14")
-LAYOUTS = ("packed", "separate")
+CLIP = tuple(SIZES)
 FAMILIES = ("ta", "tall", "ta_tall", "fusionbench", "own")
 """Families of CLIP checkpoints; the first three hold open_clip's tensors, fusionbench transformers'."""
 
 DEFAULT_TASKS = {"vit_mini": "mini8", **dict.fromkeys(CLIP, 8)}
 _STANDARD = "8"
-_SOURCES = ("auto", "hub", "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +94,17 @@ def check_tasks(backbone: Backbone, tasks: TaskSet, asked: Any, data_dir: Path |
             raise InputError(f"checkpoints=ta has experts of eight tasks, not of {name!r}: set checkpoints=ta_tall or tall")
 
 
-def check_data(data: Mapping[str, Any], backbone: Backbone) -> None:
-    """Raise InputError for settings of the `data` section that cannot be."""
-    if data["source"] not in _SOURCES:
-        raise InputError(f"unknown data.source {data['source']!r}: {did_you_mean(str(data['source']), _SOURCES)}")
-    if data["corruption_from"] not in ("splits", "generated"):
-        raise InputError(f"data.corruption_from must be splits or generated, got {data['corruption_from']!r}")
-    if (corruption := data["corruption"]) is not None:
-        from fusionbench_lite.data.vision.tasks import CORRUPTIONS  # not from the corruptions, which import Pillow
+def check_data(data: Mapping[str, Any], backbone: Backbone, data_dir: Path | None) -> None:
+    """Raise InputError for settings of the `data` section that cannot be, as `data.vision.Sources` has them."""
+    from fusionbench_lite.config import Data
 
-        if corruption not in CORRUPTIONS:
-            raise InputError(f"unknown data.corruption {corruption!r}: {did_you_mean(str(corruption), CORRUPTIONS)}")
-    for name, low, high in (("skip_corrupt", 0, None), ("severity", 1, 5)):
-        value = data[name]
-        if value < low or (high is not None and value > high):
-            raise InputError(f"data.{name} must be at least {low}{f' and at most {high}' if high else ''}, got {value}")
-    given = {name for name in ("source", "skip_corrupt", "corruption") if data[name] not in ("auto", 0, None)}
-    if given and not backbone.is_clip:
-        raise InputError(f"data.{min(given)} is about images of CLIP models, not of {backbone.model}: leave it out")
+    usual = dataclasses.asdict(Data())
+    given = {name: value for name, value in data.items() if value != usual[name]}
+    about = [name for name in sorted(given) if name in ("source", "skip_corrupt", "corruption")]
+    if about and not backbone.is_clip:
+        raise InputError(f"data.{about[0]} is about images of CLIP models, not of {backbone.model}: leave it out")
+    given.pop("tasks_file", None)  # read where the tasks are
+    if given:
+        from fusionbench_lite.data.vision import Sources  # late: a line without such settings does not wait for its imports
+
+        Sources(backbone.variant, Path(), data_dir, **given)

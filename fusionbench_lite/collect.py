@@ -38,8 +38,8 @@ def is_needed(method: registry.Method) -> bool:
 def reads_training(plan: Plan) -> bool:
     """Say whether a run reads images of the training split: for statistics, held-out images, or what it learns from."""
     held_out = "held_out" in plan.settings and plan.setting("held_out") > 0
-    known = plan.method == "twin_merging" and plan.values["router"] == "tasks"
-    return is_needed(registry.get(plan.method)) or held_out or known
+    method = registry.get(plan.method)
+    return is_needed(method) or held_out or method.reads_training(plan.values)
 
 
 def check(name: str, value: Any) -> None:

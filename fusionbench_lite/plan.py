@@ -9,30 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fusionbench_lite import backbones, collect, presets, registry, tasksets
-from fusionbench_lite.adaptation.streams import KINDS
+from fusionbench_lite import backbones, collect, method_settings, presets, registry, tasksets
 from fusionbench_lite.backbones import Backbone
 from fusionbench_lite.config import Config, Precision
-from fusionbench_lite.errors import InputError, MergeError, did_you_mean
-from fusionbench_lite.selection import RULES
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.method_settings import Sourced
 from fusionbench_lite.tasksets import TaskSet
 
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
 _DEVICES = ("auto", "cpu", "cuda")
 _PLACES = ("auto", "device", "cpu", "disk")
-_ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
-_BASE_DEFAULTS = {"base_select": "last", "base_steps": None}
-"""Of a base that adapts: the selection rule, and the steps, its preset's where None."""
-_ADAPTATION_DEFAULTS = {"fraction": 1.0, "held_out": 64}
-"""Of the examples of each task: the part that is adapted on, and the number that is held out for best_unsupervised."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sourced:
-    """A setting and where it comes from: "given", "default" or "preset: ..."."""
-
-    value: Any
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +77,15 @@ def resolve(config: DictConfig) -> Plan:
     plain["tasks"] = backbones.DEFAULT_TASKS[backbone.model] if plain["tasks"] is None else plain["tasks"]
     tasks = tasksets.resolve(plain["tasks"], data_dir)
     backbones.check_tasks(backbone, tasks, plain["tasks"], data_dir)
-    backbones.check_data(plain["data"], backbone)
+    backbones.check_data(plain["data"], backbone, data_dir)
     given = dict(plain["method"])
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
     statistics = (given.pop("statistics", None) or {}) if collect.is_needed(method) else {}
     preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.family, backbone.layout)
-    hyperparameters = _hyperparameters(method, given, preset, named=plain["preset"] is not None)
-    settings = _settings(method, adaptation, plain["steps"], preset)
-    hyperparameters |= {name: Sourced(None, "default") for name in _too_long(hyperparameters, settings)}
-    if collect.is_needed(method):
-        settings = _sourced(method, "statistics", collect.SETTINGS, statistics, preset)
-        for name, setting in settings.items():
-            collect.check(name, setting.value)
+    hyperparameters = method_settings.hyperparameters(method, given, preset, named=plain["preset"] is not None)
+    settings = method_settings.settings(method, adaptation, statistics, plain["steps"], preset)
+    hyperparameters = method_settings.within(hyperparameters, settings)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
     _check_integers(plain)
@@ -118,15 +100,6 @@ def resolve(config: DictConfig) -> Plan:
     return plan
 
 
-def _too_long(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Sourced]) -> list[str]:
-    """Return the hyperparameters whose preset is a number of steps beyond all that were asked for."""
-    return [
-        name for name, chosen in hyperparameters.items()
-        if name.endswith("_steps") and chosen.source.startswith("preset") and chosen.value is not None
-        and "steps" in settings and chosen.value > settings["steps"].value
-    ]
-
-
 def base_of(plan: Plan) -> Plan | None:
     """Return the run whose merged model a method's adapters sit on, None for methods without.
 
@@ -138,11 +111,9 @@ def base_of(plan: Plan) -> Plan | None:
     if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
     preset = presets.lookup(method.id, plan.model, plan.tasks, family=plan.backbone.family, layout=plan.backbone.layout)
-    settings = _settings(method, {}, plan.setting("base_steps") if method.adaptive else None, preset)
-    if collect.is_needed(method):
-        settings = _sourced(method, "statistics", collect.SETTINGS, {}, preset)
+    settings = method_settings.settings(method, {}, {}, plan.setting("base_steps") if method.adaptive else None, preset)
     return dataclasses.replace(
-        plan, method=method.id, hyperparameters=_hyperparameters(method, {}, preset), settings=settings,
+        plan, method=method.id, hyperparameters=method_settings.hyperparameters(method, {}, preset), settings=settings,
         config={**plan.config, "method": {"id": method.id}}, overwrite=False,
     )
 
@@ -159,76 +130,6 @@ def _method_id(given: dict[str, Any]) -> str:
     if base not in bases:
         raise InputError(f"unknown method.base {base!r}: {did_you_mean(str(base), bases)}")
     return f"{id}_{base}"
-
-
-def _hyperparameters(
-    method: registry.Method, given: Mapping[str, Any], preset: Mapping[str, tuple[Any, str]], *, named: bool = False
-) -> dict[str, Sourced]:
-    """Return the checked hyperparameters. A preset that was asked for by name also replaces defaults written out in the
-    method's configuration."""
-    chosen: dict[str, Sourced] = {}
-    for name, default in method.defaults.items():
-        value = given.get(name)
-        if value is not None and value != default:
-            chosen[name] = Sourced(value, "given")
-        elif (value is None or named) and name in preset:
-            chosen[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
-        else:
-            chosen[name] = Sourced(default, "default")
-    unknown = {name: value for name, value in given.items() if name not in method.defaults}
-    checked = method.configure(**unknown, **{name: s.value for name, s in chosen.items() if s.source != "default"})
-    values = registry.describe(checked)
-    return {name: dataclasses.replace(setting, value=values[name]) for name, setting in chosen.items()}
-
-
-def _settings(
-    method: registry.Method, given: Mapping[str, Any], steps: Any, preset: Mapping[str, tuple[Any, str]]
-) -> dict[str, Sourced]:
-    if not method.adaptive:
-        if steps is not None:
-            raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
-        return {}
-    given = {**given, **({"steps": steps} if steps is not None else {})}
-    defaults = _ADAPTATION_DEFAULTS | (_BASE_DEFAULTS if "merged" in method.inputs else {})
-    result = _sourced(method, "adaptation", (*_ADAPTATION, *defaults), given, preset, defaults)
-    for name, setting in result.items():
-        low = 0 if name in ("steps", "held_out", "base_steps") else 1
-        if name in ("stream", "base_select"):
-            words = KINDS if name == "stream" else RULES
-            if setting.value not in words:
-                raise MergeError(f"unknown {name} {setting.value!r}: {did_you_mean(str(setting.value), words)}")
-        elif name == "base_steps" and setting.value is None:
-            continue
-        elif name == "fraction":
-            number = setting.value
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1:
-                raise InputError(f"fraction must be a number above 0 and at most 1, got {number!r}")
-        elif isinstance(setting.value, bool) or not isinstance(setting.value, int) or setting.value < low:
-            raise InputError(f"{name} must be an integer of at least {low}, got {setting.value!r}")
-    return result
-
-
-def _sourced(
-    method: registry.Method, section: str, names: tuple[str, ...], given: Mapping[str, Any],
-    preset: Mapping[str, tuple[Any, str]], defaults: Mapping[str, Any] | None = None,
-) -> dict[str, Sourced]:
-    """Return the settings of a section of the method's configuration: what is given wins over a preset."""
-    if not isinstance(given, Mapping):
-        raise InputError(f"method.{section} must map {', '.join(names[:-1])} and {names[-1]}, got {given!r}")
-    for name in given:
-        if name not in names:
-            raise InputError(f"unknown key 'method.{section}.{name}': {did_you_mean(name, names)}")
-    result: dict[str, Sourced] = {}
-    for name in names:
-        if given.get(name) is not None:
-            result[name] = Sourced(given[name], "given")
-        elif name in preset:
-            result[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
-        elif defaults and name in defaults:
-            result[name] = Sourced(defaults[name], "default")
-        else:
-            raise InputError(f"method {method.id!r} has no preset for {name}: give method.{section}.{name}")
-    return result
 
 
 def _experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> list[str] | None:

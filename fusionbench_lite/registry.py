@@ -37,7 +37,8 @@ class Method:
 
     `inputs` names the extra mappings that the method reads besides the weights, such as the statistics of Fisher
     merging; `per_task` says that it keeps one model per task; `adaptive` that it needs unlabelled data; `routed` that its
-    model mixes the experts anew for every example, so that no merged weights describe it.
+    model mixes the experts anew for every example, so that no merged weights describe it. `training` tells of hyperparameters
+    whether the steps of an adaptation read images of the training split; None: never.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Method:
     adaptive: bool = False
     inputs: tuple[str, ...] = ()
     routed: bool = False
+    training: Callable[[Any], bool] | None = None
 
     @property
     def accepted(self) -> dict[str, str]:
@@ -63,6 +65,10 @@ class Method:
         already (`later`), where they have their default and so change nothing."""
         later = {field.name: field.default for field in dataclasses.fields(self.hyperparameters) if field.metadata["later"]}
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
+    def reads_training(self, values: Mapping[str, Any]) -> bool:
+        """Say whether with these hyperparameters the steps of an adaptation read images of the training split."""
+        return self.training is not None and self.training(self.configure(**values))
 
     def configure(self, **given: Any) -> Any:
         """Return the checked hyperparameters; raises MergeError for an unknown name or a value out of range."""
@@ -82,12 +88,12 @@ class Method:
 
 def method(
     id: str, hyperparameters: type = NoHyperparameters, *, per_task: bool = False, adaptive: bool = False,
-    inputs: tuple[str, ...] = (), routed: bool = False,
+    inputs: tuple[str, ...] = (), routed: bool = False, training: Callable[[Any], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the method `id`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Method(id, function, hyperparameters, per_task, adaptive, inputs, routed)
+        entry = Method(id, function, hyperparameters, per_task, adaptive, inputs, routed, training)
         if adaptive and id in _REGISTERED and not _REGISTERED[id].adaptive:
             _LEARNED[id] = entry
         else:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fusionbench_lite as fbl
+from fusionbench_lite.adaptation.engine.core import restoring
 from tests.helpers import (
     Head,
     Setting,
@@ -232,6 +233,18 @@ def test_memory_runs_out(method, width):
     assert short.calls > 12
     assert all(torch.allclose(v, got.coefficients[n], atol=1e-10) for n, v in want.coefficients.items())
     assert torch.allclose(want.losses, got.losses, atol=1e-12)
+
+
+def test_gradients_are_put_back_as_often_as_memory_runs_out():
+    started, fresh = (torch.zeros(2, requires_grad=True) for _ in range(2))
+    started.grad = torch.ones(2)
+    restore = restoring([started, fresh])
+    for _ in range(2):
+        (started.sum() + fresh.sum()).backward()
+        started.grad.mul_(3)  # in place, as autograd adds
+        restore()
+        assert torch.equal(started.grad, torch.ones(2))
+        assert fresh.grad is None
 
 
 # ---------------------------------------------------------------- clamp

@@ -19,7 +19,8 @@ from fusionbench_lite.adaptation.engine.parts import Vectors
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import language
-from fusionbench_lite.weights.experts import Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.matrices import is_factorised
 from tests.helpers import distance, expert_of, refused, same_bits, snapshot
 from tests.language_models import (
     CONFIGS,

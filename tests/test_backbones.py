@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fusionbench_lite import collect
 from fusionbench_lite.commands import options_of, plan_of
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetune import Options
@@ -48,8 +49,12 @@ def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, task
         ("model=vit_b32 tasks=[sun379]", "did you mean 'sun397'"),
         ("model=vit_b32 data.source=hup", "did you mean 'hub'"),
         ("model=vit_b32 data.corruption=gausian_noise", "did you mean 'gaussian_noise'"),
-        ("model=vit_b32 data.severity=6", "at most 5, got 6"),
+        ("model=vit_b32 data.source=folder", "set data_dir="),
+        ("model=vit_b32 data.corruption_from=split", "did you mean 'splits'"),
+        ("model=vit_b32 data.severity=6", "an integer of 1 to 5, got 6"),
         ("model=vit_b32 data.skip_corrupt=-1", "at least 0, got -1"),
+        ("data.severity=0", "an integer of 1 to 5, got 0"),
+        ("data.source=hup", "not of vit_mini"),
         ("data.corruption=contrast", "not of vit_mini"),
         ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be at least 1"),
         ("model=vit_b32 checkpoints.place=disc", "did you mean 'disk'"),
@@ -60,6 +65,18 @@ def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, task
 def test_refusals_name_the_fix(line: str, said: str):
     with pytest.raises(InputError, match=said.replace("[", r"\[").replace(".", r"\.")):
         plan_of(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("method=task_arithmetic", False), ("method=regmean", True), ("method=adarank", True),
+        ("method=adarank method.adaptation.held_out=0", False), ("method=twin_merging method.adaptation.held_out=0", True),
+        ("method=twin_merging method.adaptation.held_out=0 method.router=entropy", False),
+    ],
+)
+def test_which_runs_read_training_images(line: str, expected: bool):
+    assert collect.reads_training(plan_of(line.split())) == expected
 
 
 @pytest.mark.parametrize("model", list(clip.SIZES))
@@ -81,11 +98,12 @@ def test_virtual_zeros_are_the_text_side_tensors(model: str):
         assert plan_of([f"model={model}", f"method={method}", "method.virtual_zeros=7"]).values["virtual_zeros"] == 7
 
 
-def test_a_clip_line_is_refused_without_importing_torch():
+@pytest.mark.parametrize("words", [["checkpoints=ta", "tasks=20"], ["data.severity=6"], ["data.corruption=contrats"]])
+def test_a_clip_line_is_refused_without_importing_torch(words: list[str]):
     code = (
         "import sys\n"
         "from fusionbench_lite.__main__ import main\n"
-        "sys.argv = ['fusionbench_lite', 'model=vit_b32', 'checkpoints=ta', 'tasks=20']\n"
+        f"sys.argv = ['fusionbench_lite', 'model=vit_b32', *{words}]\n"
         "status = main()\n"
         "print(status, 'torch' in sys.modules)\n"
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusionbench_lite import checkpoints
+from fusionbench_lite import checkpoints, file_hashes
 from fusionbench_lite.checkpoints import Found, Request, families, store
 from fusionbench_lite.models import clip
 from fusionbench_lite.weights import clip_keys
@@ -209,6 +209,32 @@ def test_a_changed_source_is_converted_anew(tree: Path, tmp_path: Path) -> None:
     assert same(second.experts["mnist"], visual(changed))
 
 
+def test_experts_that_change_places_are_told_apart(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts are of one size, and an archive may give all its files one date."""
+    monkeypatch.setattr(file_hashes, "GRAIN", -10**10)  # files that were just written count as at rest
+    folder = moved(tree / "ta", tmp_path / "files")
+    mnist, dtd = (folder / "ViT-B-32" / name / "finetuned.pt" for name in ("MNIST", "DTD"))
+    for path in (mnist, dtd):
+        os.utime(path, ns=(0, 0))
+    first = checkpoints.find(request(tree, tmp_path, "ta", dir=folder))
+    assert mnist.stat().st_size == dtd.stat().st_size
+    mnist.rename(tmp_path / "other")
+    dtd.rename(mnist)
+    (tmp_path / "other").rename(dtd)
+    second = checkpoints.find(request(tree, tmp_path, "ta", dir=folder))
+    assert second.expert_hashes == {"mnist": first.expert_hashes["dtd"], "dtd": first.expert_hashes["mnist"]}
+    assert checkpoints.find(request(tree, tmp_path, "ta", dir=folder)) == second
+
+
+def test_a_source_is_not_hashed_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_hashes, "GRAIN", -10**10)
+    first = checkpoints.find(request(tree, tmp_path, "ta"))
+    monkeypatch.setattr(file_hashes, "file_sha256", lambda path: pytest.fail(f"{path} is hashed again"))
+    assert checkpoints.find(request(tree, tmp_path, "ta")) == first
+
+
 def test_another_base_is_compared_again(tree: Path, tmp_path: Path) -> None:
     """An expert that was found to share the text side of one pretrained model is not taken for another's."""
     folder = moved(tree / "ta", tmp_path / "files")
@@ -227,7 +253,7 @@ def checkpoints_error() -> type[Exception]:
 _JOB = """
 import sys
 from pathlib import Path
-from fusionbench_lite import checkpoints
+from fusionbench_lite import checkpoints, file_hashes
 from tests import test_checkpoints
 tree, cache = map(Path, sys.argv[1:])
 print(sorted(checkpoints.find(test_checkpoints.request(tree, cache, "ta")).files.values()))

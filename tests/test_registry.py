@@ -46,6 +46,22 @@ def test_every_method_says_what_it_computes(id):
             assert f"`{name}`" in owners, f"{name} is not documented"
 
 
+ADAPTIVE = {id: {} for id in fbl.methods() if registry.get(id, learning=True).adaptive}
+ADAPTIVE["doge_am"] = {"matrices": "all_2d"}  # the small model has nothing that is named as the default has it
+
+
+@pytest.mark.parametrize(("id", "given"), [*ADAPTIVE.items(), ("twin_merging", {"router": "entropy"})])
+def test_methods_declare_that_their_steps_read_training_images(id, given):
+    from fusionbench_lite.adaptation.engine.procedure import Context
+    from fusionbench_lite.weights.experts import Experts
+    from tests.small_models import small_setting
+
+    s, method = small_setting(steps=1), registry.get(id, learning=True)
+    context = Context(s.model, s.heads, 1, example=s.batches["task0"][0])
+    procedure = method.function(Experts(s.pretrained, s.experts), method.configure(**given))(context)
+    assert method.reads_training({**method.defaults, **given}) == (procedure.split == "train")
+
+
 def test_adding_a_method_touches_one_file_and_one_config(tmp_path):
     """A copy of the package with one Python file and one YAML more knows, configures and runs the method."""
     import shutil

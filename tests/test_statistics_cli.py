@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fusionbench_lite import __main__ as cli
 from fusionbench_lite import collect, models, plan, recording, statistics, suite, zoo
 from fusionbench_lite.errors import InputError, MergeError
+from fusionbench_lite.method_settings import Sourced
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.progress import Progress
@@ -70,9 +71,9 @@ def test_settings_come_from_the_preset(resolve, method, order):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_given_wins(resolve, method):
     settings = resolve(f"method={method}", "method.statistics.examples=64", "method.statistics.order=shuffled").settings
-    assert settings["examples"] == plan.Sourced(64, "given")
-    assert settings["order"] == plan.Sourced("shuffled", "given")
-    assert settings["batch_size"] == plan.Sourced(32, SOURCE)
+    assert settings["examples"] == Sourced(64, "given")
+    assert settings["order"] == Sourced("shuffled", "given")
+    assert settings["batch_size"] == Sourced(32, SOURCE)
 
 
 def test_other_methods_have_no_such_settings(resolve):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ import yaml
 from fusionbench_lite import doctor, finetune
 from fusionbench_lite import suite as suites
 from fusionbench_lite.__main__ import main
-from fusionbench_lite.checkpoints import locating
 from fusionbench_lite.checkpoints.locating import in_listing
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip, prompts
@@ -289,12 +287,3 @@ def test_the_doctor_refuses_a_file_in_the_place_of_a_folder(small: Suite, key: s
     status, said = called(doctor.main, small.line(f"{RUN} {key}={file}/below"))
     assert status == 2, said
     assert f"{file} is no folder" in said
-
-
-def test_files_of_ones_own_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refused(path: Path):
-        raise InputError(f"cannot write {path}: Read-only file system")
-
-    (tmp_path / "own").write_bytes(b"content")
-    monkeypatch.setattr(locating, "atomic_file", refused)
-    assert locating.remembered(tmp_path / "own", tmp_path) == hashlib.sha256(b"content").hexdigest()

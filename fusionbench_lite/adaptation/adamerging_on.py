@@ -13,8 +13,9 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.isotropic import directions
 from fusionbench_lite.methods.tsv import side_by_side
 from fusionbench_lite.registry import choice, method, real
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import orthonormalise_, product, rank_of, top_singular
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.parallel import each
 from fusionbench_lite.weights.ranks import Ranks
 

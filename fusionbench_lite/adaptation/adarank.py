@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.registry import choice, flag, method, real
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,9 @@ from fusionbench_lite.adaptation.adarank import AdaRankTa
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.isotropic import directions
 from fusionbench_lite.registry import method, real
-from fusionbench_lite.weights.experts import Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
+from fusionbench_lite.weights.matrices import is_factorised
 
 if TYPE_CHECKING:
     from torch import Tensor

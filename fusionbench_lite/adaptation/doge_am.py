@@ -9,9 +9,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.methods.doge import DogeTa, Modified
+from fusionbench_lite.methods.doge import DogeTa, Modified, nothing_selected
 from fusionbench_lite.registry import choice, flag, integer, method, real
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.ranks import RANKS, Ranks
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ def doge_am(experts: Experts, h: DogeAm) -> Learner:
 
     selected = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
     if not selected:
-        raise MergeError(
-            f"doge_am merges nothing: matrices={h.matrices!r} selects none of the {len(experts.names)} tensors; choose "
-            f"another of {', '.join(MATRIX_POLICIES)}"
-        )
+        raise MergeError(nothing_selected("doge_am", experts, h.matrices))
     ranks = Ranks("doge_am")
     modified = Modified(experts, selected, _settings(experts, h), ranks, per_task=h.deltas == "per_task")
     parts: dict[str, Part] = {

@@ -24,7 +24,7 @@ class TraditionalMtl:
     clip: float = real(1.0, low=0, open_low=True)
 
 
-@method("traditional_mtl", TraditionalMtl, adaptive=True)
+@method("traditional_mtl", TraditionalMtl, adaptive=True, training=lambda h: True)
 def traditional_mtl(experts: Experts, h: TraditionalMtl) -> Learner:
     """θ minimises Σ_t of the mean cross entropy of task t's predictions, from θ0, with AdamW.
 

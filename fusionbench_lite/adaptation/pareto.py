@@ -10,7 +10,8 @@ import functools
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.registry import choice, flag, integer, method, real
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner

@@ -75,29 +75,22 @@ class Conversions:
         self, group: str, name: str, path: Path, convert: Convert, known: Known | None = None,
         accept: Callable[[Metadata], bool] = lambda _: True,
     ) -> Converted:
-        """Return the conversion of a local file; one whose size and time are those of an earlier run is not hashed again."""
-        origin, state = str(path), locating.state_of(path)
-        prefix = known.sha256 or "" if known is not None else ""
-        kept = self._used(self._lookup(group, name, lambda metadata: (
-            metadata.get("origin") == origin and metadata.get("state") == state and metadata["sha256"].startswith(prefix)
-            and accept(metadata)
-        )))
-        return kept or self._converted_source(group, name, locating.local(path, known), convert, accept)
+        """Return the conversion of a local file; one that is as in an earlier run is not hashed again."""
+        source = locating.local(path, self.request.cache, known)
+        kept = self._used(self._lookup(group, name, lambda metadata: _is_made_of(source, metadata) and accept(metadata)))
+        return kept or self._converted_source(group, name, source, convert, accept)
 
     def _converted_source(
         self, group: str, name: str, source: Source, convert: Convert, accept: Callable[[Metadata], bool]
     ) -> Converted:
         folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)
         with locked(folder / f"{name}.lock"):
-            kept = self._lookup(group, name, lambda metadata: (
-                metadata["sha256"] == source.sha256 and metadata.get("origin") == source.origin
-                and metadata.get("state", "") == source.state and accept(metadata)
-            ))
+            kept = self._lookup(group, name, lambda metadata: _is_made_of(source, metadata) and accept(metadata))
             if kept is None:
                 self._tell(f"converting {name}")
                 tensors, said = convert(source)
                 metadata = {
-                    **said, "sha256": source.sha256, "origin": source.origin, "where": source.where, "state": source.state,
+                    **said, "sha256": source.sha256, "origin": source.origin, "where": source.where,
                     "group": group, "model": self.request.model, "layout": self.request.layout,
                     "size": store.numbers_of(self.request.size),
                 }
@@ -131,3 +124,7 @@ class Conversions:
     def _tell(self, what: str) -> None:
         if self.report is not None:
             self.report(what, min(self.done, self.total), self.total)
+
+
+def _is_made_of(source: Source, metadata: Metadata) -> bool:
+    return metadata["sha256"] == source.sha256 and metadata.get("origin") == source.origin

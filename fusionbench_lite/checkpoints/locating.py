@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from fusionbench_lite import hub
 from fusionbench_lite.checkpoints.api import Report
 from fusionbench_lite.checkpoints.families import Base, Family, Known, Place
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.paths import atomic_file, file_sha256
+from fusionbench_lite.file_hashes import remembered
 
 UNKNOWN = Known()
 NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}
@@ -21,13 +19,12 @@ NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file at hand. `origin` is "repo:path" or a local path, `where` the same with the commit; `state` that of a local file."""
+    """A file at hand. `origin` is "repo:path" or a local path, `where` the same with the commit."""
 
     path: Path
     sha256: str
     origin: str
     where: str
-    state: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,35 +124,18 @@ def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
     return None
 
 
-def local(path: Path, known: Known | None = None) -> Source:
-    """Return a local file as a source; raises InputError when it is not the file that its publisher tells of."""
+def local(path: Path, cache: Path, known: Known | None = None) -> Source:
+    """Return a local file as a source; raises InputError when it is not the file that its publisher tells of.
+
+    Its hash is remembered in the cache folder for as long as the file stays as it is.
+    """
     try:
-        status, sha256 = path.stat(), file_sha256(path)
+        size, sha256 = path.stat().st_size, remembered(path, cache)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if known is not None:
-        check_known(str(path), status.st_size, sha256, known)
-    return Source(path, sha256, str(path), str(path), state_of(path))
-
-
-def state_of(path: Path) -> str:
-    """Return size and time of change of a local file, by which its hash is trusted later."""
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def remembered(path: Path, cache: Path) -> str:
-    """Return the SHA-256 of a local file, which is computed again when its size or time of change is another than before."""
-    note = cache / "checkpoints" / "hashes" / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
-    state = state_of(path)
-    with contextlib.suppress(OSError, ValueError):
-        sha256, before = note.read_text().split("\n")[:2]
-        if before == state and len(sha256) == 64:
-            return sha256
-    sha256 = file_sha256(path)
-    with contextlib.suppress(InputError), atomic_file(note) as temporary:  # without a note, a hash per run and no more
-        temporary.write_text(f"{sha256}\n{state}\n")
-    return sha256
+        check_known(str(path), size, sha256, known)
+    return Source(path, sha256, str(path), str(path))
 
 
 def check_known(who: str, size: int, sha256: str, known: Known) -> None:

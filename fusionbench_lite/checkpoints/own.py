@@ -12,11 +12,12 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.checkpoints import converting, locating, reading, store
+from fusionbench_lite.checkpoints import converting, reading, store
 from fusionbench_lite.checkpoints.api import Found
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
 from fusionbench_lite.checkpoints.locating import Source
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.file_hashes import remembered
 from fusionbench_lite.models import clip
 from fusionbench_lite.weights import clip_keys
 
@@ -60,7 +61,7 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
         raise InputError(f"{path} is missing: put the file there ({near})")
     found = path
     if _is_plain(path, finder):
-        finder.conversions.used(str(path), locating.remembered(path, request.cache), str(path))
+        finder.conversions.used(str(path), remembered(path, request.cache), str(path))
     else:
         found = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
     own = set(store.shapes_of(found))

@@ -1,7 +1,7 @@
 """Converted files in the cache: <cache>/checkpoints/<group>/<model>-<layout>/<name>-<first 12 of the source's SHA-256>.safetensors.
 
 A file's metadata say what it was made of and hold a checksum of themselves and of all tensors. The checksum is compared when
-a file is first seen and whenever its size or time of change is not what it was then (a stamp beside the file remembers both).
+a file is first seen and whenever its state is not what it was then, its size, times or number (a stamp beside it has them).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionbench_lite.file_hashes import state_of
 from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.weights.readers import checksum, write_tensors
 
@@ -100,7 +101,7 @@ def _sound(path: Path, metadata: Metadata) -> bool:
     from safetensors.torch import load_file
 
     try:
-        if _stamp_of(path).read_text() == _state(path):
+        if _stamp_of(path).read_text() == state_of(path):
             return True
     except OSError:
         pass
@@ -113,15 +114,10 @@ def _sound(path: Path, metadata: Metadata) -> bool:
     return same
 
 
-def _state(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}\n"
-
-
 def _stamp_of(path: Path) -> Path:
     return path.with_suffix(".stamp")
 
 
 def _stamp(path: Path) -> None:
     with atomic_file(_stamp_of(path)) as temporary:
-        temporary.write_text(_state(path))
+        temporary.write_text(state_of(path))

@@ -15,8 +15,9 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.models.heads import entropy
 from fusionbench_lite.models.modes import evaluating
-from fusionbench_lite.weights.experts import Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import decompose, rank_of, top_singular
+from fusionbench_lite.weights.matrices import is_factorised
 
 Head = Callable[[Tensor], Tensor]
 Batches = Mapping[str, tuple[Tensor, Tensor | None]]

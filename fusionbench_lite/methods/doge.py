@@ -15,8 +15,9 @@ from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, trim_thresholds
 from fusionbench_lite.registry import choice, integer, method, real
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import NULL_RATIO, eigenbasis
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.parallel import in_turns
 from fusionbench_lite.weights.ranks import RANKS, Ranks, task_components
 
@@ -67,15 +68,20 @@ def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
     """
     selected = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
     if not selected:
-        warnings.warn(
-            f"doge_ta merges nothing: matrices={h.matrices!r} selects none of the {len(experts.names)} tensors; choose "
-            f"another of {', '.join(MATRIX_POLICIES)}", MergeWarning, stacklevel=2,
-        )
+        warnings.warn(nothing_selected("doge_ta", experts, h.matrices), MergeWarning, stacklevel=2)
     ranks = Ranks("doge_ta")
     modified = Modified(experts, selected, h, ranks)
     for name in selected:
         yield name, _merged(experts, name, modified)
     ranks.warn()
+
+
+def nothing_selected(method: str, experts: Experts, policy: str) -> str:
+    """Return what a user is told where no tensor is merged."""
+    return (
+        f"{method} merges nothing: matrices={policy!r} selects none of the {len(experts.names)} tensors; choose another of "
+        f"{', '.join(MATRIX_POLICIES)}"
+    )
 
 
 def _merged(experts: Experts, name: str, modified: Modified) -> Tensor:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.registry import choice, method, real
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, orthonormalise_, product, top_singular
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.parallel import each
 from fusionbench_lite.weights.ranks import RANKS, Ranks
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
-from fusionbench_lite.weights.experts import MATRIX_POLICIES, Experts, is_factorised
+from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, orthonormalise_, product, rank_of, top_singular
+from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.parallel import each
 from fusionbench_lite.weights.ranks import RANKS, Ranks, task_components
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import InputError, MergeWarning, did_you_mean
+from fusionbench_lite.file_hashes import remembered
 from fusionbench_lite.models.prompts import Prompts, check_order, prompts
-from fusionbench_lite.paths import file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +48,7 @@ def built(
         if "{c}" not in template:
             raise InputError(f"the template {template!r} has no place for the class: put {{c}} where the name belongs")
     key = {
-        "what": "zero-shot head", "version": 1, "text": _sha256(text_weights), "size": dataclasses.asdict(size),
+        "what": "zero-shot head", "version": 1, "text": _sha256(text_weights, cache), "size": dataclasses.asdict(size),
         "classnames": list(classnames), "templates": list(templates),
     }
 
@@ -61,18 +60,11 @@ def built(
     return cached(cache / "heads", key, compute)["weight"]
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, cache: Path) -> str:
     try:
-        state = path.stat()
+        return remembered(path, cache)
     except OSError as error:
         raise InputError(f"no text weights at {path}: {error.strerror}; convert the pretrained checkpoint again") from error
-    return _sha256_of(path, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256_of(path: Path, size: int, changed: int) -> str:
-    """Return the file's sum, which 20 heads of one model read once."""
-    return file_sha256(path)
 
 
 def _embeddings(size: Size, text_weights: Path, texts: Sequence[str], each: int, device: str, batch: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models.clip_sizes import SIZES, Size
-from fusionbench_lite.weights.experts import is_factorised
+from fusionbench_lite.weights.matrices import is_factorised
 
 Shape = tuple[int, ...]
 Named = Iterator[tuple[str, Shape]]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights.combinations import combined
 from fusionbench_lite.weights.layout import StateDict, check_same, layouts, tied_names, work_dtype
-from fusionbench_lite.weights.parallel import each
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 1 << 19
 """Elements of all experts together that one block holds: what fits a core's cache."""
-
-SPAN, PIECE = 1 << 17, 1 << 17
-"""Elements of a tensor that are worth a thread of their own, and those that one sums up at a time."""
 
 
 class Experts:
@@ -135,11 +131,7 @@ class Experts:
         """Return θ0 + Σ_t w_t τ_t in the work dtype, with one pass over the inputs."""
         base = self._raw(None, name).reshape(-1)
         flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
-        result = torch.empty(len(base), dtype=self.work_dtype(name), device=base.device)
-        # As many spans as threads, all of one length: a short one more would cost the time of a whole one.
-        span = max(SPAN, -(-len(base) // torch.get_num_threads())) if base.device.type == "cpu" else len(base)
-        starts = range(0, len(base), span)
-        finite = all(each(lambda start: _combine(base, flat, weights, result, slice(start, start + span)), starts))
+        result, finite = combined(base, flat, weights, self.work_dtype(name))
         self._settle(name, finite)
         return result.reshape(self.shape(name))
 
@@ -223,66 +215,8 @@ class Experts:
                 self._read(task, name)
 
 
-def _combine(base: Tensor, flat: list[Tensor], weights: Sequence[float], result: Tensor, span: slice) -> bool:
-    """Write a span of θ0 + Σ_t w_t τ_t to `result`; return whether it is finite.
-
-    Neighbours of equal weight are added in groups of up to eight before as many times θ0 is taken off: fewer operations,
-    and no rounding where they equal θ0. What is not finite in an input is not finite in the sum, whatever its weight.
-    """
-    piece = PIECE if result.device.type == "cpu" else span.stop - span.start
-    buffer = torch.empty(min(piece, len(result)), dtype=result.dtype, device=result.device)
-    groups = [
-        (weight, list(members)) for weight, run in itertools.groupby(zip(weights, flat, strict=True), key=lambda pair: pair[0])
-        for members in _groups(tensor for _, tensor in run)
-    ]
-    finite = True
-    for start in range(span.start, min(span.stop, len(result)), piece):
-        part = slice(start, min(start + piece, span.stop, len(result)))
-        origin, total, difference = base[part].to(result.dtype), result[part], buffer[: min(part.stop, len(result)) - start]
-        sum_so_far = origin
-        for weight, members in groups:
-            out = total if sum_so_far is origin else difference
-            first = members[0][part].to(result.dtype)
-            for other in members[1:]:
-                first = torch.add(first, other[part].to(result.dtype), out=out)
-            torch.sub(first, origin, alpha=len(members), out=out)
-            sum_so_far = torch.add(sum_so_far, out, alpha=weight, out=total)
-        finite = finite and math.isfinite(total.sum().item())
-    return finite
-
-
-def _groups(tensors: Iterator[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield groups of 8, then of 4, 2 and 1: powers of two, so that multiples of θ0 are exact."""
-    listed = list(tensors)
-    for size in (8, 4, 2, 1):
-        while len(listed) >= size:
-            yield listed[:size]
-            listed = listed[size:]
-
-
 def _count_non_finite(tensor: Tensor) -> int:
     # Infinities and NaNs never leave a sum. One pass over memory decides, unless large finite values overflow it.
     if bool(torch.isfinite(tensor.sum())):
         return 0
     return int(tensor.numel() - torch.isfinite(tensor).sum().item())
-
-
-MATRIX_POLICIES = ("attn_mlp", "all_2d", "encoder_linear")
-"""Which tensors an SVD method factorises: AdaRank and CART, TSV and Iso, doGe."""
-
-
-def is_factorised(name: str, shape: Sequence[int], policy: str) -> bool:
-    """Say whether an SVD method with this `matrices` policy factorises the tensor of this name and shape.
-
-    `attn_mlp`: 2-D, key contains attn or mlp and neither ln nor bias (AdaRank, CART). `all_2d`: 2-D and not
-    text_projection (TSV-M, Iso-C). `encoder_linear`: 2-D, key contains encoder and weight but not layer_norm (doGe).
-
-    Every other tensor is treated elementwise. Source: specification of the data-free methods, §15 to §17 and §21.
-    """
-    if len(shape) != 2:
-        return False
-    if policy == "attn_mlp":
-        return ("attn" in name or "mlp" in name) and "ln" not in name and "bias" not in name
-    if policy == "all_2d":
-        return "text_projection" not in name
-    return "encoder" in name and "weight" in name and "layer_norm" not in name

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.draws import uniform
-from fusionbench_lite.adaptation.engine.core import Segment, concatenated, in_chunks
+from fusionbench_lite.adaptation.engine.core import Segment, in_groups, pieces_of
 from fusionbench_lite.adaptation.engine.frozen import Frozen, linear_start, parameters
 from fusionbench_lite.adaptation.engine.probe import call_hooked, example_of, states, token_mean, widths
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
@@ -85,19 +85,11 @@ class BlockSurgery(Procedure):
 
     def _accumulate(self, batch: Batch) -> dict[str, Tensor]:
         """Return each task's loss; where gradients are recorded, add those of the sum to the learnables'."""
-        losses: dict[str, Tensor] = {}
-        for inputs, segments in concatenated(batch):
-            kept = [None if p.grad is None else p.grad.clone() for p in self.learnables.parameters()]
 
-            def compute(size: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
-                return self._chunks(inputs, segments, size, batch)
+        def compute(inputs: Inputs, segments: list[Segment], size: int) -> dict[str, Tensor]:
+            return self._chunks(inputs, segments, size, batch)
 
-            def undo(kept: list[Tensor | None] = kept) -> None:
-                for parameter, gradient in zip(self.learnables.parameters(), kept, strict=True):
-                    parameter.grad = None if gradient is None else gradient.clone()  # memory may run out again
-
-            found, self.frozen.chunk = in_chunks(compute, size_of(inputs), self.frozen.chunk, undo)
-            losses |= found
+        losses, self.frozen.chunk = in_groups(compute, batch, self.frozen.chunk, self.learnables.parameters())
         return losses
 
     def _chunks(self, inputs: Inputs, segments: list[Segment], size: int, batch: Batch) -> dict[str, Tensor]:
@@ -106,12 +98,9 @@ class BlockSurgery(Procedure):
         for start in range(0, len(whole), size):
             part = whole if size >= len(whole) else whole.part(start, start + size)
             assert part.inputs is not None
-            rows = {
-                task: (max(low, start) - low, min(high, start + size) - low) for task, low, high in segments
-                if low < start + size and start < high
-            }
-            sizes = [last - first for first, last in rows.values()]
-            known = torch.cat([_known(batch[task])[first:last] for task, (first, last) in rows.items()])
+            rows = {task: own for task, _, own, _ in pieces_of(segments, start, size)}
+            sizes = [own.stop - own.start for own in rows.values()]
+            known = torch.cat([_known(batch[task])[own] for task, own in rows.items()])
             each = self._distances(self._adapted(part.inputs, list(zip(rows, sizes, strict=True))), known)
             total: Any = 0
             for task, own in zip(rows, torch.split(each, sizes), strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -91,30 +92,17 @@ class MergedEncoder:
 
         The weights w are 1 unless given. Tasks whose inputs have one shape run as one concatenated forward pass.
         """
-        losses: dict[str, Tensor] = {}
-        for inputs, segments in concatenated(batch):
-            # Copies: autograd adds to gradients in place. There are none to copy before the first group of inputs.
-            kept = {name: None if leaf.grad is None else leaf.grad.clone() for name, leaf in self.leaves.items()}
 
-            def compute(chunk: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
-                return self._chunks(inputs, segments, chunk, batch, objective, weights)
+        def compute(inputs: Inputs, segments: list[Segment], size: int) -> dict[str, Tensor]:
+            return self._chunks(inputs, segments, size, batch, objective, weights)
 
-            found, self.chunk = in_chunks(compute, size_of(inputs), self.chunk, undo=lambda kept=kept: self._restore(kept))  # type: ignore[misc]
-            losses |= found
+        losses, self.chunk = in_groups(compute, batch, self.chunk, self.leaves.values())
         return losses
 
     @torch.no_grad()
     def losses(self, batch: Batch, objective: Objective) -> dict[str, Tensor]:
         """Return each task's loss without gradients."""
-        losses: dict[str, Tensor] = {}
-        for inputs, segments in concatenated(batch):
-
-            def compute(chunk: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
-                return self._chunks(inputs, segments, chunk, batch, objective, None)
-
-            found, self.chunk = in_chunks(compute, size_of(inputs), self.chunk)
-            losses |= found
-        return losses
+        return self.accumulate(batch, objective)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return G = ∂L/∂W, in the work dtype, of every merged tensor that the forward pass read."""
@@ -122,11 +110,6 @@ class MergedEncoder:
         return {
             name: leaf.grad.to(parts[name].origin.dtype) for name, leaf in self.leaves.items() if leaf.grad is not None
         }
-
-    def _restore(self, gradients: Mapping[str, Tensor | None]) -> None:
-        for name, leaf in self.leaves.items():
-            kept = gradients[name]
-            leaf.grad = None if kept is None else kept.clone()  # memory may run out again
 
     def _chunks(
         self, inputs: Inputs, segments: list[Segment], size: int, batch: Batch, objective: Objective,
@@ -163,13 +146,45 @@ class MergedEncoder:
         for start in range(0, len(whole), size):
             part = whole if size >= len(whole) else whole.part(start, start + size)
             assert part.inputs is not None
-            pieces = []
-            for task, low, high in segments:
-                first, last = max(low - start, 0), min(high - start, size)
-                if first < last:
-                    own = slice(first + start - low, last + start - low)
-                    pieces.append((task, slice(first, last), own, high - low))
-            yield self.encode(part.inputs), pieces
+            yield self.encode(part.inputs), pieces_of(segments, start, size)
+
+
+def pieces_of(segments: list[Segment], start: int, size: int) -> list[Piece]:
+    """Return whose the `size` examples from `start` on are, of inputs of several tasks."""
+    found = []
+    for task, low, high in segments:
+        first, last = max(low - start, 0), min(high - start, size)
+        if first < last:
+            found.append((task, slice(first, last), slice(first + start - low, last + start - low), high - low))
+    return found
+
+
+def in_groups(
+    compute: Callable[[Inputs, list[Segment], int], dict[str, Tensor]], batch: Batch, chunk: int | None,
+    learnables: Iterable[Tensor],
+) -> tuple[dict[str, Tensor], int | None]:
+    """Return the losses of a batch, of inputs of one shape after another, and the chunk to go on with (see `in_chunks`).
+
+    `compute(inputs, segments, size)` returns those of such inputs and, with gradients enabled, may add to the learnables'.
+    """
+    losses: dict[str, Tensor] = {}
+    learnables = list(learnables)
+    for inputs, segments in concatenated(batch):
+        undo = restoring(learnables if torch.is_grad_enabled() else [])
+        found, chunk = in_chunks(functools.partial(compute, inputs, segments), size_of(inputs), chunk, undo)
+        losses |= found
+    return losses, chunk
+
+
+def restoring(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Return what makes the gradients of tensors again what they are now, of which copies are kept: autograd adds in place."""
+    kept = [(tensor, None if tensor.grad is None else tensor.grad.clone()) for tensor in tensors]
+
+    def restore() -> None:
+        for tensor, gradient in kept:
+            tensor.grad = None if gradient is None else gradient.clone()  # memory may run out again
+
+    return restore
 
 
 def in_chunks(

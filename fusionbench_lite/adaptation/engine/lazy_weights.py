@@ -18,21 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusionbench_lite.adaptation.engine.mixture import frozen_copy, is_linear
+from fusionbench_lite.adaptation.engine.mixture import Gates, frozen_copy, is_linear
 from fusionbench_lite.adaptation.engine.procedure import Examples, Inputs, size_of
 
 BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
 """Bytes that summed tensors may take at a time, over the examples of one pass."""
 
 log = logging.getLogger(__name__)
-
-
-class Gates:
-    """The gates [T] of the example, or of each of the examples under vmap, that a forward pass is about."""
-
-    values: Tensor
-    summed: list[int] | None = None
-    """Bytes of the tensors that were summed, where someone keeps count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +62,16 @@ Vectors = Whole | LowRank
 
 
 class LazyModel:
-    """A copy of `model` with the weights `base`, and `vectors` by tensor name that gates add to them."""
+    """A copy of `model` with the weights `base`, and `vectors` by tensor name that gates add to them.
+
+    The gates of a forward pass are those of its example, [T], or under vmap of each of its examples.
+    """
 
     def __init__(self, model: nn.Module, base: Mapping[str, Tensor], vectors: Mapping[str, Vectors]) -> None:
         self.model, follow = frozen_copy(model, base)
         vectors = {**vectors, **{name: vectors[first] for name, first in follow.items() if first in vectors}}
         self.gates = Gates()
+        self._summed: list[int] = []
         self._bytes: tuple[int, int] | None = None
         self._in_turn = False
         for prefix, module in list(self.model.named_modules()):
@@ -84,7 +80,7 @@ class LazyModel:
             for name, vector in found.items():
                 origin = getattr(module, name).detach()
                 _apply_to_states(module, name, origin, vector, self.gates)
-                _make_lazy(module, name, origin, vector, self.gates)
+                _make_lazy(module, name, origin, vector, self.gates, self._summed)
 
     def encode(self, inputs: Inputs, gates: Tensor, chunk: int | None = None) -> Tensor:
         """Return features [B, d] for gates [B, T], of at most `chunk` examples in one pass."""
@@ -112,6 +108,7 @@ class LazyModel:
     def _one(self, inputs: Any, gates: Tensor) -> Tensor:
         """Return the features [d] of one example without the dimension of examples."""
         self.gates.values = gates
+        self._summed.clear()
         if isinstance(inputs, Mapping):
             features = self.model(**{name: tensor[None] for name, tensor in inputs.items()})
         else:
@@ -121,11 +118,9 @@ class LazyModel:
     def fitting(self, inputs: Inputs, gates: Tensor) -> int:
         """Return how many examples of a batch fit the budget: autograd keeps what is summed, else the largest counts."""
         if self._bytes is None:
-            self.gates.summed = [1]
             with torch.no_grad(), _plain_attention():
                 self._one(_first(Examples(inputs).part(0, 1).inputs), gates[0])
-            self._bytes = sum(self.gates.summed), max(self.gates.summed)
-            self.gates.summed = None
+            self._bytes = sum(self._summed, 1), max(self._summed, default=1)
         keeps = torch.is_grad_enabled() and gates.requires_grad
         budget = BUDGET.get(gates.device.type, BUDGET["cuda"])
         return max(1, min(size_of(inputs), budget // self._bytes[0 if keeps else 1]))
@@ -135,13 +130,12 @@ def _first(inputs: Any) -> Any:
     return {name: tensor[0] for name, tensor in inputs.items()} if isinstance(inputs, Mapping) else inputs[0]
 
 
-def _make_lazy(module: nn.Module, name: str, origin: Tensor, vectors: Vectors, gates: Gates) -> None:
-    """Make an attribute of a module the sum of the moment, by a class of the module's own."""
+def _make_lazy(module: nn.Module, name: str, origin: Tensor, vectors: Vectors, gates: Gates, summed: list[int]) -> None:
+    """Make an attribute of a module the sum of the moment, by a class of the module's own; `summed` gets its bytes."""
 
     def read(self: nn.Module) -> Tensor:
         total = vectors.total(origin, gates.values)
-        if gates.summed is not None:
-            gates.summed.append(total.numel() * total.element_size())
+        summed.append(total.numel() * total.element_size())
         return total
 
     delattr(module, name)

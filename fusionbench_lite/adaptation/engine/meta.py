@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusionbench_lite.adaptation.engine.bottlenecks import Bottlenecks, Phi, portions
-from fusionbench_lite.adaptation.engine.core import MergedEncoder, in_chunks
-from fusionbench_lite.adaptation.engine.frozen import Frozen
+from fusionbench_lite.adaptation.engine.adapter_training import AdapterTraining
+from fusionbench_lite.adaptation.engine.bottlenecks import Phi, portions
+from fusionbench_lite.adaptation.engine.core import MergedEncoder
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
-from fusionbench_lite.adaptation.engine.probe import example_of
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Update
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.weights.experts import Experts
 
@@ -40,92 +39,6 @@ class Softplus(Parametrisation):
         return {name: values.clone() for name in self.rows}
 
 
-class AdapterTraining(Procedure):
-    """Adam on the adapters of all tasks, which bring the features of given weights close to those of the experts."""
-
-    def __init__(self, experts: Experts, h: MetaMerging, base: Mapping[str, Tensor], context: Context) -> None:
-        self.experts, self.h, self.chunk = experts, h, context.chunk
-        self.frozen = Frozen(context, experts, base)
-        self.adapters = Bottlenecks(self.frozen, h.adapters, h.rank, h.loss, h.seed)
-        self.learnables: nn.ModuleDict = nn.ModuleDict({"adapters": self.adapters})
-        self.learnables.register_load_state_dict_pre_hook(self._accept)  # type: ignore[no-untyped-call]
-        example = example_of(context, "metamerging")
-        if example is not None:
-            self.adapters.build(example)
-
-    def _accept(self, module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        """Let `learnables.load_state_dict` take what `learned` returns as well."""
-        self.adapters.accept(state, prefix, "adapters")
-        if f"{prefix}raw" in state:
-            state[f"{prefix}merge.coefficients"] = state.pop(f"{prefix}raw")[None]
-
-    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Adam on the adapters."""
-        self._of_adapters = torch.optim.Adam(self.adapters.parameters(), lr=self.h.adapter_lr)
-        return (self._of_adapters,)
-
-    def known(self, task: str, inputs: Inputs) -> Tensor:
-        """Return the expert's features."""
-        return self.frozen.run(self.frozen.expert(task), inputs)
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """Return the weights that the adapters sit on, which take no gradient."""
-        return self.frozen.base
-
-    def draws(self, step: int) -> Sequence[Draw]:
-        """Return the batch of a step."""
-        return (Draw(step, role="adapters"),)
-
-    def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
-        """Do one step on the adapters."""
-        (batch,) = batches
-        weights = self.weights()
-        self.adapters.clear()
-        losses = self._split(
-            batches, lambda task, size: self.adapters.accumulate(task, weights, batch[task], size), self.adapters.clear
-        )
-        update(losses, self._of_adapters)
-        return losses
-
-    def _split(
-        self, batches: Sequence[Batch], accumulate: Callable[[str, int], Tensor], undo: Callable[[], None] = lambda: None
-    ) -> dict[str, Tensor]:
-        """Return each task's loss, `accumulate(task, examples in one forward pass)`, in smaller passes if memory is short."""
-        most = max((len(examples) for batch in batches for examples in batch.values()), default=1)
-        losses, self.chunk = in_chunks(
-            lambda size: {task: accumulate(task, size) for task in batches[-1]}, most, self.chunk, undo
-        )
-        return losses or {self.tasks[0]: self.frozen.zero()}
-
-    def encode(self, task: str, examples: Examples) -> Tensor:
-        """Return the features with the task's adapters."""
-        assert examples.inputs is not None
-        self.adapters.build(examples.inputs)
-        phi = self.adapters.of(task)
-        return self.frozen.run(
-            self.weights(), examples.inputs, lambda weights, part: self.adapters.features(weights, phi, part)
-        )
-
-    @torch.no_grad()
-    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return each task's distance with the adapters as they are."""
-        weights = self.weights()
-
-        def total(task: str, size: int) -> Tensor:
-            phi, parts = self.adapters.of(task), portions(batch[task], size)
-            return torch.stack([self.adapters.loss(weights, phi, part) * share for part, share in parts]).sum()
-
-        return self._split([batch], total)
-
-    def learned(self) -> dict[str, Tensor]:
-        """Return the adapters, `<task>/<number>/{down,up,down_bias,up_bias}`."""
-        return self.adapters.named()
-
-    def merged(self, task: str | None = None) -> dict[str, Tensor]:
-        """Return the weights that the adapters sit on."""
-        return self.frozen.state_dict()
-
-
 class Meta(AdapterTraining):
     """Stage 1, the first steps: φ_k' = φ_k - α ∂L_k/∂φ_k from the same φ_k each time, then a step on raw by Σ_k L_k(φ_k').
     Stage 2: λ stays, Adam on φ. L_k is the distance between the adapted merged model's features and expert k's.
@@ -143,6 +56,11 @@ class Meta(AdapterTraining):
         self.first_stage = context.steps - self._adapter_steps(context.steps)
         self._is_merged = False
 
+    def _accept(self, module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        super()._accept(module, state, prefix, *others)
+        if f"{prefix}raw" in state:
+            state[f"{prefix}merge.coefficients"] = state.pop(f"{prefix}raw")[None]
+
     def _adapter_steps(self, steps: int) -> int:
         if self.h.adapters == "none":
             return 0
@@ -157,7 +75,7 @@ class Meta(AdapterTraining):
             return super().draws(step - self.first_stage)
         count = self.h.inner_steps if self.h.adapters != "none" else 0
         inner = [Draw(step * count + number, role="inner") for number in range(count)]
-        return (*inner, Draw(step, role="outer", kind="sequential"))
+        return (*inner, Draw(step, role="outer", kind="sequential", size=self.h.outer_batch_size))
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam or plain gradient descent on raw, and Adam on the adapters."""

@@ -34,13 +34,14 @@ def is_linear(module: nn.Module) -> bool:
 
 
 class Gates:
-    """The gates g that a mixed layer reads during a forward pass: [B, T], or [1, T] for all examples."""
+    """The gates g that the layers of a model read during a forward pass, in the shape that these layers take."""
 
     values: Tensor
 
 
 class MixedLinear(nn.Module):
-    """y_b = x_b (W0 + Σ_t g_bt τ_t)ᵀ + (c0 + Σ_t g_bt c_t), for states [B, ..., in] and the gates [B, T] of the moment.
+    """y_b = x_b (W0 + Σ_t g_bt τ_t)ᵀ + (c0 + Σ_t g_bt c_t), for states [B, ..., in] and the gates [B, T] of the moment,
+    or [1, T] for all examples.
 
     `weight` [out, in] and `vectors` [T, out, in] are W0 and τ, in this order also for weights kept as [in, out], which
     `transposed` says; `bias` [out] and `bias_vectors` [T, out] are c0 and c. All are constants.

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fusionbench_lite.adaptation.engine.core import Segment, call, concatenated, in_chunks
+from fusionbench_lite.adaptation.engine.core import Segment, call, in_groups, pieces_of
 from fusionbench_lite.adaptation.engine.objectives import objective
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
 from fusionbench_lite.weights.experts import Experts
 
 
@@ -99,21 +99,11 @@ class Training(Procedure):
 
         Tasks whose inputs have one shape run as one forward pass.
         """
-        losses: dict[str, Tensor] = {}
-        for inputs, segments in concatenated(batch):
-            # Copies: autograd adds to gradients in place. There are none to copy before the first group of inputs.
-            kept = {name: None if tensor.grad is None else tensor.grad.clone() for name, tensor in self.weights.items()}
 
-            def compute(size: int, inputs: Inputs = inputs, segments: list[Segment] = segments) -> dict[str, Tensor]:
-                return self._chunks(Examples(inputs), segments, size, batch)
+        def compute(inputs: Inputs, segments: list[Segment], size: int) -> dict[str, Tensor]:
+            return self._chunks(Examples(inputs), segments, size, batch)
 
-            def undo(kept: dict[str, Tensor | None] = kept) -> None:
-                for name, tensor in self.weights.items():
-                    own = kept[name]
-                    tensor.grad = None if own is None else own.clone()  # memory may run out again
-
-            found, self.chunk = in_chunks(compute, size_of(inputs), self.chunk, undo)
-            losses |= found
+        losses, self.chunk = in_groups(compute, batch, self.chunk, self.weights.values())
         return losses
 
     def _chunks(self, whole: Examples, segments: list[Segment], size: int, batch: Batch) -> dict[str, Tensor]:
@@ -121,13 +111,10 @@ class Training(Procedure):
         for start in range(0, len(whole), size):
             features = self.encode("", whole.part(start, start + size))
             total = torch.zeros((), device=features.device)
-            for task, low, high in segments:
-                first, last = max(low, start), min(high, start + size)
-                if first < last:
-                    own = batch[task].part(first - low, last - low)
-                    loss = self.objective(task, features[first - start : last - start], own).sum() / (high - low)
-                    losses[task] = loss.detach() + losses.get(task, 0.0)
-                    total = total + loss
+            for task, rows, own, count in pieces_of(segments, start, size):
+                loss = self.objective(task, features[rows], batch[task].part(own.start, own.stop)).sum() / count
+                losses[task] = loss.detach() + losses.get(task, 0.0)
+                total = total + loss
             if torch.is_grad_enabled():
                 torch.autograd.backward(total)
         return losses

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.draws import uniform
-from fusionbench_lite.adaptation.engine.core import in_chunks
+from fusionbench_lite.adaptation.engine.core import in_chunks, restoring
 from fusionbench_lite.adaptation.engine.frozen import Frozen
 from fusionbench_lite.adaptation.engine.lazy_weights import LazyModel, LowRank, Vectors, Whole
 from fusionbench_lite.adaptation.engine.objectives import objective
@@ -176,7 +176,7 @@ class Twin(Procedure):
 
     def _entropy(self, task: str, examples: Examples, gates: Tensor, rows: slice) -> Tensor:
         """Return the mean entropy of a task's examples; adds its gradient to that of the gates where they take one."""
-        inputs, kept = examples.inputs, None if gates.grad is None else gates.grad.clone()
+        inputs = examples.inputs
         assert inputs is not None
 
         def compute(size: int) -> Tensor:
@@ -191,11 +191,8 @@ class Twin(Procedure):
                 total = total + loss.detach()
             return total
 
-        def undo() -> None:
-            gates.grad = None if kept is None else kept.clone()  # memory may run out again
-
         most = self.mixture.fitting(inputs, gates)
-        found, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), undo)
+        found, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), restoring([gates]))
         return found
 
     def encode(self, task: str, examples: Examples) -> Tensor:

@@ -1,0 +1,25 @@
+"""Which tensors of a model the methods treat as matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MATRIX_POLICIES = ("attn_mlp", "all_2d", "encoder_linear")
+"""Which tensors an SVD method factorises: AdaRank and CART, TSV and Iso, doGe."""
+
+
+def is_factorised(name: str, shape: Sequence[int], policy: str) -> bool:
+    """Say whether an SVD method with this `matrices` policy factorises the tensor of this name and shape.
+
+    `attn_mlp`: 2-D, key contains attn or mlp and neither ln nor bias (AdaRank, CART). `all_2d`: 2-D and not
+    text_projection (TSV-M, Iso-C). `encoder_linear`: 2-D, key contains encoder and weight but not layer_norm (doGe).
+
+    Every other tensor is treated elementwise. Source: specification of the data-free methods, §15 to §17 and §21.
+    """
+    if len(shape) != 2:
+        return False
+    if policy == "attn_mlp":
+        return ("attn" in name or "mlp" in name) and "ln" not in name and "bias" not in name
+    if policy == "all_2d":
+        return "text_projection" not in name
+    return "encoder" in name and "weight" in name and "layer_norm" not in name

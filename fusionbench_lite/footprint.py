@@ -38,8 +38,8 @@ def inputs_of(plan: Plan, device: torch.device) -> Inputs:
     own = -(-len(tasks) // int(os.environ.get("WORLD_SIZE", plan.trainer["devices"])))  # tasks of one process
     steps = plan.setting("steps") if adapts else 0
     return Inputs(
-        encoder, plan.method, len(tasks), plan.values, -(-plan.setting("batch_size") * own // len(tasks)) if adapts else 1,
-        plan.setting("batches") if adapts else 1, plan.trainer["chunk"], plan.precision, device.type,
+        encoder, plan.method, len(tasks), plan.values, plan.setting("batch_size") if adapts else 1,
+        plan.setting("batches") if adapts else 1, own, plan.trainer["chunk"], plan.precision, device.type,
         experts="disk" if backbone.is_clip else "memory", classes=tuple(task.classes for task in known) or (10,) * len(tasks),
         steps=steps, test_images=sum(sizes), evaluations=2 + steps // plan.setting("eval_every") if adapts else 1,
         eval_batch=plan.trainer["eval_batch"], held_out=plan.setting("held_out") if adapts else 0,

@@ -74,7 +74,10 @@ def run(folder: Path, size: clip.Size, job: dict[str, Any]) -> dict[str, int]:
         given = images(count)
         return Examples(given if procedure.reads_inputs else None, procedure.known(task, given))
 
-    fit(procedure, lambda step: [{t: examples(t, job["batch"]) for t in files} for _ in procedure.draws(step)], job["steps"])
+    def batches(step: int) -> list[dict[str, Examples]]:
+        return [{task: examples(task, draw.size or job["batch"]) for task in files} for draw in procedure.draws(step)]
+
+    fit(procedure, batches, job["steps"])
     phases.end("step")
     procedure.refresh(job["steps"])
     with torch.inference_mode():

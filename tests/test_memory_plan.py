@@ -39,7 +39,10 @@ CASES = [
             ("adarank_cart", {"rank_ratio": 0.16}, {}), ("adarank_cart", {"rank_ratio": 0.16}, {"place": "disk"}),
             ("adarank_ta", {}, {"layout": "separate", "chunk": 8}), ("adarank_tsvm", {}, {}),
             ("doge_am", {**ATTN, "delta_steps": 2}, {}),
-            ("surgery", {}, {}), ("metamerging", {"adapter_steps": 1}, {}), ("concrete_am", {"mask_steps": 1}, {}),
+            ("surgery", {}, {}), ("metamerging", {"adapter_steps": 1}, {}),
+            ("metamerging", {"adapter_steps": 1, "outer_batch_size": 1, "adapter_batch_size": 24}, {}),
+            ("metamerging", {"adapter_steps": 1, "adapter_batch_size": 24}, {"chunk": 8}),
+            ("metamerging", {"base": "task_arithmetic"}, {}), ("concrete_am", {"mask_steps": 1}, {}),
             ("pareto_merging", {}, {}), ("surgery_v2", {}, {}), ("twin_merging", {}, {}),
             ("twin_merging", {"router": "entropy"}, {}),
             ("adarank_iso_cts", {}, {"place": "disk"}), ("adamerging_cart", {"rank_ratio": 0.16}, {"place": "disk"}),
@@ -136,7 +139,8 @@ def test_operations_of_a_pass(size, layout):
 
 @pytest.mark.parametrize(("method", "values"), [
     ("adamerging_layerwise", {}), ("adarank_cart", {"rank_ratio": 0.5}), ("metamerging", {"adapter_steps": 0, "rank": 4}),
-    ("traditional_mtl", {}),
+    ("metamerging", {"adapter_steps": 0, "rank": 4, "outer_batch_size": 2}),
+    ("metamerging", {"base": "task_arithmetic", "rank": 4, "adapter_batch_size": 9}), ("traditional_mtl", {}),
 ])  # fmt: skip
 def test_operations_of_a_step(method, values):
     model = clip.build(SMALL, "packed").requires_grad_(False)
@@ -149,18 +153,29 @@ def test_operations_of_a_step(method, values):
     procedure = entry.function(Experts(base, experts), entry.configure(**values))(context)
     procedure.optimizers()
 
-    def examples(task):
-        images = torch.rand(6, 3, 64, 64)
-        labels = torch.zeros(6, dtype=torch.int64) if procedure.reads_labels else None
+    def examples(task, size):
+        images = torch.rand(size, 3, 64, 64)
+        labels = torch.zeros(size, dtype=torch.int64) if procedure.reads_labels else None
         return Examples(images, procedure.known(task, images), labels)
 
-    batches = [{task: examples(task) for task in experts} for _ in procedure.draws(0)]
+    batches = [{task: examples(task, draw.size or 6) for task in experts} for draw in procedure.draws(0)]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         procedure.step(0, batches, lambda *given: None)
     planned = estimate(Inputs(of_size("small", SMALL, "packed"), method, 3, values, batch_size=6, device="cpu")).flops.step
     elements = sum(t.numel() for t in base.values())
-    merging = 4 * 3 * elements if method != "traditional_mtl" else 0  # which torch does not count
+    merging = 4 * 3 * elements if method != "traditional_mtl" and "base" not in values else 0  # which torch does not count
     assert abs((planned - merging) / counter.get_total_flops() - 1) < 0.05
+
+
+def test_operations_of_a_run_are_those_of_its_stages():
+    def flops(steps, **values):
+        return estimate(Inputs(of_size("small", SMALL, "packed"), "metamerging", 3, values, batch_size=6, steps=steps)).flops
+
+    sizes = {"outer_batch_size": 2, "adapter_batch_size": 9}
+    adapters = flops(1, base="task_arithmetic", **sizes).step
+    both, none = flops(5, adapter_steps=2, **sizes), flops(0, **sizes)
+    assert both.total - none.total == 3 * both.step + 2 * adapters
+    assert flops(5, **sizes).total == both.total  # half of the steps, rounded down
 
 
 # ---------------------------------------------------------------- plans

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import subset
+from fusionbench_lite.adapting import Source, procedure_of
+from fusionbench_lite.commands import plan_of
 from fusionbench_lite.selection import RULES, choose
+from fusionbench_lite.suite import load
 from fusionbench_lite.tables import frame, records
 
 SMALL = (
@@ -150,3 +154,23 @@ def test_refusals(command, arguments, said):
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1, json.dumps(done.stderr)
+
+
+def test_the_stages_of_metamerging_read_batches_of_their_own_sizes(shared_cache, tmp_path):
+    line = [*SMALL, f"cache_dir={shared_cache}", f"results_dir={tmp_path}", "steps=3", "method.adaptation.batch_size=6"]
+    sizes = ["method.outer_batch_size=2", "method.adapter_batch_size=9", "method.adapter_steps=1", "method.inner_steps=2"]
+    plan = plan_of(["method=metamerging", *line, *sizes])
+    suite = load(plan, lambda *said: None)
+    source = Source(plan, suite, procedure_of(plan, suite))
+    read = [[len(draw["signs"]) for draw in source.batches_of(step, ["signs"])] for step in range(3)]
+    assert read == [[6, 6, 2], [6, 6, 2], [9]]
+
+
+def test_batch_sizes_that_are_left_out_leave_keys_alone():
+    plain = plan_of(["method=metamerging", *SMALL])
+    chosen = plan_of(["method=metamerging", "method.outer_batch_size=2", *SMALL])
+    known_by = registry.get("metamerging").known_by
+    assert {"outer_batch_size", "adapter_batch_size"}.isdisjoint(known_by(plain.values))
+    assert known_by(chosen.values)["outer_batch_size"] == 2
+    published = plan_of(["method=metamerging", "model=vit_b32", "tasks=8"])
+    assert (published.values["outer_batch_size"], published.values["adapter_batch_size"]) == (4, 128)

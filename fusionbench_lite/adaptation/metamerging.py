@@ -29,7 +29,9 @@ class MetaMerging:
     `adapter_lr`: Adam's learning rate for the adapters afterwards. `adapter_steps`: how many of the steps are theirs,
     the last ones; null is half. `loss`: mean square of the difference to the expert's features, or the mean of its
     norm. `optimizer`: of raw. `seed`: of the adapters' initial weights. `base`: a method whose merged model takes the
-    place of learned coefficients, so that all steps train adapters."""
+    place of learned coefficients, so that all steps train adapters. `outer_batch_size`, `adapter_batch_size`: examples of
+    each task for a step on raw, and for one on the adapters afterwards; null is the run's batch size, which is that of the
+    inner steps. `fbl.adapt` takes batches as they are given."""
 
     raw: float = real(-2.014)
     inner_steps: int = integer(1, low=0)
@@ -44,6 +46,8 @@ class MetaMerging:
     optimizer: str = choice("adam", OPTIMIZERS)
     seed: int = integer(0)
     base: str | None = word(None, optional=True)
+    outer_batch_size: int | None = integer(None, low=1, optional=True, later=True)
+    adapter_batch_size: int | None = integer(None, low=1, optional=True, later=True)
 
 
 @method("metamerging", MetaMerging, adaptive=True, inputs=("merged",))
@@ -57,7 +61,8 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
     for its second-order part; O(Td) for the merge and its gradient; all task vectors in memory, and the experts, whose
     features of an example are computed once.
     """
-    from fusionbench_lite.adaptation.engine.meta import AdapterTraining, Meta, Softplus
+    from fusionbench_lite.adaptation.engine.adapter_training import AdapterTraining
+    from fusionbench_lite.adaptation.engine.meta import Meta, Softplus
 
     if merged is not None or h.base is not None:
         if h.adapters == "none":

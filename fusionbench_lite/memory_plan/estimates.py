@@ -10,7 +10,7 @@ from fusionbench_lite.memory_plan.encoder import WORK
 from fusionbench_lite.memory_plan.methods import FAMILIES, Family
 from fusionbench_lite.memory_plan.passes import evaluation, passes, spot_of
 from fusionbench_lite.memory_plan.plan import AFTER, PHASES, Entry, Estimate, Flops, Inputs
-from fusionbench_lite.memory_plan.steps import Counts, step_flops
+from fusionbench_lite.memory_plan.steps import Counts, run_flops, step_flops
 from fusionbench_lite.memory_plan.tensors import Tensors
 
 PLACES = ("device", "cpu", "disk")
@@ -55,6 +55,7 @@ def _decided(inputs: Inputs) -> Inputs:
 
 def _weights(inputs: Inputs, family: Family) -> Iterable[Entry]:
     encoder, spot = inputs.encoder, spot_of(inputs, family)
+    given = family.kind == "meta" and bool(inputs.values.get("base"))  # adapters on weights that were merged before
     beside = "device" if spot == "device" or family.kind == "training" else "cpu"
     yield Entry("model", "device", encoder.stored, PHASES)
     yield Entry("heads", "device", sum(inputs.classes) * encoder.output * 4, PHASES)
@@ -67,16 +68,16 @@ def _weights(inputs: Inputs, family: Family) -> Iterable[Entry]:
         if inputs.experts != "disk":  # else their files are where they were
             phases = PHASES[:2] if family.kind in ("descent", "training") else PHASES
             yield Entry("experts", inputs.experts, inputs.tasks * encoder.stored, phases)
-        if family.kind in ("descent", "meta") and not (family.new_origin and inputs.experts == "disk"):
+        if family.kind in ("descent", "meta") and not given and not (family.new_origin and inputs.experts == "disk"):
             yield Entry("pretrained weights", beside, encoder.stored, PHASES if inputs.experts != "disk" else PHASES[1:])
     if family.new_origin:
         yield Entry("average of the experts", beside, encoder.leaves, PHASES[1:])
-    if family.merges:
+    if family.merges and not given:
         yield Entry("merged weights", "device", encoder.leaves, AFTER)
     elif family.kind != "training":
         yield Entry("merged base", "device", encoder.stored, PHASES)
         yield Entry("copy while merging", "device", encoder.stored + (inputs.tasks + 2) * encoder.largest * WORK, ("load",))
-    if family.kind == "meta" and inputs.experts != "memory":
+    if family.kind == "meta" and not given and inputs.experts != "memory":
         yield Entry("pretrained weights as a base", "device", encoder.stored, PHASES[1:])
     if family.kind == "routers" or inputs.method == "twin_merging":
         yield Entry("copy of the model", "device", encoder.stored, ("build",))
@@ -144,8 +145,9 @@ def _flops(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Flops:
         setup += (2 if family.kind == "features" else 1) * image * inputs.test_images
     counts = Counts(
         sum(own.vectors + own.sums for own in tensors) // WORK, sum(own.learned for own in tensors), inputs.images,
-        inputs.tasks * inputs.batch_size,
+        inputs.read * inputs.batch_size, inputs.read * inputs.batch_of("outer"), inputs.read * inputs.batch_of("adapter"),
     )
     step = step_flops(inputs.encoder, inputs.method, family.kind, inputs.values, inputs.tasks, counts)
     evaluation = 0 if family.kind == "features" else image * inputs.test_images * inputs.evaluations
-    return Flops(image, step, setup, evaluation, setup + step * inputs.steps + evaluation)
+    steps = run_flops(inputs.encoder, family.kind, inputs.values, inputs.steps, step, counts)
+    return Flops(image, step, setup, evaluation, setup + steps + evaluation)

@@ -16,6 +16,9 @@ GPU, whose later ones take what is free."""
 BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
 """Bytes of weights that Twin-Merging sums for single examples of one pass, as in `adaptation.engine.lazy_weights`."""
 
+ADAPTER_STATES = 1.0
+"""States that an adapter behind a block keeps for its backward pass, in those of the block."""
+
 META_SECOND = 3.0
 """What second-order MetaMerging keeps, in passes with attention that is not fused: an inner pass, its gradient's, the outer."""
 
@@ -34,19 +37,19 @@ def passes(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[E
     yield from _merging(inputs, family, tensors)
     if family.kind == "descent" and inputs.values.get("mode") == "distance":
         return
-    per_task = family.kind == "meta"
-    together = inputs.batch_size * inputs.batches if per_task else inputs.images
+    if family.kind == "meta":
+        yield from _meta(inputs)
+        return
+    together = inputs.images
     size = min(inputs.chunk or together, together)
-    draws = 1 + int(inputs.values.get("inner_steps", 1)) if per_task else 1
-    copies = draws if per_task else 2  # and side by side
-    yield Entry("images of a step", "device", copies * encoder.inputs(inputs.images), ("step",))
+    yield Entry("images of a step", "device", 2 * encoder.inputs(together), ("step",))  # and side by side
     frozen = family.kind in ("adapters", "routers")
     gradients = 0 if frozen else encoder.leaves
     kept = _activations(inputs, family, size) + encoder.backward(size, bf16=bf16)
     if family.merges:
         yield Entry("gradients", "device", gradients, ("merge", "step"))
     # In one pass gradients of weights take the place of what the backward pass has done with.
-    spare = 0 if size < together or per_task else gradients
+    spare = 0 if size < together else gradients
     yield Entry("activations", "device", max(kept - spare, encoder.backward(size, bf16=bf16)), ("step",))
     if bf16:
         yield Entry("weights in bfloat16", "device", 2 * encoder.matrix_elements, ("step",))
@@ -54,15 +57,36 @@ def passes(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[E
 
 def _activations(inputs: Inputs, family: Family, size: int) -> int:
     encoder, bf16 = inputs.encoder, inputs.bf16
-    if family.kind == "meta":
-        plain = encoder.saved(size, bf16=bf16, plain=True)
-        second = inputs.values.get("order", "second") == "second" and not inputs.values.get("base")
-        return int(META_SECOND * plain) if second else plain
     frozen = family.kind in ("adapters", "routers")
     kept = encoder.saved(size, bf16=bf16, frozen=frozen)
     if family.kind == "routers":
         kept += int(8 * encoder.layers * encoder.states(size))  # mixed layers keep their inputs, routers their states
     return kept
+
+
+def _meta(inputs: Inputs) -> Iterable[Entry]:
+    """Yield what a step of MetaMerging takes, of the greater of its stages: on the coefficients, then on the adapters.
+
+    Tasks run one after another, and the second stage's weights take no gradients.
+    """
+    encoder, bf16, values = inputs.encoder, inputs.bf16, inputs.values
+    outer, adapters = inputs.batch_of("outer"), inputs.batch_of("adapter")
+    widest, read = max(inputs.batch_size * inputs.batches, outer), inputs.read
+    first = read * (int(values.get("inner_steps", 1)) * inputs.batch_size * inputs.batches + outer)
+    size, last = min(inputs.chunk or widest, widest), min(inputs.chunk or adapters, adapters)
+    plain = encoder.saved(size, bf16=bf16, plain=True)
+    kept = int(META_SECOND * plain) if values.get("order", "second") == "second" else plain
+    kept += encoder.backward(size, bf16=bf16)
+    trained = encoder.saved(last, bf16=bf16, frozen=True) + encoder.backward(last, bf16=bf16)
+    trained += int(ADAPTER_STATES * encoder.layers * encoder.states(last, 2 if bf16 else WORK))
+    if values.get("base"):
+        first, kept = 0, 0
+    else:
+        yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
+    yield Entry("images of a step", "device", encoder.inputs(max(first, read * adapters)), ("step",))
+    yield Entry("activations", "device", max(kept, trained), ("step",))
+    if bf16:
+        yield Entry("weights in bfloat16", "device", 2 * encoder.matrix_elements, ("step",))
 
 
 def _mixing(inputs: Inputs) -> Iterable[Entry]:

@@ -12,12 +12,15 @@ from fusionbench_lite.memory_plan.encoder import Encoder
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Elements of dense constants, elements that are learned, images of a step, and those of one batch of every task."""
+    """Elements of dense constants, elements that are learned, images of a step, and those of one batch of every task; of
+    MetaMerging's steps, the images for the coefficients and for the adapters."""
 
     dense: int
     learned: int
     images: int
     batch: int
+    outer: int = 0
+    adapters: int = 0
 
 
 def step_flops(
@@ -40,6 +43,8 @@ def step_flops(
     if values.get("mode") == "distance":
         return merging
     if kind == "meta":
+        if values.get("base"):
+            return adapter_flops(encoder, counts)
         return _meta(forward, backward, encoder.layers, values, counts) + merging
     return counts.images * (forward + backward) + merging
 
@@ -60,4 +65,18 @@ def _meta(forward: int, backward: int, layers: int, values: Mapping[str, Any], c
     each = forward + backward * (layers - 1) // (2 * layers)
     if values.get("order", "second") == "second":
         each += backward + (forward + backward // 2) * (layers - 1) // layers
-    return counts.images * (forward + backward + inner * each)
+    return counts.outer * (forward + backward) + counts.images * inner * each
+
+
+def adapter_flops(encoder: Encoder, counts: Counts) -> int:
+    """Return the operations of a step on MetaMerging's adapters: weights take no gradient, and the way back ends at the first."""
+    return counts.adapters * (encoder.forward_flops + encoder.backward_flops * (encoder.layers - 1) // (2 * encoder.layers))
+
+
+def run_flops(encoder: Encoder, kind: str, values: Mapping[str, Any], steps: int, step: int, counts: Counts) -> int:
+    """Return the operations of `steps` steps of `step` each, the last of MetaMerging's on its adapters."""
+    if kind != "meta" or values.get("base") or values.get("adapters") == "none":
+        return step * steps
+    chosen = values.get("adapter_steps")
+    last = steps // 2 if chosen is None else min(chosen, steps)
+    return step * (steps - last) + adapter_flops(encoder, counts) * last

@@ -66,8 +66,13 @@ that cannot be decoded are named and the run is refused, unless `data.skip_corru
 
 `data_dir` may hold, per task and in this order: `NAME.npz` with `NAME.json`; `NAME/train/CLASS/*.jpg` and
 `NAME/test/CLASS/*.jpg`; the layout that torchvision's class of the data set reads. `data.source=hub` or `folder` looks in
-one place only; `data.tasks_file` replaces the table above. `limit=N` takes N evenly spaced test images and marks the
-record as a trial.
+one place only, where `hub` stands for the published source; `data.tasks_file` replaces the table above. `limit=N` takes
+N evenly spaced test images and marks the record as a trial.
+
+No repository holds the digits of EMNIST: their published source is the archive that torchvision reads, on NIST's own
+server. It is downloaded as files of the hub are, checked by its MD5 and kept below `archives/` (or put there by hand:
+where the download fails, the error names the place); the four files of the task are unpacked beside it, after which it
+may be deleted. The hub's token is not sent there.
 
 Corruptions (doGe, Table 11): `data.corruption=motion_blur` and so on, for the four tasks whose repositories hold them
 ready-made; `data.corruption_from=generated data.severity=5` makes them with the CIFAR-10-C parameters that those were
@@ -99,6 +104,7 @@ example.
 | below `cache_dir` | what |
 | --- | --- |
 | hub/ | downloads, in the Hugging Face hub's own layout; the user's own Hugging Face cache is used in place |
+| archives/ | archives of other servers, by MD5, and what was unpacked of them |
 | checkpoints/ | converted experts and base models; the downloads may be deleted after |
 | heads/ | heads built from prompts |
 | images/ | decoded squares |
@@ -152,7 +158,7 @@ def _families() -> Iterator[list[object]]:
 
 
 def _data() -> Iterator[list[object]]:
-    yield ["task", "classes", "training", "test", "hub", "torchvision or files", "templates"]
+    yield ["task", "classes", "training", "test", "hub, or archive", "torchvision or files", "templates"]
     for name in tasksets.resolve(20, None).names:
         for variant in vision.VARIANTS:
             task, texts = vision.task(name, variant), prompts.prompts(name, variant)
@@ -161,9 +167,16 @@ def _data() -> Iterator[list[object]]:
                 continue
             label = name if variant == "tall" else f"{name}, fusionbench"
             yield [
-                label, task.classes, f"{task.train:,}", f"{task.test:,}", task.hub.repo if task.hub else "none",
+                label, task.classes, f"{task.train:,}", f"{task.test:,}", _published(task),
                 task.local.reader if task.local else "", len(texts.templates),
             ]
+
+
+def _published(task: vision.Task) -> str:
+    """Return the repository of a task, else its archive with size, else "none"."""
+    if task.archive is not None:
+        return f"[{task.archive.file.title}]({task.archive.url}), {size_text(task.archive.about)}"
+    return task.hub.repo if task.hub else "none"
 
 
 def _sizes() -> str:

@@ -71,6 +71,11 @@ class Findings:
         """What is not here and is not downloaded by the run."""
         return [item for item in self.missing if not item.downloadable]
 
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are not here, of what has a known size."""
+        return sum((item.nbytes or 0) - item.arrived for item in self.missing)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status; see the module's text."""
@@ -174,7 +179,7 @@ def _estimate(plan: Plan, device: torch.device, cache: Path) -> list[str]:
 
 def _json(found: Findings) -> str:
     content: dict[str, Any] = dataclasses.asdict(found) | {
-        "missing": len(found.missing), "missing_bytes": sum(item.nbytes or 0 for item in found.missing),
+        "missing": len(found.missing), "missing_bytes": found.missing_bytes,
     }
     return json.dumps(content, indent=1) + "\n"
 
@@ -198,11 +203,11 @@ def _text(found: Findings) -> str:
         for item in found.items:
             where = item.path if item.present else item.where
             grid.add_row(
-                item.what, item.task or "all", size_text(item.nbytes), "yes" if item.present else "no",
+                item.what, item.task or "all", size_text(item.nbytes), _here(item),
                 f"{where} ({item.note})" if item.note else where,
             )
         console.print(grid)
-        for line in _summary(found.missing, found.by_hand):
+        for line in _summary(found.missing, found.by_hand, found.missing_bytes):
             console.print(line, highlight=False, soft_wrap=True)
     for heading, lines in (("Memory and work", found.estimate), ("To know about the results", found.caveats)):
         if lines:
@@ -212,12 +217,17 @@ def _text(found: Findings) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
-def _summary(missing: Sequence[Item], by_hand: Sequence[Item]) -> list[str]:
+def _here(item: Item) -> str:
+    if item.present:
+        return "yes"
+    return f"{size_text(item.arrived)} of it" if item.arrived else "no"
+
+
+def _summary(missing: Sequence[Item], by_hand: Sequence[Item], nbytes: int) -> list[str]:
     if not missing:
         return ["Everything is here."]
     unknown = sum(item.nbytes is None for item in missing)
-    size = size_text(sum(item.nbytes or 0 for item in missing))
-    lines = [f"{len(missing)} missing, {size}" + (f" and {unknown} of unknown size" if unknown else "") + "."]
+    lines = [f"{len(missing)} missing, {size_text(nbytes)}" + (f" and {unknown} of unknown size" if unknown else "") + "."]
     if len(by_hand) < len(missing):
         lines.append("The run downloads what it can by itself.")
     lines += [f"By hand, to {item.path}: {item.what} of {item.task or 'all tasks'}: {item.where}" for item in by_hand]

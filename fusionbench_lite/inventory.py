@@ -11,7 +11,8 @@ class Item:
 
     `what` is its kind ("expert", "pretrained", "head", "text tower", "test images", "training images"), `task` whose it is,
     None for all. `where` says where to get it, "repo:file" or an address, `path` where it is or has to be put. `nbytes` is
-    its size as far as it is known; `downloadable` says that a run fetches it by itself.
+    its size as far as it is known; `downloadable` says that a run fetches it by itself; `arrived` is how many bytes a download that
+    was stopped has left, which the next one continues (archives alone).
     """
 
     what: str
@@ -22,6 +23,7 @@ class Item:
     present: bool
     note: str = ""
     downloadable: bool = True
+    arrived: int = 0
 
 
 def size_text(nbytes: int | None) -> str:

@@ -3,6 +3,7 @@
 The folder holds models/OWNER/NAME/... and datasets/OWNER/NAME/...; a repository's commit is a hash of its content. Files of the
 kinds that the hub keeps in large-file storage have their SHA-256 as ETag, others git's hash. With `storage=True` the large ones are
 redirected to a second server, on another port and so another host, as the hub does. `inject` makes the next requests fail.
+Files below web/ are served by both servers under that path as any web server does, without a hub's headers.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Fault:
     "stall", "flipped", "slow" spoil the content: `at` bytes of it (half by default) come before, a stall lasts `seconds`, a slow
     answer waits as long every 64 KiB. "whole", "beyond", "shifted": a range request gets everything, 416, another part. "silent":
     no answer for `seconds`; "drop": a reset before an answer. "redirect": to the other server or to `location`, without a hub's
-    headers; "loop": to itself. "larger": the announced size is one too many. "login": a page that no hub sends.
+    headers; "loop": to itself. "larger": the announced size is one too many. "login": a page that no hub sends. "no_head": 405.
     """
 
     kind: str
@@ -109,6 +110,13 @@ class Mirror:
         file.write_bytes(content)
         return file
 
+    def publish(self, path: str, content: bytes) -> str:
+        """Write a file of no repository and return its address on the second server, which is not the hub."""
+        file = self.root / "web" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        return f"{self.storage_url}/web/{path}"
+
     def inject(self, kind: str, pattern: str = "*", times: int = 1, **options: object) -> None:
         """Let the next `times` requests whose path fits `pattern` (as in a shell) meet a fault."""
         if kind in _CONTENT:
@@ -150,6 +158,11 @@ class Mirror:
                 path = file.relative_to(folder).as_posix()
                 found[path] = Stored(path, file, file.stat().st_size, *self._hash(file))
         return found
+
+    def published(self, path: str) -> Stored | None:
+        """Return a file of no repository, None where there is none."""
+        file = self.root / "web" / path
+        return Stored(path, file, file.stat().st_size, *self._hash(file)) if file.is_file() else None
 
     def commit(self, kind: str, repo: str) -> str:
         """Return the commit that a repository's branch stands for: 40 digits, other ones once the content has changed."""

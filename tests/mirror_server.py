@@ -19,7 +19,7 @@ _BLOCK = 1 << 16
 _REFUSALS = {
     "missing": (404, "EntryNotFound"), "no_repository": (404, "RepoNotFound"), "no_revision": (404, "RevisionNotFound"),
     "gated": (401, "GatedRepo"), "forbidden": (403, ""), "busy": (429, ""), "unavailable": (503, ""), "error": (500, ""),
-    "expired": (403, ""),
+    "expired": (403, ""), "no_head": (405, ""),
 }
 
 
@@ -93,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str, query: dict[str, str], body: bytes, fault: Fault | None) -> None:
         if match := re.fullmatch(r"/storage/([0-9a-f]{64})/(.+)", path):
             self._from_storage(match.group(1), fault)
+        elif path.startswith("/web/"):
+            self._plain(urllib.parse.unquote(path.removeprefix("/web/")), fault)
         elif match := re.fullmatch(r"/api/(model|dataset)s/([^/]+(?:/[^/]+)?)(?:/(revision|tree|paths-info|refs)(/.*)?)?", path):
             kind, repo, what, rest = match.groups()
             self._api(kind, repo, what or "revision", (rest or "").lstrip("/"), query, body)
@@ -143,6 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
                         self._content(stored, {"ETag": f'"{sha256[:32]}"'}, fault)
                         return
         self._refuse(404, "")
+
+    def _plain(self, path: str, fault: Fault | None) -> None:
+        stored = self.mirror.published(path)
+        if stored is None:
+            self._refuse(404, "")
+        else:
+            self._content(stored, {"ETag": f'"{stored.size:x}-5c0d0b0a"', "Last-Modified": "Thu, 01 Jun 2017 12:00:00 GMT"}, fault)
 
     def _content(self, stored: Stored, headers: dict[str, str], fault: Fault | None) -> None:
         """Send a file, whole or the range that was asked for, in blocks."""

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from fusionbench_lite.data import vision
@@ -85,7 +86,7 @@ def test_the_table_agrees_with_the_prompts(variant):
         task = vision.task(name, variant)
         assert len(text_heads.prompts(name, variant).classnames) == task.classes
         assert tuple(text_heads.prompts(name, variant).classnames) == folders.class_names(task)[0]
-        assert task.hub is not None or (name, variant) == ("emnist", "tall")
+        assert (task.hub is None) == ((name, variant) == ("emnist", "tall")) == (task.archive is not None)
         assert all(caveat.endswith(".") and "\n" not in caveat for caveat in vision.caveats(name, variant))
     assert {n for n in vision.names() if vision.task(n, variant).hub and vision.task(n, variant).hub.corrupted} == {
         "stanford_cars", "eurosat", "resisc45", "gtsrb"
@@ -395,10 +396,6 @@ def test_files_come_through_the_hub_once_and_then_without_a_network(tmp_path, mi
         load(task, dataclasses.replace(given, cache=tmp_path / "empty"))
 
 
-def test_digits_of_emnist_are_nowhere_on_the_hub(tmp_path, local_hub):
-    refused("emnist", vision.Sources("tall", tmp_path), "no repository of the hub", "datasets.EMNIST", "split='digits'")
-
-
 # ---------------------------------------------------------------- the user's own files
 
 
@@ -546,7 +543,16 @@ def test_inventory_before_and_after(tmp_path, local_hub, small):
 
 def test_inventory_without_a_source(tmp_path, local_hub):
     items = vision.inventory("emnist", vision.Sources("tall", tmp_path))
+    assert (items[0].where, items[0].nbytes) == ("https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip", 561_753_746)
+    assert items[0].downloadable
+    assert not items[0].present
+    file = small_tasks(tmp_path / "tasks.yaml", {})
+    table = yaml.safe_load(file.read_text())
+    del table["emnist"]["tall"]["archive"]
+    file.write_text(yaml.safe_dump(table))
+    items = vision.inventory("emnist", vision.Sources("tall", tmp_path, tasks_file=file))
     assert "no repository of the hub" in items[0].where
+    assert not items[0].downloadable
     assert not items[0].present
     items = vision.inventory("dtd", vision.Sources("tall", tmp_path))
     assert items[0].nbytes is None

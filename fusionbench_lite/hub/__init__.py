@@ -8,6 +8,8 @@ waits as long as a server asks it to, and reads the environment when it is impor
 What a cache holds is used without asking the hub, so a finished download never needs a network again, and a branch stands for the
 commit it stood for when its first file was fetched; a later commit is asked for when a file is not in that one, or is not the
 wanted one. A cache directory of its own, or a commit as `revision`, makes that explicit.
+
+`web` fetches single files of other servers in the same way.
 """
 
 from __future__ import annotations

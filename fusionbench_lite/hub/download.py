@@ -1,8 +1,9 @@
-"""The download of one file into the cache, and of a list of files."""
+"""The download of one file into the cache, from a hub or from another server, and of a list of files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from fusionbench_lite.errors import InputError, nearest
 from fusionbench_lite.hub import listings
 from fusionbench_lite.hub.failures import Failure, repeat
 from fusionbench_lite.hub.settings import Settings
-from fusionbench_lite.hub.source import SHA256, Entry, Fetched, Source, Wanted, fits_etag
-from fusionbench_lite.hub.store import Store, no_room
+from fusionbench_lite.hub.source import SHA256, Asked, Entry, Fetched, Source, Wanted, WebFile, fits_etag
+from fusionbench_lite.hub.store import Store, no_room, settle
 from fusionbench_lite.hub.transfer import Remote, commit_of, describe, listed, receive
 from fusionbench_lite.paths import file_sha256
 
@@ -54,23 +55,59 @@ def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Set
                 raise _other_content(want, known[1], None)
             return store.link(*known, asked, remote.commit)
         part = store.partial(asked, remote.etag)
-        try:
-            receive(remote, part, asked, now, lambda done: _arrived(asked, remote, done, held, report))
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise no_room(asked, part, error) from error
+        _receive(remote, part, asked, now, held, report)
         return store.enter(part, _checked(part, remote, want), remote.etag, asked, remote.commit)
 
     return repeat(attempt, now, asked, lambda: held[0])
 
 
-def _arrived(asked: Source, remote: Remote, done: int, held: list[int], report: Report | None) -> None:
+def download_web(asked: WebFile, final: Path, store: Store, now: Settings, report: Report | None) -> None:
+    """Fetch a file of no repository to `final`, once its MD5 is the wanted one. The caller holds the file's lock.
+
+    `now` are the settings of its server. Raises Failure, and InputError where there is no room.
+    """
+    held = [0]
+
+    def attempt() -> None:
+        remote = describe(asked, now)
+        part = store.collected(asked, asked.md5)
+        _receive(remote, part, asked, now, held, report)
+        md5 = file_md5(part)
+        if md5 != asked.md5:
+            part.unlink()
+            held[0] = 0
+            reason = f"what came has MD5 {md5}, and {asked.md5} is expected"
+            raise Failure("damaged", reason, "check proxies that change content and whether the network wants a login", again=True)
+        settle(part, final)
+
+    try:
+        repeat(attempt, now, asked, lambda: held[0])
+    except OSError as error:
+        raise no_room(asked, final, error) from error
+
+
+def file_md5(path: Path) -> str:
+    """Return the MD5 of a file's content in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _receive(remote: Remote, part: Path, asked: Asked, now: Settings, held: list[int], report: Report | None) -> None:
+    """Bring a file's content to `part`, which is removed where there is no room for it."""
+    try:
+        receive(remote, part, asked, now, lambda done: _arrived(asked, remote, done, held, report))
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise no_room(asked, part, error) from error
+
+
+def _arrived(asked: Asked, remote: Remote, done: int, held: list[int], report: Report | None) -> None:
     before, held[0] = held[0], done
     if report is None:
         return
     total = max(-(-(remote.size or done) // _MB), 1)
     if done // _MB != before // _MB or done == remote.size:
-        report(f"{asked.file} of {asked.repo}, MB", total if done == remote.size else done // _MB, total)
+        report(f"{asked.title}, MB", total if done == remote.size else done // _MB, total)
 
 
 def _checked(part: Path, remote: Remote, want: Wanted) -> str:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fusionbench_lite.hub.settings import Settings, http
-from fusionbench_lite.hub.source import Source
+from fusionbench_lite.hub.source import Asked, Source, WebFile
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Failure(Exception):
         self.wait = wait
 
 
-def repeat(attempt: Callable[[], T], settings: Settings, asked: Source, progress: Callable[[], int] = lambda: 0) -> T:
+def repeat(attempt: Callable[[], T], settings: Settings, asked: Asked, progress: Callable[[], int] = lambda: 0) -> T:
     """Return what `attempt` returns, repeating it while its failures can pass; `progress` counts bytes that need not come again.
 
     Raises the last Failure, with the number of attempts in its reason.
@@ -81,15 +81,19 @@ def _wait(failure: Failure, fruitless: int, settings: Settings) -> float:
     return min(2.0 ** max(fruitless - 1, 0), LONGEST_WAIT) * settings.wait * _jitter.uniform(0.5, 1.0)
 
 
-def of_answer(answer: Any, asked: Source, settings: Settings) -> Failure:
+def of_answer(answer: Any, asked: Asked, settings: Settings) -> Failure:
     """Return the Failure that an answer with status 400 or above stands for."""
     status = int(answer.status_code)
     code = answer.headers.get("X-Error-Code", "")
     if status in _AGAIN:
         names = {429: "too many requests", 503: "the service is unavailable"}
         reason = f"{settings.endpoint} answered {status} ({names.get(status, 'a failure of the server')})"
-        fix = "try later; what has arrived is kept and continued" + ("" if settings.token else ", and HF_TOKEN raises the limits")
+        fix = "try later; what has arrived is kept and continued"
+        fix += "" if settings.token or isinstance(asked, WebFile) else ", and HF_TOKEN raises the limits"
         return Failure("busy", reason, fix, again=True, wait=_asked_wait(answer.headers))
+    if isinstance(asked, WebFile):
+        reason = "has no such file" if status in (404, 410) else f"answered {status}"
+        return Failure("no file", f"{settings.endpoint} {reason}", "check the address, which may have changed")
     if status in (401, 403) and code != "RepoNotFound":
         return _forbidden(status, code, asked, settings)
     if status in (401, 404):
@@ -121,9 +125,9 @@ def of_error(error: Exception, settings: Settings) -> Failure:
     library = http()
     at = settings.endpoint
     if isinstance(error, library.TooManyRedirects):
-        return endless(at)
+        return endless(settings)
     if isinstance(error, (library.InvalidURL, library.UnsupportedProtocol, library.LocalProtocolError)):
-        return Failure("address", f"{at} cannot be asked: {error}", "check HF_ENDPOINT and HF_TOKEN")
+        return Failure("address", f"{at} cannot be asked: {error}", f"check {settings.address} and HF_TOKEN")
     if certificate := _certificate(error):
         fix = "set SSL_CERT_FILE to your network's certificates and check the clock"
         return Failure("certificate", f"the certificate of {at} is not accepted: {certificate}", fix)
@@ -134,16 +138,23 @@ def of_error(error: Exception, settings: Settings) -> Failure:
     if isinstance(error, library.ProxyError):
         return Failure("proxy", f"the proxy refused: {error}", "check HTTPS_PROXY and NO_PROXY", again=True)
     if isinstance(error, library.ConnectError):
-        fix = "check the network, proxies (HTTPS_PROXY) and HF_ENDPOINT, or fill the cache on a machine with a network"
+        fix = f"check the network, proxies (HTTPS_PROXY) and {settings.address}, or fill the cache on a machine with a network"
         return Failure("unreachable", f"{at} cannot be reached: {error}", fix, again=True)
     reason = str(error) or type(error).__name__
     fix = "try again; what has arrived is kept and continued"
     return Failure("broken", f"the connection to {at} broke: {reason}", fix, again=True)
 
 
-def endless(endpoint: str) -> Failure:
+def endless(settings: Settings) -> Failure:
     """Return the Failure of redirects that lead nowhere."""
-    return Failure("redirects", f"{endpoint} redirects without end", "check HF_ENDPOINT and proxies")
+    return Failure("redirects", f"{settings.endpoint} redirects without end", f"check {settings.address} and proxies")
+
+
+def astray(settings: Settings, to: str | None) -> Failure:
+    """Return the Failure of a redirect to what is no address."""
+    if settings.address == "HF_ENDPOINT":
+        return no_hub(settings.endpoint, f"it redirects to {to}")
+    return Failure("redirects", f"{settings.endpoint} redirects to {to}, which is no address", f"check {settings.address}")
 
 
 def no_hub(endpoint: str, missing: str) -> Failure:

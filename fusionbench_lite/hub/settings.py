@@ -24,7 +24,10 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """`endpoint` without a slash at its end; time limits in seconds; `wait`: seconds before the first repetition of a request."""
+    """`endpoint` without a slash at its end; time limits in seconds; `wait`: seconds before the first repetition of a request.
+
+    `address` is what a user corrects where the endpoint is wrong.
+    """
 
     endpoint: str
     offline: bool
@@ -32,6 +35,12 @@ class Settings:
     answer_timeout: float
     data_timeout: float
     wait: float
+    address: str = "HF_ENDPOINT"
+
+    def elsewhere(self, url: str) -> Settings:
+        """Return the settings for a file of another server: its own endpoint, and never the hub's token."""
+        parts = urllib.parse.urlsplit(url)
+        return dataclasses.replace(self, endpoint=f"{parts.scheme}://{parts.netloc}", token=None, address="the address")
 
     def headers(self, with_token: bool = True) -> dict[str, str]:
         """Return the headers of a request; compressed answers are declined, since their length would not be the file's."""

@@ -1,17 +1,20 @@
-"""What is asked of a hub: a file or a folder of a repository at a revision, and what its content has to be."""
+"""What is asked of a hub or of another server, a file or a folder of a repository, and what its content has to be."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import re
+import urllib.parse
 from pathlib import Path, PurePosixPath
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.hub.settings import origin
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHA1 = re.compile(r"[0-9a-f]{40}")
+MD5 = re.compile(r"[0-9a-f]{32}")
 KINDS = {"model": "", "dataset": "datasets/"}
 _SHORTEST_PREFIX = 8
 _NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?(?<!\.git)")
@@ -34,6 +37,16 @@ class Source:
         return f"{self.file or 'the file list'} of {self.kind} {self.repo}{at}"
 
     @property
+    def title(self) -> str:
+        """How a progress bar names it."""
+        return f"{self.file} of {self.repo}"
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder in a cache that holds what belongs to it, as huggingface_hub spells it."""
+        return "--".join([f"{self.kind}s", *self.repo.split("/")])
+
+    @property
     def pinned(self) -> bool:
         """Whether the revision is a commit, which never changes."""
         return COMMIT.fullmatch(self.revision) is not None
@@ -46,6 +59,37 @@ class Source:
     def at(self, revision: str) -> Source:
         """Return the same file at another revision."""
         return dataclasses.replace(self, revision=revision)
+
+
+@dataclasses.dataclass(frozen=True)
+class WebFile:
+    """A file at an address of the web, of no repository, that has to have this MD5 (what such files are published with)."""
+
+    url: str
+    md5: str
+
+    @property
+    def file(self) -> str:
+        """The file's own name."""
+        return urllib.parse.unquote(urllib.parse.urlsplit(self.url).path.rpartition("/")[2])
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return self.url
+
+    @property
+    def title(self) -> str:
+        """How a progress bar names it."""
+        return f"{self.file} of {urllib.parse.urlsplit(self.url).hostname}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in a cache."""
+        return self.md5
+
+
+Asked = Source | WebFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +138,23 @@ def source_of(repo: str, file: str, kind: str, revision: str) -> Source:
     if not _relative(revision) or re.search(r"\s", revision):
         raise InputError(f"{revision!r} is no revision of {kind} {repo}: give a branch, a tag or a commit of 40 hexadecimal digits")
     return Source(repo, file, kind, revision)
+
+
+def web_file(url: object, md5: object) -> WebFile:
+    """Return a checked `WebFile`. Raises InputError for an address that is none or names no file, and for an MD5 that is none.
+
+    Names and passwords in an address are refused, since messages and records repeat it.
+    """
+    if not isinstance(md5, str) or not MD5.fullmatch(md5):
+        raise InputError(f"{md5!r} is no MD5: write its 32 hexadecimal digits in lower case")
+    if not isinstance(url, str) or origin(url) is None or re.search(r"[\s\x00-\x1f]", url):
+        raise InputError(f"{url!r} is no address of a file: it starts with http:// or https://")
+    found = WebFile(url, md5)
+    if urllib.parse.urlsplit(url).username is not None:
+        raise InputError(f"the address of {found.file!r} holds the name of a user: leave it out")
+    if not _relative(found.file) or "/" in found.file:
+        raise InputError(f"{url!r} names no file: write the address of the file itself")
+    return found
 
 
 def wanted(asked: Source, sha256: str | None, size: int | None) -> Wanted:

@@ -7,7 +7,7 @@
         commits/<revision>/<commit>  empty: every commit the branch stood for while files were fetched, newest by date
         listings/<commit>/           lists of files
     .partial/    what has arrived of files that are not whole yet
-    .verified/   which files were checked, by size and date of change, so that a second run need not hash them again
+    .verified/   which files were checked, by size, dates and number, so that a second run need not hash them again
     .locks/
 """
 
@@ -26,8 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.file_hashes import state_of
 from fusionbench_lite.hub.settings import library, shared_cache
-from fusionbench_lite.hub.source import SHA1, SHA256, Fetched, Source, Wanted, fits_etag
+from fusionbench_lite.hub.source import SHA1, SHA256, Asked, Fetched, Source, Wanted, fits_etag
 from fusionbench_lite.paths import atomic_file, file_sha256, locked
 
 
@@ -37,13 +38,13 @@ class Store:
 
     root: Path
 
-    def folder(self, asked: Source) -> Path:
-        """Return the folder of a repository."""
-        return self.root / "--".join([f"{asked.kind}s", *asked.repo.split("/")])
+    def folder(self, asked: Asked) -> Path:
+        """Return the folder of a repository, or of a file of none."""
+        return self.root / asked.folder
 
     @contextlib.contextmanager
-    def lock(self, asked: Source) -> Iterator[None]:
-        """Hold the right to write a file; another process waits. Raises InputError naming repository and file."""
+    def lock(self, asked: Asked) -> Iterator[None]:
+        """Hold the right to write a file; another process waits. Raises InputError naming the file."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.root / ".locks" / self.folder(asked).name / f"{_digest(asked.file)}.lock"))
@@ -93,7 +94,8 @@ class Store:
                 return str(known["sha256"]), bool(known["sound"])
         sha256 = file_sha256(path)
         sound = fits_etag(path, sha256, blob_name(path)) is not False
-        self._note(path, sha256, sound)
+        if _state(path) == now:  # else it changed while it was read
+            self._note(path, sha256, sound)
         return sha256, sound
 
     def _record(self, path: Path) -> Path:
@@ -118,15 +120,25 @@ class Store:
 
     def partial(self, asked: Source, etag: str | None) -> Path:
         """Return where a file is collected; what older versions of it have left is removed."""
+        return self.collected(asked, etag if etag and _is_checksum(etag) else f"unknown-{uuid.uuid4().hex}")
+
+    def collected(self, asked: Asked, version: str) -> Path:
+        """Return where a version of a file is collected; what other versions have left is removed."""
         folder = self._collecting(asked)
-        version = etag if _is_checksum(etag) else f"unknown-{uuid.uuid4().hex}"
         mine = folder / f"{_digest(asked.file)}-{version}"
         for other in folder.glob(f"{_digest(asked.file)}-*"):
             if other != mine:
                 other.unlink(missing_ok=True)
         return mine
 
-    def _collecting(self, asked: Source) -> Path:
+    def arrived(self, asked: Asked, version: str) -> int:
+        """Return how many bytes of a version of a file were left by a download that was stopped."""
+        try:
+            return (self.root / ".partial" / asked.folder / f"{_digest(asked.file)}-{version}").stat().st_size
+        except OSError:
+            return 0
+
+    def _collecting(self, asked: Asked) -> Path:
         folder = self.root / ".partial" / self.folder(asked).name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -134,11 +146,7 @@ class Store:
     def enter(self, content: Path, sha256: str, etag: str | None, asked: Source, commit: str) -> Fetched:
         """Move checked content into the cache as `asked` at `commit`. Raises OSError."""
         blob = self.folder(asked) / "blobs" / (etag if etag and _is_checksum(etag) else sha256)
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        with content.open("rb") as file:
-            os.fsync(file.fileno())
-        content.chmod(0o644)
-        content.replace(blob)
+        settle(content, blob)
         return self.link(blob, sha256, asked, commit)
 
     def blob(self, asked: Source, etag: str | None) -> tuple[Path, str] | None:
@@ -180,7 +188,16 @@ class Store:
             raise InputError(f"cannot download {asked.label}: {error}") from error
 
 
-def no_room(asked: Source, path: Path, error: OSError) -> InputError:
+def settle(content: Path, final: Path) -> None:
+    """Make a whole, checked file visible under its final name. Raises OSError."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with content.open("rb") as file:
+        os.fsync(file.fileno())
+    content.chmod(0o644)
+    content.replace(final)
+
+
+def no_room(asked: Asked, path: Path, error: OSError) -> InputError:
     """Return the error of a cache that cannot take a file."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     free = f" ({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free)" if full and path.parent.exists() else ""
@@ -193,9 +210,8 @@ def _is_checksum(etag: str | None) -> bool:
 
 
 def _state(path: Path) -> dict[str, object]:
-    """Return what of a file changes when its content does, but for purpose or for damage to the disk."""
-    state = path.stat()
-    return {"path": os.path.realpath(path), "size": state.st_size, "changed": state.st_mtime_ns, "blob": blob_name(path)}
+    """Return what of a file changes when its content does, and what says which content it should have."""
+    return {"path": os.path.realpath(path), "state": state_of(path), "blob": blob_name(path)}
 
 
 def _link(blob: Path, path: Path, final: Path) -> None:

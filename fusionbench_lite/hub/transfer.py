@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fusionbench_lite.hub.failures import Failure, endless, no_hub, of_answer, of_error
+from fusionbench_lite.hub.failures import Failure, astray, endless, no_hub, of_answer, of_error
 from fusionbench_lite.hub.settings import Settings, http, library, origin
-from fusionbench_lite.hub.source import COMMIT, SHA256, Entry, Source
+from fusionbench_lite.hub.source import COMMIT, SHA256, Asked, Entry, Source, WebFile
 
 _MOST_REDIRECTS = 10
 _MOST_PAGES = 1000
+_NO_HEAD = (405, 501)
 _HUBS = frozenset({("https", "huggingface.co", 443), ("https", "hf.co", 443)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """What a hub says of a file: commit, ETag without quotes, size in bytes, where its content is, whether the token goes there."""
+    """What a server says of a file: commit, ETag without quotes, size in bytes, where its content is, whether the token goes there.
+
+    A file of no repository has an empty commit and no ETag that counts.
+    """
 
     commit: str
     etag: str | None
@@ -31,19 +35,22 @@ class Remote:
     with_token: bool
 
 
-def describe(asked: Source, settings: Settings) -> Remote:
+def describe(asked: Asked, settings: Settings) -> Remote:
     """Ask for a file's description.
 
     Redirects are followed up to the reply that names the commit; one that leads to a storage host is kept as the content's address.
-    The token goes to the endpoint and to huggingface.co, to no other host. Raises Failure.
+    The token goes to the endpoint and to huggingface.co, to no other host. For a file of no repository they are followed to their
+    end; where the server cannot describe files, the size is not known. Raises Failure.
     """
-    url = library().hf_hub_url(asked.repo, asked.file, repo_type=asked.kind, revision=asked.revision, endpoint=settings.endpoint)
+    url = _address(asked, settings)
     for _ in range(_MOST_REDIRECTS):
         own = _trusted(url, settings)
         with _failing(settings):
             answer = _session().request(
                 "HEAD", url, headers=settings.headers(own), timeout=settings.answer_timeout, follow_redirects=False
             )
+        if answer.status_code in _NO_HEAD and isinstance(asked, WebFile):
+            return Remote("", None, None, url, _trusted(url, settings))
         if answer.status_code >= 400:
             raise of_answer(answer, asked, settings)
         to = answer.headers.get("Location") if answer.is_redirect else None
@@ -52,7 +59,16 @@ def describe(asked: Source, settings: Settings) -> Remote:
         if not to or (named and not _trusted(target, settings)):
             return _remote(answer, asked, settings, target)
         url = target
-    raise endless(settings.endpoint)
+    raise endless(settings)
+
+
+def _address(asked: Asked, settings: Settings) -> str:
+    if isinstance(asked, WebFile):
+        return asked.url
+    address: str = library().hf_hub_url(
+        asked.repo, asked.file, repo_type=asked.kind, revision=asked.revision, endpoint=settings.endpoint
+    )
+    return address
 
 
 def _target(url: str, to: str | None, settings: Settings) -> str:
@@ -62,22 +78,27 @@ def _target(url: str, to: str | None, settings: Settings) -> str:
     except ValueError:
         target = ""
     if origin(target) is None:
-        raise no_hub(settings.endpoint, f"it redirects to {to}")
+        raise astray(settings, to)
     return target
 
 
-def _remote(answer: Any, asked: Source, settings: Settings, url: str) -> Remote:
+def _remote(answer: Any, asked: Asked, settings: Settings, url: str) -> Remote:
     headers = answer.headers
+    if isinstance(asked, WebFile):
+        return Remote("", None, _number(headers.get("Content-Length")), url, _trusted(url, settings))
     commit = headers.get("X-Repo-Commit", "")
     if not COMMIT.fullmatch(commit):
         raise no_hub(settings.endpoint, f"the reply for {asked.file} has no X-Repo-Commit")
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"') or None
     length = headers.get("X-Linked-Size") or (None if answer.is_redirect else headers.get("Content-Length"))
-    size = int(length) if length and length.isdigit() else None
-    return Remote(commit, etag, size, url, _trusted(url, settings))
+    return Remote(commit, etag, _number(length), url, _trusted(url, settings))
 
 
-def receive(remote: Remote, part: Path, asked: Source, settings: Settings, arrived: Callable[[int], None]) -> None:
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def receive(remote: Remote, part: Path, asked: Asked, settings: Settings, arrived: Callable[[int], None]) -> None:
     """Bring a file's content to `part`, after what is there already; `arrived` is called with the bytes there are.
 
     Raises Failure, after which `part` holds what has arrived, and OSError where `part` cannot be written.
@@ -108,7 +129,7 @@ def receive(remote: Remote, part: Path, asked: Source, settings: Settings, arriv
         raise Failure("size", f"{done} bytes came where {remote.size} were announced", "try later, or check proxies", again=True)
 
 
-def _start(answer: Any, part: Path, done: int, asked: Source, settings: Settings) -> int:
+def _start(answer: Any, part: Path, done: int, asked: Asked, settings: Settings) -> int:
     """Return how many bytes of `part` an answer continues. Raises Failure for an answer that does not fit."""
     status = answer.status_code
     if status == 416:

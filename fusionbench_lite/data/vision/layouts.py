@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fusionbench_lite.data.vision.encoded import Arrays, Encoded, Files, Split, checked_labels, identities
 from fusionbench_lite.data.vision.folders import SUFFIXES, class_names, ordered
-from fusionbench_lite.data.vision.tasks import Local, Task
+from fusionbench_lite.data.vision.tasks import Local, Task, unpacked_names
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.randomness import generator
 
@@ -46,11 +46,22 @@ class LayoutSource:
             images, used = Files(paths), paths
         else:
             images, raw, classes, used = _torchvision(self.task, self.local, self.root, split)
+            used = self._own(used)
         labels = checked_labels(self._numbered(raw, where), self.task.classes, where)
         if classes is not None and len(classes) != self.task.classes:
             classes = None
         identity, fingerprint = identities(self.root, used, labels, self.task.name, split)
         return Split(where, images, labels, classes, identity, fingerprint)
+
+    def _own(self, paths: list[Path]) -> list[Path]:
+        """Return the files that are the task's, by the names in its archive: other splits may lie in the same folder.
+
+        So its files have one hash, whether they are below data_dir with all that torchvision unpacks or in the cache alone.
+        """
+        if self.task.archive is None:
+            return paths
+        names = set(unpacked_names(self.task.archive, self.local).values())
+        return [path for path in paths if path.relative_to(self.root).as_posix() in names]
 
     def _numbered(self, raw: NDArray[Any], where: str) -> NDArray[Any]:
         if self.local.labels is None:

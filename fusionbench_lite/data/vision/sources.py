@@ -1,4 +1,7 @@
-"""Where the images of a task come from: the user's files, published archives below data_dir, or the hub."""
+"""Where the images of a task come from: the user's files, published archives below data_dir, or a published source.
+
+That is a repository of the hub or, for a task that none holds, an archive on another server.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fusionbench_lite.data.vision import tasks
+from fusionbench_lite.data.vision.archive import PublishedArchive
 from fusionbench_lite.data.vision.cache import Report
 from fusionbench_lite.data.vision.encoded import Split
 from fusionbench_lite.data.vision.folders import ArchiveSource, FolderSource
@@ -27,7 +31,8 @@ class Sources:
     """Where images come from and what is done with them.
 
     `variant`: "tall" or "fusionbench". `cache`: the cache folder. `data_dir`: the user's own data. `source`: "auto" looks there
-    first and then on the hub, "hub" and "folder" look in one place only. `skip_corrupt`: so many images that cannot be decoded
+    first and then for the published source, "hub" and "folder" look in one place only: the published source is the hub or, for a
+    task that it does not have, the archive that the table names. `skip_corrupt`: so many images that cannot be decoded
     are left out. `corruption`: test images are those of the published corrupted split (`corruption_from="splits"`) or are made
     from the clean ones (`"generated"`, of this `severity`, from `seed`). `limit`: so many test images, evenly spaced.
     `tasks_file` replaces the packaged table of tasks by one of the same form.
@@ -99,6 +104,8 @@ def find(task: Task, sources: Sources, split: str, report: Report | None = None)
         )
     if sources.source == "folder":
         raise InputError(f"task {task.name!r} has no {split} images below {sources.data_dir}: put {_wanted(task, split)} there")
+    if task.archive is not None and task.local is not None:
+        return PublishedArchive(task, task.archive, task.local, sources.cache, report)
     return HubSource(task, sources.cache, report)
 
 

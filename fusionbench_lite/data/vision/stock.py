@@ -9,11 +9,13 @@ import numpy as np
 
 from fusionbench_lite import hub
 from fusionbench_lite.data.vision import decoding, tasks
+from fusionbench_lite.data.vision.archive import PublishedArchive
 from fusionbench_lite.data.vision.hub_files import HubSource
 from fusionbench_lite.data.vision.index import DECODED, Index
 from fusionbench_lite.data.vision.sources import Sources, find, local_source
 from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.hub import web
 from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.inventory import Item
 
@@ -54,6 +56,8 @@ def _split(task: Task, sources: Sources, split: str) -> list[Item]:
     except InputError as error:
         where = str(sources.data_dir) if sources.data_dir is not None else "data_dir"
         return [Item(_what(split), task.name, str(error), where, None, False, note, False)]
+    if isinstance(place, PublishedArchive):
+        return [_archived(place, split, note)]
     if not isinstance(place, HubSource):
         raise InputError(f"task {task.name!r}: {type(place).__name__} is neither below data_dir nor on the hub")
     try:
@@ -68,6 +72,21 @@ def _split(task: Task, sources: Sources, split: str) -> list[Item]:
         items.append(Item(_what(split), task.name, f"{place.hub.repo}:{entry.path}", path, entry.size, found is not None, note))
         note = ""
     return items
+
+
+def _archived(place: PublishedArchive, split: str, note: str) -> Item:
+    """Return what is to be done for a split of an archive: it is fetched once, whole, with the test images."""
+    what, name, url = _what(split), place.task.name, place.archive.url
+    if place.present() is not None:
+        size = sum(member.size for member in place.members[split])
+        return Item(what, name, url, str(place.root), size, True, note)
+    path, packed = str(web.place(place.file, place.cache)), web.present(place.file, place.cache) is not None
+    if split == "train":
+        return Item(what, name, url, path, 0, packed, f"in the archive of the test images; {note}")
+    about = place.archive.about
+    arrived = 0 if packed else min(web.arrived(place.file, place.cache), about)
+    note = "to be unpacked" if packed else "one archive of both splits, of about this size"
+    return Item(what, name, url, path, about, packed, note, arrived=arrived)
 
 
 def _complete(folder: Path, count: int, sizes: tuple[int, ...]) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.hub.web import WebFile, web_file
 
 VARIANTS = ("tall", "fusionbench")
 CORRUPTIONS = (
@@ -34,6 +35,45 @@ class Hub:
     label: str = "label"
     boolean: bool = False
     corrupted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A published zip file at an address of the web whose members are gzipped idx files, for tasks that no repository holds.
+
+    `about` is its size in bytes, to tell people; the MD5 decides. `image` is the shape of an image, `train` and `test` name the
+    members with "images" and "labels" of the splits.
+    """
+
+    url: str
+    md5: str
+    about: int
+    image: tuple[int, int]
+    train: Mapping[str, str]
+    test: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot be."""
+        web_file(self.url, self.md5)
+        shape = tuple(self.image) if isinstance(self.image, list | tuple) else ()
+        object.__setattr__(self, "image", shape)
+        for key, values, count in (("about", (self.about,), 1), ("image", shape, 2)):
+            if len(values) != count or any(type(value) is not int or value < 1 for value in values):
+                raise InputError(f"{key} of an archive takes {count} whole number{'s' * (count > 1)} of at least 1")
+        for split in ("train", "test"):
+            members = getattr(self, split)
+            if not isinstance(members, Mapping) or set(members) != {"images", "labels"}:
+                raise InputError(f"{split} of an archive takes the names of two members, images and labels")
+        found = [*self.train.values(), *self.test.values()]
+        for member in found:
+            _check_member(member)
+        if len({PurePosixPath(member).name for member in found}) < len(found):
+            raise InputError(f"members of an archive have the same name: {', '.join(found)}")
+
+    @property
+    def file(self) -> WebFile:
+        """The archive as it is fetched."""
+        return web_file(self.url, self.md5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +111,7 @@ class Task:
     compare_order: bool
     folders: tuple[str, ...]
     caveats: tuple[str, ...]
+    archive: Archive | None = None
 
     def size(self, split: str) -> int:
         """Return the number of images of a split; corrupted splits have as many as the test split."""
@@ -97,6 +138,8 @@ def task(name: str, variant: str, file: Path | None = None) -> Task:
     entry = {**base, **own, "caveats": [*base.get("caveats", ()), *own.get("caveats", ())]}
     try:
         return _typed(name, variant, entry)
+    except InputError as error:
+        raise InputError(f"{file or _FILE}: task {name!r}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file or _FILE}: task {name!r} is incomplete or has a key too many ({error}): correct it") from error
 
@@ -106,13 +149,33 @@ def caveats(name: str, variant: str) -> tuple[str, ...]:
     return task(name, variant).caveats
 
 
+def unpacked_names(archive: Archive, local: Local) -> dict[str, str]:
+    """Return the members of an archive with their paths in the layout of torchvision's class."""
+    return {
+        member: f"{local.at[split]}/{PurePosixPath(member).name.removesuffix('.gz')}"
+        for split in ("train", "test") for member in getattr(archive, split).values()
+    }
+
+
+def _check_member(member: object) -> None:
+    pure = PurePosixPath(member) if isinstance(member, str) else PurePosixPath()
+    plain = str(pure) == member and not pure.is_absolute() and ".." not in pure.parts and pure.name.removesuffix(".gz")
+    if not plain or not pure.name.endswith(".gz") or any(letter in str(pure) for letter in "\\\0\n\r"):
+        raise InputError(f"{member!r} is no member of an archive: write its path in it, with forward slashes, ending in .gz")
+
+
 def _typed(name: str, variant: str, entry: Mapping[str, Any]) -> Task:
     hub, local = entry["hub"], entry["local"]
+    archive = Archive(**entry["archive"]) if entry.get("archive") else None
+    if archive is not None and hub:
+        raise InputError("it has both hub and archive: keep one")
+    if archive is not None and "class" not in (local or {}):
+        raise InputError("archive is read by the class of torchvision that local names: name one")
     return Task(
         name, variant, entry["prompts"], entry["classes"], entry["train"], entry["test"],
         (entry["test"], *entry.get("also_test", ())), Hub(**hub) if hub else None, _local(local) if local else None,
         entry.get("order") != "free", tuple(entry.get("folders", ())),
-        tuple(" ".join(caveat.split()) for caveat in entry["caveats"]),
+        tuple(" ".join(caveat.split()) for caveat in entry["caveats"]), archive,
     )
 
 

@@ -8,6 +8,7 @@ recipe of its checkpoint family, under a frozen zero-shot head; a run that was k
     finetune.recipe=tall         or ta, fusionbench, joint (one model for all tasks: traditional multi-task learning)
     finetune.out=FOLDER          default: finetuned/ in the cache; read with checkpoints=own checkpoints.dir=FOLDER
     finetune.steps=1000          in place of the recipe's epochs or steps; likewise batch, lr
+    finetune.images=square       crops of the 224 x 224 squares of evaluation; ta, tall and joint crop the original images
     finetune.checkpoint_every=200
     finetune.evaluate_every=500  on the part of the training images that is held out
     overwrite=true               train again what is in the folder
@@ -19,7 +20,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError
@@ -40,13 +41,14 @@ class Options:
     steps: int | None = None
     batch: int | None = None
     lr: float | None = None
+    images: str | None = None
     checkpoint_every: int = 200
     evaluate_every: int | None = None
 
     @property
-    def changes(self) -> dict[str, float]:
-        """What replaces numbers of the recipe."""
-        return {name: value for name in ("steps", "batch", "lr") if (value := getattr(self, name)) is not None}
+    def changes(self) -> dict[str, Any]:
+        """What replaces values of the recipe."""
+        return {name: value for name in ("steps", "batch", "lr", "images") if (value := getattr(self, name)) is not None}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import threading
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fusionbench_lite.torchvision_ops  # noqa: F401  (before torchvision)
 
 # isort: split
 
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
+from fusionbench_lite.data.vision import decoding
+from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.batches import Batches, Pool
-from fusionbench_lite.finetuning.images import boxes, cropped, cropped_originals
+from fusionbench_lite.finetuning.images import Draws, boxes, crop, cropped, cropped_originals
 from tests.finetuning_job import task_data
 
 SCALE = (0.9, 1.0)
@@ -48,15 +55,155 @@ def test_crops_are_pils_to_one_grey_level(size):
     assert not np.array_equal(found[2], images[2])
 
 
-def test_originals_are_cropped_by_pil_itself():
-    stream = np.random.default_rng(0)
-    originals = [Image.fromarray(stream.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 31), (224, 300), (90, 500))]
-    originals.append(Image.fromarray(stream.integers(0, 256, (50, 60), dtype=np.uint8)))  # grey
-    sizes = np.array([(image.height, image.width) for image in originals])
+def kinds() -> dict[str, Image.Image]:
+    """Images of 90 x 131 of every mode, smooth with noise, as files of several formats give them."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    smooth = Image.fromarray(noise).resize((131, 90), Image.BICUBIC)
+    alpha = smooth.convert("RGBA")
+    alpha.putalpha(smooth.convert("L").point(lambda value: 255 - value))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn, for viewers
+    files = {
+        "rgb": (smooth, "PNG", {}), "grey": (smooth.convert("L"), "PNG", {}), "grey with alpha": (alpha.convert("LA"), "PNG", {}),
+        "palette": (smooth.quantize(40), "PNG", {}), "transparent palette": (smooth.quantize(40), "PNG", {"transparency": 3}),
+        "rgba": (alpha, "PNG", {}), "one bit": (smooth.convert("1"), "PNG", {}), "cmyk": (smooth.convert("CMYK"), "JPEG", {}),
+        "turned": (smooth, "JPEG", {"exif": turned}),
+    }
+    found = {}
+    for name, (image, form, options) in files.items():
+        target = io.BytesIO()
+        image.save(target, form, **options)
+        found[name] = decoding.opened(target.getvalue())
+    return found
+
+
+MODES = {
+    "rgb": "RGB", "grey": "L", "grey with alpha": "LA", "palette": "P", "transparent palette": "P", "rgba": "RGBA", "one bit": "1",
+    "cmyk": "CMYK", "turned": "RGB",
+}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_a_crop_of_an_original_is_torchvisions(kind):
+    """Of the image in RGB, as the data sets' readers hand it to the published code, to the bit."""
+    image = kinds()[kind]
+    assert image.mode == MODES[kind]
+    plain = image.convert("RGB")
+    for box in ((0, 0, 90, 131), (3, 5, 80, 101), (40, 60, 9, 12), (0, 0, 90, 90)):
+        for size in (24, 224):
+            found = crop(image, box, size)
+            assert np.array_equal(found, np.asarray(resized_crop(plain, *box, [size, size], InterpolationMode.BICUBIC)))
+            assert found.dtype == np.uint8
+    if kind in ("rgb", "grey"):  # where open_clip's order, RGB last, is the same
+        late = resized_crop(image, 3, 5, 80, 101, [24, 24], InterpolationMode.BICUBIC).convert("RGB")
+        assert np.array_equal(crop(image, (3, 5, 80, 101), 24), np.asarray(late))
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_an_original_is_read_as_evaluation_reads_it(kind):
+    """The whole of a square image is evaluation's square: alpha is dropped, and a note of a turn is not followed."""
+    image = kinds()[kind]
+    assert image.size == (131, 90)
+    part = image.crop((20, 0, 110, 90))
+    assert np.array_equal(crop(image, (0, 20, 90, 90), 48), decoding.square(part, 48))
+
+
+def test_batches_of_originals_are_their_crops_whatever_the_number_of_threads():
+    pictures = list(kinds().values())
+    rows = np.arange(40) % len(pictures)
+    sizes = np.array([(pictures[row].height, pictures[row].width) for row in rows])
     places = boxes(sizes, SCALE, 1, "dtd")
-    found = cropped_originals(originals, SCALE, 24, 1, "dtd")
-    for image, place, out in zip(originals, places.tolist(), found, strict=True):
-        assert np.array_equal(out, np.asarray(resized_crop(image, *place, [24, 24], InterpolationMode.BICUBIC).convert("RGB")))
+    expected = np.stack([crop(pictures[row], place, 24) for row, place in zip(rows, places.tolist(), strict=True)])
+    for threads in (1, 2, 7, None):
+        found, sound = cropped_originals(lambda row: pictures[row], rows, SCALE, 24, 1, "dtd", threads=threads)
+        assert np.array_equal(found, expected)
+        assert sound.all()
+
+
+def test_no_more_originals_are_open_than_there_are_threads():
+    lock, alive, most = threading.Lock(), set(), []
+
+    class Counted:
+        """An image that says when it is no longer held."""
+
+        def __init__(self, row):
+            self.image, self.row = Image.new("RGB", (30, 20)), row
+            with lock:
+                alive.add(row)
+                most.append(len(alive))
+
+        def __getattr__(self, name):
+            return getattr(self.image, name)
+
+        def __del__(self):
+            alive.discard(self.row)
+
+    cropped_originals(Counted, np.arange(60), SCALE, 24, 1, threads=3)
+    assert len(most) == 60
+    assert max(most) <= 3 + 1  # one may be let go a moment after the next was opened
+
+
+def test_originals_that_cannot_be_decoded_are_told_apart():
+    def original(row):
+        if row in (3, 8):
+            raise decoding.CorruptImage("no image")
+        return Image.fromarray(pictures(1, 20 + row, 31)[0])
+
+    found, sound = cropped_originals(original, np.array([2, 3, 5, 8, 8]), SCALE, 24, 1)
+    assert sound.tolist() == [True, False, True, False, False]
+    whole, _ = cropped_originals(lambda row: original(2 if row in (3, 8) else row), np.array([2, 3, 5, 8, 8]), SCALE, 24, 1)
+    assert np.array_equal(found[sound], whole[sound])
+
+    def gone(row):
+        raise InputError(f"cannot read {row}.jpg")
+
+    with pytest.raises(InputError, match="cannot read 5.jpg"):
+        cropped_originals(lambda row: gone(row) if row == 5 else original(row), np.array([2, 5]), SCALE, 24, 1)
+
+
+def test_truncated_files_are_refused_whatever_was_set_elsewhere(monkeypatch):
+    target = io.BytesIO()
+    Image.fromarray(pictures(1, 60, 60)[0]).save(target, "JPEG")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    half = target.getvalue()[: len(target.getvalue()) // 2]
+    _, sound = cropped_originals(lambda row: decoding.opened(half), np.arange(4), SCALE, 24, 1, threads=2)
+    assert not sound.any()
+    first, second = decoding.whole_images_only(), decoding.whole_images_only()
+    with first:
+        second.__enter__()
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES  # the block of another thread goes on
+    second.__exit__(None, None, None)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@given(
+    st.integers(1, 4000), st.integers(1, 4000),
+    st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)).map(lambda pair: (min(pair), max(pair))), st.integers(0, 99),
+)
+def test_boxes_keep_the_bounds_of_area_and_ratio(height, width, scale, seed):
+    """Up to the rounding of the sides, or the box is the largest one in the middle, as torchvision's is."""
+    sizes = np.tile([height, width], (8, 1))
+    found = boxes(sizes, scale, seed)
+    middle = RandomResizedCrop.get_params(torch.empty(3, height, width), [9.0, 9.0], [3 / 4, 4 / 3])  # no box has 9 times the area
+    for top, left, tall, wide in found.tolist():
+        assert 0 <= top <= height - tall
+        assert 0 <= left <= width - wide
+        if (top, left, tall, wide) == tuple(middle):
+            continue
+        area = height * width
+        assert (tall - 0.5) * (wide - 0.5) <= scale[1] * area * (1 + 1e-9)
+        assert (tall + 0.5) * (wide + 0.5) >= scale[0] * area * (1 - 1e-9)
+        assert (wide - 0.5) / (tall + 0.5) <= 4 / 3 + 1e-9
+        assert (wide + 0.5) / (tall - 0.5) >= 3 / 4 - 1e-9
+    each = [Draws(8, scale, seed).boxes(sizes[:1], slice(place, place + 1))[0] for place in range(8)]
+    assert np.array_equal(each, found)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 400), (400, 60), (1, 50), (2999, 3), (7, 1)])
+def test_the_box_of_a_long_image_is_torchvisions(height, width):
+    """No box of 90 % has an allowed ratio."""
+    theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), list(SCALE), [3 / 4, 4 / 3])
+    assert boxes(np.array([(height, width)]), SCALE, 0).tolist() == [list(theirs)]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from fusionbench_lite.finetuning import Settings
 from tests import finetuning_job
+from tests.conftest import ROOT
 from tests.finetuning_job import EVERY, STEPS, TASKS, quick, stopping, train
 
-JOB = Path(__file__).parent / "finetuning_job.py"
+JOB = [sys.executable, "-m", "tests.finetuning_job"]
+EVERYTHING = ["dtd", "dtd,svhn", "dtd originals"]
 
 
 class Stopped(Exception):
@@ -37,7 +39,7 @@ def outcome(path: Path) -> tuple[bytes, str, dict]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return {tasks: outcome(train(tmp_path_factory.mktemp("undisturbed"), tasks)) for tasks in ("dtd", "dtd,svhn")}
+    return {tasks: outcome(train(tmp_path_factory.mktemp("undisturbed"), tasks)) for tasks in EVERYTHING}
 
 
 STOPS = {
@@ -50,7 +52,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
-@pytest.mark.parametrize("tasks", ["dtd", "dtd,svhn"])
+@pytest.mark.parametrize("tasks", EVERYTHING)
 def test_stopped_and_started_again(undisturbed, tmp_path, tasks, stops, monkeypatch):
     for step, where in stops:
         with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -66,13 +68,14 @@ def test_stopped_and_started_again(undisturbed, tmp_path, tasks, stops, monkeypa
     assert not [*tmp_path.glob(".*.ckpt"), *tmp_path.glob(".*.tmp")]
 
 
-def test_killed_and_started_again(undisturbed, tmp_path):
-    killed = subprocess.run([sys.executable, JOB, tmp_path, "dtd", "16", "save"], check=False, capture_output=True)
+@pytest.mark.parametrize("tasks", ["dtd", "dtd originals"])
+def test_killed_and_started_again(undisturbed, tmp_path, tasks):
+    killed = subprocess.run([*JOB, tmp_path, tasks, "16", "save"], check=False, capture_output=True, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / "individual-dtd.safetensors").exists()
     assert list(tmp_path.glob(".*.ckpt"))
     steps = []
-    assert outcome(train(tmp_path, report=lambda status: steps.append(status.step))) == undisturbed["dtd"]
+    assert outcome(train(tmp_path, tasks, report=lambda status: steps.append(status.step))) == undisturbed[tasks]
     assert steps[0] == 13
     assert not [*tmp_path.glob(".*.ckpt"), *tmp_path.glob(".*.tmp")]  # what the killed process was writing is gone
 
@@ -80,7 +83,7 @@ def test_killed_and_started_again(undisturbed, tmp_path):
 @pytest.mark.slow
 def test_processes_train_into_one_folder_at_once(undisturbed, tmp_path):
     """Two of them the same task: the second waits for the first and finds its file."""
-    jobs = [subprocess.Popen([sys.executable, JOB, tmp_path, task], stderr=subprocess.PIPE) for task in (*TASKS, TASKS[0])]
+    jobs = [subprocess.Popen([*JOB, tmp_path, task], stderr=subprocess.PIPE, cwd=ROOT) for task in (*TASKS, TASKS[0])]
     for job in jobs:
         assert job.wait() == 0, job.stderr.read().decode()
     assert outcome(tmp_path / "individual-dtd.safetensors")[0] == undisturbed["dtd"][0]

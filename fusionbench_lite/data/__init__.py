@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fusionbench_lite.data.arrays import TaskData, fingerprint, load_task, normalise, prepare, reads_files
+from fusionbench_lite.data.arrays import Originals, TaskData, fingerprint, load_task, normalise, originals, prepare, reads_files
 
-__all__ = ["TaskData", "fingerprint", "load_task", "normalise", "prepare", "reads_files"]
+__all__ = ["Originals", "TaskData", "fingerprint", "load_task", "normalise", "originals", "prepare", "reads_files"]

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import atomic_file
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ class TaskData:
     """One classification task: images uint8 [N, S, S, 3], labels int64 [N] from 0 to the number of classes - 1.
 
     Images may be arrays, or array-likes that decode rows when they are read; those have a `fingerprint`, which stands for
-    their content in the hash. `source` says where the test images are from, `files` maps names of files to their SHA-256 as
-    far as known, `caveats` are sentences that belong to every result.
+    their content in the hash, and may have `originals`, see `Originals`. `source` says where the test images are from, `files`
+    maps names of files to their SHA-256 as far as known, `caveats` are sentences that belong to every result.
     """
 
     name: str
@@ -86,6 +87,31 @@ def prepare(images: Any, rows: Any) -> None:
 def fingerprint(images: Any) -> str | None:
     """Return what stands for the content of images that are not held in memory; None for those that are."""
     found: str | None = getattr(images, "fingerprint", None)
+    return found
+
+
+class Originals(Protocol):
+    """Training images as they were before they were resized and cut to the squares of evaluation."""
+
+    def prepare(self) -> None:
+        """Bring the images where single ones are read quickly; raises InputError."""
+        ...
+
+    def __call__(self, row: int) -> Image:
+        """Return the image of a row of the training images, RGB, at its own resolution; threads may call this at once.
+
+        Raises decoding.CorruptImage where it cannot be decoded and InputError where its file cannot be read.
+        """
+        ...
+
+    def refusal(self, rows: NDArray[np.int64]) -> InputError:
+        """Return the error that names rows that cannot be decoded, beside those that are known already."""
+        ...
+
+
+def originals(images: Any) -> Originals | None:
+    """Return the originals of images that were cut from others; None where there are none at hand, or the images are it."""
+    found: Originals | None = getattr(images, "originals", None)
     return found
 
 

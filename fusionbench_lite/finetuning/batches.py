@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionbench_lite.adaptation.engine.procedure import Batch, Examples
-from fusionbench_lite.data import TaskData
-from fusionbench_lite.finetuning.images import Original, boxes, cropped, cropped_originals
+from fusionbench_lite.data import Originals, TaskData
+from fusionbench_lite.finetuning.images import boxes, cropped, cropped_originals
 from fusionbench_lite.randomness import generator
 
 Rows = NDArray[np.int64]
@@ -52,13 +52,14 @@ class Epochs:
 class Pool:
     """The training examples of one task: those of `rows` in `data`, `batch` of them in a step.
 
-    `original` gives images as they were before the decoded images were resized and cropped for evaluation.
+    `original` gives the images that are cropped, as they were before they were resized and cut for evaluation; without it
+    those of `data` are.
     """
 
     data: TaskData
     rows: Rows
     batch: int
-    original: Original | None = None
+    original: Originals | None = None
 
     @functools.cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -69,15 +70,17 @@ class Pool:
 class Batches:
     """`batches(step)` returns one batch of every task, its images cropped and normalised on the device.
 
-    Without `Pool.original`, a random crop acts on the decoded image, which was resized and cut to a square before. That
-    differs from the papers' training, where it acts on the original: a margin outside the square is never seen, and
-    boxes are drawn for the square's sides.
+    A random crop acts on `Pool.original`, where there is one, as in the papers' training. Else it acts on the images of the
+    data: where these are squares that were cut from originals, a margin outside is never seen, and boxes are drawn for the
+    square's sides. `threads` decode originals, as many as there are processors by default.
     """
 
     def __init__(
-        self, pools: Mapping[str, Pool], crop: tuple[float, float] | None, seed: int, normalise: Normalise, device: torch.device
+        self, pools: Mapping[str, Pool], crop: tuple[float, float] | None, seed: int, normalise: Normalise, device: torch.device,
+        threads: int | None = None,
     ) -> None:
         self.pools, self.crop, self.seed, self.normalise, self.device = pools, crop, seed, normalise, device
+        self.threads = threads
         self._epochs = {task: Epochs(len(pool.rows), pool.batch, seed, task) for task, pool in pools.items()}
         self._reading = threading.Lock()
 
@@ -120,9 +123,11 @@ class Batches:
     def _images(self, task: str, pool: Pool, rows: Rows, step: int) -> NDArray[np.uint8]:
         if pool.original is None or self.crop is None:
             return self.pixels(task, rows)
-        size = pool.data.train_images.shape[1]
-        originals = [pool.original(int(row)) for row in rows]
-        return cropped_originals(originals, self.crop, size, self.seed, task, "crop", step)
+        size, key = pool.data.train_images.shape[1], (self.seed, task, "crop", step)
+        images, sound = cropped_originals(pool.original, rows, self.crop, size, *key, threads=self.threads)
+        if not sound.all():
+            raise pool.original.refusal(rows[~sound])
+        return images
 
     def _cropped(self, task: str, step: int, images: NDArray[np.uint8]) -> Tensor:
         pixels = torch.from_numpy(images).to(self.device)

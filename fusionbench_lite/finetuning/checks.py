@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.api import check_model
 from fusionbench_lite.adaptation.engine.core import call
-from fusionbench_lite.data import TaskData
+from fusionbench_lite.data import Originals, TaskData, fingerprint, originals
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.finetuning.batches import Normalise, Pool
 from fusionbench_lite.finetuning.recipes import Recipe
@@ -105,3 +105,21 @@ def check_pools(pools: Mapping[str, Pool]) -> None:
             raise InputError(
                 f"task {task!r}: all {len(pool.data.train_labels)} training images are held out for validation: hold fewer out"
             )
+
+
+def originals_of(task: str, entry: TaskData, recipe: Recipe) -> Originals | None:
+    """Return what a recipe crops in place of a task's images; None where it crops those, or nothing.
+
+    Images in memory, as from an archive or drawn, are the originals. Raises InputError for images that were cut from
+    originals which are not at hand.
+    """
+    if recipe.crop is None or recipe.images == "square":
+        return None
+    images = entry.train_images
+    found = originals(images)
+    if found is None and fingerprint(images) is not None:
+        raise InputError(
+            f"task {task!r}: recipe {recipe.name!r} crops original images, but only the squares that were cut from them are at "
+            "hand: set finetune.images=square, or load the task from its files"
+        )
+    return found

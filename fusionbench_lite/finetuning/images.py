@@ -1,4 +1,4 @@
-"""Random resized crops of training images, drawn by a key and computed for a batch at once.
+"""Random resized crops of training images, drawn by a key: of originals by PIL, of images of one size for a batch at once.
 
 They are those of torchvision's RandomResizedCrop with PIL's bicubic filter, in open_clip's train transform: a box of a
 random part of the area and a random ratio of its sides (3/4 to 4/3) is cut out and resized; nothing is flipped or coloured.
@@ -8,42 +8,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusionbench_lite.data.vision import decoding
 from fusionbench_lite.randomness import generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Original = Callable[[int], "Image"]
-"""`original(row)` returns a training image as it was before it was resized and cropped for evaluation."""
 
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 """Boxes that are tried before the largest one in the middle is taken, as torchvision does."""
 
 
+class Draws:
+    """The random numbers of the boxes of `count` images; where a box lies follows from them and from its image's sides.
+
+    `scale`: the smallest and the largest part of the area. So the boxes of images whose sides are not known yet are drawn.
+    """
+
+    def __init__(self, count: int, scale: tuple[float, float], *key: object) -> None:
+        stream = generator(*key)
+        self.part = stream.uniform(*scale, size=(count, ATTEMPTS))
+        self.ratio = np.exp(stream.uniform(math.log(RATIO[0]), math.log(RATIO[1]), size=(count, ATTEMPTS)))
+        self.corner = stream.random((count, 2))
+
+    def boxes(self, sizes: NDArray[np.int64], images: slice = slice(None)) -> NDArray[np.int64]:
+        """Return the boxes, int64 [B, 4] of top, left, height and width, of images with heights and widths [B, 2]."""
+        part, ratio, corner = self.part[images], self.ratio[images], self.corner[images]
+        height, width = sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
+        area = height * width * part
+        wide, tall = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
+        chosen = np.arange(len(sizes)), fits.argmax(1)
+        tall, wide = tall[chosen], wide[chosen]
+        top, left = np.floor(corner[:, 0] * (sizes[:, 0] - tall + 1)), np.floor(corner[:, 1] * (sizes[:, 1] - wide + 1))
+        found = np.stack([top, left, tall, wide], 1).astype(np.int64)
+        for row in np.flatnonzero(~fits.any(1)):
+            found[row] = _middle(int(sizes[row, 0]), int(sizes[row, 1]))
+        return found
+
+
 def boxes(sizes: NDArray[np.int64], scale: tuple[float, float], *key: object) -> NDArray[np.int64]:
     """Return a box for each image, int64 [B, 4] of top, left, height and width, from images' heights and widths [B, 2]."""
-    stream = generator(*key)
-    count, height, width = len(sizes), sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
-    area = height * width * stream.uniform(*scale, size=(count, ATTEMPTS))
-    ratio = np.exp(stream.uniform(math.log(RATIO[0]), math.log(RATIO[1]), size=(count, ATTEMPTS)))
-    wide, tall = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
-    chosen = np.arange(count), fits.argmax(1)
-    corner = stream.random((count, 2))
-    tall, wide = tall[chosen], wide[chosen]
-    top, left = (np.floor(corner[:, 0] * (sizes[:, 0] - tall + 1)), np.floor(corner[:, 1] * (sizes[:, 1] - wide + 1)))
-    found = np.stack([top, left, tall, wide], 1).astype(np.int64)
-    for row in np.flatnonzero(~fits.any(1)):
-        found[row] = _middle(int(sizes[row, 0]), int(sizes[row, 1]))
-    return found
+    return Draws(len(sizes), scale, *key).boxes(sizes)
 
 
 def _middle(height: int, width: int) -> tuple[int, int, int, int]:
@@ -95,14 +109,37 @@ def _weights(start: Tensor, length: Tensor, size: int) -> Tensor:
 
 
 def cropped_originals(
-    originals: Sequence[Image], scale: tuple[float, float], size: int, *key: object
-) -> NDArray[np.uint8]:
-    """Return the random resized crops of images as they were, uint8 [B, size, size, 3], with PIL itself."""
+    original: Callable[[int], Image], rows: NDArray[np.int64], scale: tuple[float, float], size: int, *key: object,
+    threads: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the random resized crops of originals, uint8 [B, size, size, 3], with PIL itself, and which could be decoded.
+
+    A thread reads, decodes and crops one image after the other: no more originals are in memory than there are threads (as
+    many as there are processors, at most 16, by default), and their number changes nothing. Raises what `original` raises
+    besides CorruptImage.
+    """
+    draws, result = Draws(len(rows), scale, *key), np.zeros((len(rows), size, size, 3), dtype=np.uint8)
+
+    def work(place: int) -> bool:
+        try:
+            image = original(int(rows[place]))
+        except decoding.CorruptImage:
+            return False
+        (box,) = draws.boxes(np.array([(image.height, image.width)]), slice(place, place + 1)).tolist()
+        result[place] = crop(image, box, size)
+        return True
+
+    with decoding.whole_images_only(), ThreadPoolExecutor(threads or decoding.threads(), "originals") as pool:
+        return result, np.fromiter(pool.map(work, range(len(rows))), np.bool_, len(rows))
+
+
+def crop(image: Image, box: Sequence[int], size: int) -> NDArray[np.uint8]:
+    """Return a box (top, left, height, width) of an image resized to uint8 [size, size, 3].
+
+    The image is converted to RGB first, as the data sets' readers do it and as for the squares of evaluation.
+    """
     from PIL import Image as pillow
 
-    sizes = np.array([(image.height, image.width) for image in originals], dtype=np.int64)
-    result = np.empty((len(originals), size, size, 3), dtype=np.uint8)
-    for out, image, (top, left, tall, wide) in zip(result, originals, boxes(sizes, scale, *key).tolist(), strict=True):
-        box: Any = image.crop((left, top, left + wide, top + tall)).resize((size, size), pillow.Resampling.BICUBIC)
-        out[:] = np.asarray(box.convert("RGB"))
-    return result
+    top, left, tall, wide = box
+    part = decoding.rgb(image).crop((left, top, left + wide, top + tall))
+    return np.asarray(part.resize((size, size), pillow.Resampling.BICUBIC))

@@ -31,9 +31,8 @@ from fusionbench_lite.data import TaskData, prepare
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.batches import Batches, Normalise, Pool, Rows
 from fusionbench_lite.finetuning.callbacks import Accuracies, Reports, Status
-from fusionbench_lite.finetuning.checks import check_encoder, check_pools, check_tasks
+from fusionbench_lite.finetuning.checks import check_encoder, check_pools, check_tasks, originals_of
 from fusionbench_lite.finetuning.folder import Folder, content_sha256, stem
-from fusionbench_lite.finetuning.images import Original
 from fusionbench_lite.finetuning.recipes import PRECISIONS, PROJECTIONS, Recipe, Settings
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
 from fusionbench_lite.models.heads import ZeroShotHead
@@ -52,8 +51,7 @@ def finetune(
     model: nn.Module, pretrained: Mapping[str, Tensor], heads: Mapping[str, ZeroShotHead], data: Mapping[str, TaskData],
     recipe: Recipe | str, settings: Settings | None = None, *, folder: Path, model_name: str, layout: str | None = None,
     normalise: Normalise | None = None, validation: Mapping[str, Rows] | None = None,
-    originals: Mapping[str, Original] | None = None, inputs: Mapping[str, str] | None = None,
-    report: Callable[[Status], None] = lambda status: None,
+    inputs: Mapping[str, str] | None = None, report: Callable[[Status], None] = lambda status: None,
 ) -> Path:
     """Train on the labelled training images of `data` and return the file of the result in `folder`.
 
@@ -62,8 +60,8 @@ def finetune(
     its device with `pretrained` and then with the trained weights in place of its own, which stay as they are, as do
     the heads. `normalise` turns uint8 [B, H, W, 3] into the model's inputs, CLIP's own by default. `validation` are the
     training rows of each task that are held out; where it is None and the recipe holds some out, those of
-    `data.vision.validation_rows`. `originals` give a task's images before the resize and the cut of evaluation, see
-    `Batches`. `inputs` (name to SHA-256) is noted in the manifest.
+    `data.vision.validation_rows`. A recipe that crops original images reads those of `data.originals`; images in memory are
+    their own. `inputs` (name to SHA-256) is noted in the manifest.
 
     What is there already, trained alike and undamaged, is not trained again. Raises InputError for input that does not
     fit, a folder of another base model or a file trained otherwise, and MergeError for a loss or a gradient that is not
@@ -74,7 +72,7 @@ def finetune(
         from fusionbench_lite.models.clip import normalise as clips
 
         normalise = clips
-    job.load(normalise, validation, originals or {})
+    job.load(normalise, validation)
     return job.run(dict(inputs or {}), report)
 
 
@@ -93,9 +91,7 @@ class _Job:
         self.name = MULTITASK if self.recipe.joint else expert_file(next(iter(data)))
         self.folder.base = content_sha256(pretrained)
 
-    def load(
-        self, normalise: Normalise, validation: Mapping[str, Rows] | None, originals: Mapping[str, Original]
-    ) -> None:
+    def load(self, normalise: Normalise, validation: Mapping[str, Rows] | None) -> None:
         """Divide the training images, and see that model, weights, images and heads fit."""
         # Training is in float32 whatever the files hold; what is stored has their types again.
         self.start = {
@@ -107,7 +103,7 @@ class _Job:
         pools = {
             task: Pool(
                 entry, np.setdiff1d(np.arange(len(entry.train_labels)), self.held_out[task]), self.recipe.batch_of(task),
-                originals.get(task),
+                originals_of(task, entry, self.recipe),
             )
             for task, entry in self.data.items()
         }
@@ -145,8 +141,10 @@ class _Job:
 
     def _key(self, pools: Mapping[str, Pool]) -> str:
         """Return what names everything that decides the weights, apart from versions and rounding."""
+        # Which images are cropped is said for each task, as it is: the recipe's wish changes nothing for images in memory.
+        recipe = {name: value for name, value in self._recipe().items() if name != "images"}
         content = {
-            "version": VERSION, "base": self.folder.base, "recipe": self._recipe(), "steps": self.steps,
+            "version": VERSION, "base": self.folder.base, "recipe": recipe, "steps": self.steps,
             "seed": self.settings.seed, "precision": self.settings.precision,
             "tasks": {
                 task: [
@@ -170,7 +168,8 @@ class _Job:
     def _reused(self, there: Mapping[str, Any]) -> Path:
         path = self.folder.path / self.name
         if there.get("key") != self.key:
-            was, now = there.get("recipe", {}), self._recipe()
+            # Trainings that say nothing of it cropped the squares.
+            was, now = {"images": "square", **there.get("recipe", {})}, self._recipe()
             other = [f"{name} {was.get(name)!r}, not {now[name]!r}" for name in now if was.get(name) != now[name]]
             what = other[0] if other else f"seed {there.get('seed')}, {there.get('steps')} steps, data or head that differ"
             raise InputError(f"{path} was trained otherwise ({what}): overwrite it, or choose another folder")
@@ -179,8 +178,10 @@ class _Job:
 
     def _train(self, report: Callable[[Status], None]) -> tuple[Adaptation, Accuracies]:
         recipe, settings = self.recipe, self.settings
-        for entry in self.data.values():
-            prepare(entry.train_images, slice(None))
+        for task, pool in self.batches.pools.items():
+            if pool.original is not None:  # squares are for the held-out images alone
+                pool.original.prepare()
+            prepare(pool.data.train_images, slice(None) if pool.original is None else self.held_out[task])
         frozen = PROJECTIONS if recipe.trained == "tower" else ()
         course = Course(recipe.lr, recipe.weight_decay, recipe.warmup, recipe.clip, recipe.optimizer, recipe.schedule, frozen)
         # No experts are needed to train one: the base stands for each, so that tasks and tensors are known.

@@ -13,7 +13,10 @@ import yaml
 
 from fusionbench_lite.errors import InputError, did_you_mean
 
-CHOICES = {"optimizer": ("adamw", "adam"), "schedule": ("cosine", "constant"), "trained": ("all", "tower")}
+CHOICES = {
+    "optimizer": ("adamw", "adam"), "schedule": ("cosine", "constant"), "trained": ("all", "tower"),
+    "images": ("original", "square"),
+}
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 """Lightning's names."""
 PROJECTIONS = ("proj", "visual_projection.weight")
@@ -28,7 +31,8 @@ class Recipe:
     `batch` images of every task, or the number in `batches` for a task named there. It ends after the task's `epochs`,
     else after `steps`. `trained`: "all" tensors of the vision model, or the "tower" without the projection. `crop`: the
     smallest and the largest part of an image's area that a random resized crop keeps, None for the images as evaluation
-    sees them. `held_out`: part of the training images is for validation. `joint`: one model for all tasks.
+    sees them. `images`: the crop acts on the "original" image, or on the "square" that evaluation makes of it; without a crop
+    "square". `held_out`: part of the training images is for validation. `joint`: one model for all tasks.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Recipe:
     clip: float | None
     trained: str
     crop: tuple[float, float] | None
+    images: str
     held_out: bool
     steps: int
     epochs: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -96,7 +101,8 @@ def names() -> list[str]:
 def recipe(name: str, **changes: Any) -> Recipe:
     """Return the recipe of this name with some values replaced; a change is noted in its source.
 
-    A new `batch` or `steps` holds for every task. Raises InputError for an unknown name or value.
+    A new `batch` or `steps` holds for every task; without a crop, images are the squares. Raises InputError for an unknown
+    name or value, and for originals without a crop.
     """
     table = _table()
     if name not in table:
@@ -112,8 +118,12 @@ def recipe(name: str, **changes: Any) -> Recipe:
     cleared: dict[str, Any] = {kept: {} for kept, key in (("batches", "batch"), ("epochs", "steps")) if key in changes}
     if changes.get("crop") is not None:
         changes["crop"] = tuple(map(float, changes["crop"]))
+    if changes.get("crop", found.crop) is None:
+        if changes.get("images") == "original":
+            raise InputError(f"recipe {name!r} crops nothing, and reads images as evaluation does: images=original needs a crop")
+        cleared["images"] = "square"
     said = ", ".join(f"{key}={value}" for key, value in changes.items())
-    return dataclasses.replace(found, **changes, **cleared, source=f"{found.source}; changed: {said}")
+    return dataclasses.replace(found, **{**changes, **cleared}, source=f"{found.source}; changed: {said}")
 
 
 def _check(key: str, value: Any) -> None:

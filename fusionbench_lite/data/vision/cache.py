@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 Prepare = Callable[["Image", int], "Image"]
-_MOST_THREADS = 16
 _PASSES = 3
 _NAMED = 3
 
@@ -88,7 +87,7 @@ class Decoded:
         done, groups = 0, self.encoded.groups(missing)
         # Processes that fill the same files start at different places, and so share the work.
         first = os.getpid() * 7919 % len(groups)
-        with decoding.whole_images_only(), ThreadPoolExecutor(_threads()) as pool:
+        with decoding.whole_images_only(), ThreadPoolExecutor(decoding.threads()) as pool:
             for group in (*groups[first:], *groups[:first]):
                 self._refresh()
                 todo = self._missing(group)
@@ -107,6 +106,12 @@ class Decoded:
             f"({names}{more}): repair them, or set data.skip_corrupt={len(broken)} to leave them out"
         )
 
+    def broken(self, rows: Rows | tuple[()] = ()) -> InputError:
+        """Return the error that names every image that is known to be BROKEN, and `rows`, which were found to be elsewhere."""
+        every = np.arange(len(self))
+        known = every[self.index.states(every) == BROKEN]
+        return self.refusal(np.union1d(known, np.array(rows, np.int64)), f"at least {{}} of {len(self)}")
+
     def read(self, rows: Rows) -> NDArray[np.uint8]:
         """Return rows, uint8 [n, size, size, 3]; each is checked against its CRC the first time this process reads it.
 
@@ -115,8 +120,7 @@ class Decoded:
         with self._lock:
             self.ensure(rows)
             if bool((self.index.states(rows) == BROKEN).any()):
-                every = np.arange(len(self))
-                raise self.refusal(every[self.index.states(every) == BROKEN], f"at least {{}} of {len(self)}")
+                raise self.broken()
             out = self._copy(rows)
             damaged = self._damaged(rows, out)
             if damaged:
@@ -167,7 +171,7 @@ class Decoded:
             try:
                 for row, opener in self.encoded.read(rows):
                     waiting.append(pool.submit(self._store, row, opener, (pixels.fileno(), index.fileno())))
-                    if len(waiting) > 4 * _threads():
+                    if len(waiting) > 4 * decoding.threads():
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -250,8 +254,3 @@ class Decoded:
 def _crc(square: NDArray[np.uint8], row: int) -> int:
     """Return the CRC-32 of a row; its number goes in too, because whole rows that changed places are damage."""
     return zlib.crc32(square.data, row & 0xFFFFFFFF)
-
-
-def _threads() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _MOST_THREADS)

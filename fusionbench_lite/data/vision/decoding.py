@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ VERSION = 1
 MOST_PIXELS = 178_956_970
 """Images with more pixels are taken for decompression bombs: Pillow's own limit."""
 _MOST_RESIZED = 50_000_000
+_MOST_THREADS = 16
 _CODECS = ("libjpeg_turbo", "jpg", "zlib", "zlib_ng", "jpg_2000", "libtiff", "webp", "avif")
 
 
@@ -59,11 +62,16 @@ def as_image(image: Image | NDArray[np.uint8]) -> Image:
     return Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
 
 
+def rgb(image: Image) -> Image:
+    """Return an image in RGB: the image itself where it is."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def square(image: Image, size: int = SIZE) -> NDArray[np.uint8]:
     """Return the centre of an image, uint8 [size, size, 3], as CLIP's evaluation transform cuts it."""
     from PIL.Image import Resampling
 
-    image = image.convert("RGB")
+    image = rgb(image)
     width, height = image.size
     short, long = min(width, height), max(width, height)
     new = int(size * long / short)
@@ -80,17 +88,34 @@ def square(image: Image, size: int = SIZE) -> NDArray[np.uint8]:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
+class _Blocks:
+    """How many blocks refuse truncated files now, in all threads, and what was set before the first of them."""
+
+    lock, count, before = threading.Lock(), 0, False
+
+
 @contextlib.contextmanager
 def whole_images_only() -> Iterator[None]:
-    """Refuse truncated files for the length of the block, whatever was set elsewhere."""
+    """Refuse truncated files for the length of the block, whatever was set elsewhere; blocks of threads may overlap."""
     from PIL import ImageFile
 
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with _Blocks.lock:
+        if not _Blocks.count:
+            _Blocks.before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        _Blocks.count += 1
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        with _Blocks.lock:
+            _Blocks.count -= 1
+            if not _Blocks.count:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _Blocks.before
+
+
+def threads() -> int:
+    """Return how many threads decode at once: Pillow lets other threads run while it decodes and resizes."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST_THREADS)
 
 
 @functools.cache

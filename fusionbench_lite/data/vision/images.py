@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.data.vision.cache import Decoded, Report
 from fusionbench_lite.data.vision.encoded import Rows
+
+if TYPE_CHECKING:
+    from fusionbench_lite.data.arrays import Originals
 
 
 class Opened:
@@ -25,11 +29,16 @@ class Deferred:
 
     def __init__(self, count: Callable[[], int | None], size: int, open_: Callable[[], Opened]) -> None:
         self._count, self.size, self._open = count, size, open_
+        self._opened: Opened | None = None
+        self._lock = threading.Lock()
 
-    @functools.cached_property
+    @property
     def opened(self) -> Opened:
-        """The split; raises InputError where it cannot be had."""
-        return self._open()
+        """The split, opened once whatever thread asks first; raises InputError where it cannot be had."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
 
     @functools.cached_property
     def _length(self) -> int:
@@ -43,14 +52,15 @@ class Deferred:
 class Images:
     """Images of a split, uint8 [N, size, size, 3]: indexing with a row, a slice, a mask or an array of rows decodes those.
 
-    `fingerprint` stands for the content in hashes.
+    `fingerprint` stands for the content in hashes, `originals` gives the images as they were before they became squares, None
+    where they are not to be had.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, deferred: Deferred, fingerprint: Callable[[], str]) -> None:
-        self._deferred, self._fingerprint = deferred, fingerprint
+    def __init__(self, deferred: Deferred, fingerprint: Callable[[], str], originals: Originals | None = None) -> None:
+        self._deferred, self._fingerprint, self.originals = deferred, fingerprint, originals
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from fusionbench_lite.data.vision.encoded import Rows, Split
 from fusionbench_lite.data.vision.folders import class_names
 from fusionbench_lite.data.vision.images import Deferred, Images, Labels, Opened
 from fusionbench_lite.data.vision.index import BROKEN
+from fusionbench_lite.data.vision.originals import SplitOriginals
 from fusionbench_lite.data.vision.sources import Source, Sources, find, local_source
 from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
@@ -87,7 +88,7 @@ def _train(task: Task, sources: Sources, size: int, report: Report | None, own: 
         return f"{content} {json.dumps(decoding.version(), sort_keys=True)} {size}" + " sound" * bool(sources.skip_corrupt)
 
     deferred = Deferred(count, size, opened)
-    return Images(deferred, fingerprint), Labels(deferred)
+    return Images(deferred, fingerprint, SplitOriginals(deferred, report)), Labels(deferred)
 
 
 def _sound(task: Task, sources: Sources, split: Split, decoded: Decoded, rows: Rows, report: Report | None) -> Opened:

@@ -52,6 +52,11 @@ class Parquet:
 
     def read(self, rows: Rows) -> Iterator[tuple[int, Opener]]:
         """Yield the rows, a row group after the other."""
+        for row, content in self.contents(rows):
+            yield row, lambda content=content: decoding.opened(content)  # type: ignore[misc]
+
+    def contents(self, rows: Rows) -> Iterator[tuple[int, bytes | None]]:
+        """Yield the rows, in their order, with the bytes of their images; None where there are none."""
         for group in self.groups(rows):
             unit = self._unit_of(int(group[0]))
             number, row_group = self._units[unit]
@@ -61,8 +66,7 @@ class Parquet:
                     column = batch.column(0)
                     for place in range(len(column)):
                         if start + place in wanted:
-                            content = _bytes(column[place].as_py())
-                            yield start + place, lambda content=content: decoding.opened(content)  # type: ignore[misc]
+                            yield start + place, _bytes(column[place].as_py())
                     start += len(column)
 
     def _unit_of(self, row: int) -> int:

@@ -47,6 +47,10 @@ Found = TypeVar("Found")
 def main(arguments: list[str] | None = None) -> int:
     """Measure what was asked for, print the tables, and write them after every measurement; 1 where one failed."""
     given = _parser().parse_args(arguments)
+    if given.memory:
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in given.memory]
+        print(full_size_report.memory(found))
+        return 0
     if given.plans:
         _put(given.markdown, full_size_report.plans(given.methods or PLANNED, given.host, given.batch_size, given.precision))
         return 0
@@ -177,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--folder", type=Path, help="for temporary files; default: the system's")
     add("--plans", action="store_true", help="print where runs fit on GPUs of four sizes, and measure nothing")
     add("--host", type=_number, default=128, help="GiB of memory beside the GPUs of --plans; default: %(default)s")
+    add("--memory", type=Path, metavar="FILE", nargs="+", help="print the peaks of earlier --json files, and measure nothing")
     add("--markdown", type=Path, metavar="FILE", help="write the tables")
     add("--json", type=Path, metavar="FILE", help="write every figure")
     return parser

@@ -17,6 +17,9 @@ from fusionbench_lite.footprint import USABLE
 from fusionbench_lite.memory_plan import Encoder, Estimate, Inputs, suggest
 
 GIB, MIB = 1 << 30, 1 << 20
+MEMORY_HEAD = (
+    "model", "tasks", "images of a task", "method", "constants on", "peak [GiB]", "planned [GiB]", "planned / peak",
+)
 METHODS_HEAD = (
     "method", "constants on", "images at once", "set-up [s]", "step [s]", "adapted [images/s]", "frozen features [images/s]",
     "evaluated [images/s]", "peak [GiB]", "planned [GiB]", "planned / peak", "TFLOP a step", "TFLOP/s",
@@ -96,6 +99,19 @@ def as_json(results: Results) -> dict[str, Any]:
         "passes": [dataclasses.asdict(entry) for entry in results.passes],
         "images": [dataclasses.asdict(entry) for entry in results.images],
     }
+
+
+def memory(found: Sequence[dict[str, Any]]) -> str:
+    """Return the measured and planned peaks of results that `as_json` gave: unlike times, they hold on a busy machine."""
+    rows = []
+    for entry in (entry for results in found for entry in results["methods"] if "figures" in entry):
+        job, peaks = entry["job"], entry["figures"]["peaks"]
+        peak, planned = max(peaks.values()), max(entry["planned"].values())
+        rows.append((
+            job["model"], str(job["tasks"]), str(job["batch_size"]), job["method"], job["place"], f"{peak / GIB:.2f}",
+            f"{planned / GIB:.2f}", f"{planned / peak:.2f}",
+        ))
+    return "\n\n".join([*dict.fromkeys(results["machine"] for results in found), _table(MEMORY_HEAD, rows)])
 
 
 def planned_peak(planned: Estimate) -> int:

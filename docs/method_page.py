@@ -23,7 +23,7 @@ from fusionbench_lite.tables.families import FAMILIES, family, label
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Rows
-from fusionbench_lite.weights import experts
+from fusionbench_lite.weights import matrices
 
 ABSENT = "–"
 COMMAND = ("python", "-m", "fusionbench_lite")
@@ -123,9 +123,9 @@ def page(experiment: Experiment, rows: Rows, records: list[Record], table: Table
     ]
     for description in methods:
         lines += ["", *_section(description, results)]
-    policies = explained(inspect.getdoc(experts.is_factorised) or "")
+    policies = explained(inspect.getdoc(matrices.is_factorised) or "")
     lines += ["", "## Which tensors `matrices` selects", ""]
-    lines += _table(("value", "tensors"), ((f"`{name}`", _cell(policies[name])) for name in experts.MATRIX_POLICIES))
+    lines += _table(("value", "tensors"), ((f"`{name}`", _cell(policies[name])) for name in matrices.MATRIX_POLICIES))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 

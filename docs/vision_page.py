@@ -83,8 +83,11 @@ whatever the image, as published.
 """
 
 END = """
-A run that was killed goes on where it was and ends, on a processor, with the same bits. Crops are taken from the decoded
-224 x 224 square, not from the original image: the one known deviation from the published recipes.
+A run that was killed goes on where it was and ends, on a processor, with the same bits. Crops are taken from the original
+images, decoded by as many threads as there are processors (at most 16) while the step before is computed;
+`finetune.images=square` takes them from the 224 x 224 squares of evaluation. Images of an archive are their own
+originals. Parquet files are copied image by image into the cache first (as large as the training files); only held-out
+images become squares, unless `data.skip_corrupt` is set.
 
 ## Memory
 
@@ -96,8 +99,11 @@ that fits. Plans are within 20 % of the measured peak in the tests (`tests/test_
 ## Evaluation
 
 `precision=bf16` runs the encoder in mixed precision and heads in float32. The number of images in one pass is found
-automatically (`trainer.eval_batch` sets it). Under `torchrun` processes share the tasks. Predictions are kept per
-example.
+automatically (`trainer.eval_batch` sets it). Under `torchrun` processes share the tasks; `trainer.devices=2` starts two
+for an adaptation. Predictions are kept per example.
+
+`select=best_unsupervised` needs held-out training images, which the presets of CLIP leave out so that no training split is
+downloaded: `method.adaptation.held_out=64` reads 64 of each task.
 
 ## Caches and the hub
 
@@ -107,7 +113,7 @@ example.
 | archives/ | archives of other servers, by MD5, and what was unpacked of them |
 | checkpoints/ | converted experts and base models; the downloads may be deleted after |
 | heads/ | heads built from prompts |
-| images/ | decoded squares |
+| images/ | decoded squares, and copies of the encoded training images that fine-tuning crops |
 | scratch/ | task vectors and components with `checkpoints.place=disk`; empty after a run |
 | finetuned/ | experts that were trained here |
 
@@ -186,12 +192,12 @@ def _sizes() -> str:
 
 
 def _recipes() -> Iterator[list[object]]:
-    yield ["finetune.recipe", "optimizer", "learning rate", "batch", "schedule", "trained", "source", "not confirmed"]
+    yield ["finetune.recipe", "optimizer", "learning rate", "batch", "schedule", "trained", "crops", "source", "not confirmed"]
     for name in recipes.names():
         recipe = recipes.recipe(name)
         yield [
             name, recipe.optimizer, f"{recipe.lr:g}", recipe.batch, f"{recipe.schedule}, {recipe.warmup} steps of warm-up",
-            recipe.trained, recipe.source, recipe.unconfirmed,
+            recipe.trained, "none" if recipe.crop is None else f"of the {recipe.images}", recipe.source, recipe.unconfirmed,
         ]
 
 

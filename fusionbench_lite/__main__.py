@@ -62,7 +62,7 @@ def main() -> int:
     _refused = None if verbose else []
     before = os.environ.get(TRACEBACKS)
     os.environ[TRACEBACKS] = "1"  # hand exceptions to us instead of printing them
-    sys.argv[1:] = _for_every_method(sys.argv[1:])
+    sys.argv[1:] = _for_every_method(_flags_first(sys.argv[1:]))
     try:
         if usage.asked(sys.argv[1:]):
             print(usage.text(sys.argv[1:]))
@@ -87,6 +87,12 @@ def main() -> int:
     for refused in _refused or []:
         _refuse(refused)
     return 2 if _refused else 0
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Return the command line with -m in front: Hydra's parser takes no keys on both sides of a flag."""
+    several = [one for one in arguments if one in ("-m", "--multirun")]
+    return [*several[:1], *(one for one in arguments if one not in several)]
 
 
 def _for_every_method(arguments: list[str]) -> list[str]:

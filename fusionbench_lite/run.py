@@ -57,10 +57,10 @@ def main(plan: Plan) -> None:
         return
     from rich.console import Console
 
-    from fusionbench_lite.tables import frame, terminal
+    from fusionbench_lite.tables import frame, terminal, titles
 
     console = Console()
-    terminal.print_table(frame.from_records([record], plan.select, title=f"{plan.model}, tasks={plan.tasks.label}"), console)
+    terminal.print_table(frame.from_records([record], plan.select, title=titles.title(record)), console)
     where = "recorded in" if fresh else "found in"
     console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)
 

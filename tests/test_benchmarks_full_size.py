@@ -197,6 +197,10 @@ def test_all_parts_are_written_as_they_are_found(tmp_path, monkeypatch, capsys):
     peak = max(found["methods"][1]["figures"]["peaks"].values())
     planned = max(found["methods"][1]["planned"].values())
     assert rows[0].split("|")[11].strip() == f"{planned / peak:.2f}"
+    assert full_size.main(["--memory", str(files["json"])]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]  # what failed has no peak
+    assert [cell.strip() for cell in row.split("|")[1:6]] == ["tiny", "2", "2", "adamerging_layerwise", "device"]
+    assert row.split("|")[8].strip() == f"{planned / peak:.2f}"
 
 
 def test_refusals(capsys):

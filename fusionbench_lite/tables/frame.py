@@ -17,6 +17,7 @@ from fusionbench_lite.tables.notes import notes
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Row, Rows
 from fusionbench_lite.tables.statistics import average_interval
+from fusionbench_lite.tables.titles import setting
 
 AVERAGE = "average"
 SELECTIONS = RULES
@@ -83,14 +84,14 @@ def build(rows: Rows, records: Iterable[Record], select: str = "last", *, baseli
 
 
 def from_records(records: Iterable[Record], select: str = "last", *, title: str = "") -> Table:
-    """A table of records outside any experiment: one row per method and model, their seeds pooled.
+    """A table of records outside any experiment: one row per method, model, checkpoints and settings, their seeds pooled.
 
     Runs of one method that differ in more than the seed get rows of their own, told apart by their key.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         settings = {name: entry for name, entry in record.data["hyperparameters"].items() if name != "seed"}
-        groups.setdefault((record.method, record.model, repr(sorted(settings.items()))), []).append(record)
+        groups.setdefault((record.method, setting(record), repr(sorted(settings.items()))), []).append(record)
     several = [group[0] for group in groups]
     lines = []
     for (method, _, _), runs in groups.items():

@@ -111,11 +111,14 @@ def _all_keys(resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[s
 def _key(name: str, plan: Plan, console: Any) -> str:
     """Run what is missing of a row and return its record's key."""
     from fusionbench_lite import run
+    from fusionbench_lite.processes import is_first
     from fusionbench_lite.progress import Progress
 
     with Progress() as progress:
         record, fresh = run.execute(plan, progress)
-    if fresh:
+    if record is None:  # a process beside the first, with other results
+        return ""
+    if fresh and is_first():
         average = record.data["selections"]["last"]["average"]
         console.print(
             f"{name}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",

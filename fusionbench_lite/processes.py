@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from fusionbench_lite.errors import InputError
+
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=7)
@@ -20,17 +22,22 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
+def is_connected() -> bool:
+    """Say whether this process is connected with others of its run."""
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
 def own_tasks(tasks: Iterable[str]) -> list[str]:
     """Return the tasks of this process: every n-th, where n processes share the work; all where one runs alone."""
     tasks = list(tasks)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_connected():
         return tasks[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     return tasks
 
 
 def gathered(own: dict[str, Any], portable: Callable[[Any], Any] = lambda result: result) -> dict[str, Any]:
     """Return the results of all processes' tasks; `portable` makes a result ready to be sent, where it is sent at all."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_connected():
         return own
     parts: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, {task: portable(result) for task, result in own.items()})
@@ -42,7 +49,7 @@ def connect() -> bool:
 
     A process alone connects to nothing, and those that Lightning starts are connected by Lightning.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_connected():
         return True
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
@@ -52,9 +59,14 @@ def connect() -> bool:
 
 
 def agreed(value: T) -> T:
-    """Return the first process's value to all that torchrun started."""
+    """Return the first process's value to all that are connected. Raises InputError where the first one is gone."""
     if not connect():
         return value
     said = [value]
-    torch.distributed.broadcast_object_list(said, src=0)
+    try:
+        torch.distributed.broadcast_object_list(said, src=0)
+    except RuntimeError as error:
+        if is_first():
+            raise
+        raise InputError("the first process of this run has ended: see what it said") from error
     return said[0]

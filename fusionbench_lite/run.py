@@ -20,7 +20,7 @@ from fusionbench_lite.evaluation.evaluator import Evaluation
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.paths import cache_dir, locked
 from fusionbench_lite.plan import Plan
-from fusionbench_lite.processes import agreed, connect, gathered, is_first, own_tasks
+from fusionbench_lite.processes import agreed, connect, gathered, is_connected, is_first, own_tasks
 from fusionbench_lite.progress import Progress
 from fusionbench_lite.recording import Outcome, Selection
 from fusionbench_lite.suite import Suite, load
@@ -53,7 +53,7 @@ def main(plan: Plan) -> None:
     """Run the plan, or find its record, and print its table."""
     with Progress() as progress:
         record, fresh = execute(plan, progress)
-    if not is_first():
+    if record is None or not is_first():
         return
     from rich.console import Console
 
@@ -65,34 +65,39 @@ def main(plan: Plan) -> None:
     console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def execute(plan: Plan, progress: Progress) -> tuple[Record, bool]:
+def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     """Return the record of the plan and whether it was made now.
 
     A record that exists is reused unless `overwrite` is set. Two processes with the same plan take turns, so the
-    second finds the first one's record. Where a launcher started several processes, the first one decides and writes, and
-    all return the record.
+    second finds the first one's record. Where a launcher started several processes, the first one decides and writes; the
+    others return the record too, None where they do not see the first one's results.
     """
     clock = Clock()
     with clock.stage("load"):
         suite = _with_chosen_experts(load(plan, progress), plan.checkpoints["experts"])
     base = Base(plan, suite, progress)
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
-    fresh = False
     with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
-        # Processes that Lightning starts, in the middle of the first adaptation, are not connected before they come to it:
-        # they find the records that the first process found or made until then, and so skip what it has behind it.
-        found = None if plan.overwrite else records.find(plan.results_dir, key)
-        if agreed(found is None):
+        found = records.find(plan.results_dir, key) if _may_reuse(plan) else None
+        if missing := agreed(found is None):
             outcome = _compute(plan, suite, base, key, clock, progress)
-            fresh = is_first()
-        if fresh:
-            recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
-            shutil.rmtree(_partial(plan, key), ignore_errors=True)
+            if is_first():
+                recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
+                shutil.rmtree(_partial(plan, key), ignore_errors=True)
     agreed(True)  # the others wait until the record is there
-    record = found or records.find(plan.results_dir, key)
-    if record is None:
+    record = records.find(plan.results_dir, key) if missing else found or records.find(plan.results_dir, key)
+    if record is None and is_first():
         raise InputError(f"the record {key} vanished from {plan.results_dir}: run the command again")
-    return record, fresh
+    return record, missing
+
+
+def _may_reuse(plan: Plan) -> bool:
+    """Say whether a record that is there is taken for this run.
+
+    Lightning starts processes in the middle of the first adaptation. Until they come to it they are not connected, and take
+    what the first process has behind it: all records that are there, even where `overwrite` had the first one make them anew.
+    """
+    return not plan.overwrite or not (is_first() or is_connected() or registry.get(plan.method).adaptive)
 
 
 class Base:
@@ -106,6 +111,11 @@ class Base:
         self.record: Record | None = None
         if self.plan is not None and registry.get(self.plan.method).adaptive:
             self.record, _ = execute(self.plan, progress)
+            if self.record is None:
+                raise InputError(
+                    f"this process does not see the record of the base {self.plan.method!r} in {self.plan.results_dir}: "
+                    "give all processes of a run one results_dir"
+                )
         self.rule = plan.setting("base_select") if self.plan is not None else "last"
 
     @property

@@ -178,6 +178,40 @@ def test_operations_of_a_run_are_those_of_its_stages():
     assert flops(5, **sizes).total == both.total  # half of the steps, rounded down
 
 
+# ---------------------------------------------------------------- MetaMerging's stages and shared tasks
+
+
+def test_a_stage_that_does_not_run_takes_nothing():
+    own, sizes = of_size("middle", MIDDLE, "packed"), {"outer_batch_size": 4, "adapter_batch_size": 256}
+
+    def peak(**values):
+        return estimate(Inputs(own, "metamerging", 4, values, batch_size=8, device="cpu")).peak("cpu", "step")
+
+    assert peak(adapters="none", **sizes) == peak(adapters="none", outer_batch_size=4)
+    assert peak(adapter_steps=0, **sizes) == peak(adapter_steps=0, outer_batch_size=4) < peak(**sizes)
+    assert peak(base="task_arithmetic", **sizes) == peak(base="task_arithmetic", adapter_batch_size=256)
+
+
+def test_passes_of_metamerging_are_cut_by_its_widest_batch():
+    """Of one task alone, whose adapters read 128 images: a pass of 64 to 8 is tried before images go one by one."""
+    inputs = Inputs(
+        of_size("middle", MIDDLE, "packed"), "metamerging", 1, {"outer_batch_size": 4, "adapter_batch_size": 128}, batch_size=8
+    )
+    room = estimate(dataclasses.replace(inputs, chunk=32)).peak("device")
+    assert suggest(inputs, room, 64 * GIB).chunk == 32
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_how_many_tasks_would_fit(processes):
+    """Where a plan is refused it says with how many tasks it would not be, whatever part of them a process reads."""
+    inputs = Inputs(
+        of_size("middle", MIDDLE, "packed"), "adamerging_layerwise", 20, batch_size=64, processes=processes, chunk=1
+    )
+    room = estimate(dataclasses.replace(inputs, tasks=7)).peak("device")
+    with pytest.raises(InputError, match="7 tasks would fit"):
+        suggest(inputs, room, 64 * GIB, places=("device",))
+
+
 # ---------------------------------------------------------------- plans
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from fusionbench_lite.tables import records
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
 SMALL = (
     "tasks=[digits,signs,land]", "limit=48", "device=cpu",
     "checkpoints.recipe={pretrain_steps: 4, finetune_steps: 3, multitask_steps: 3}",
@@ -25,12 +26,15 @@ SURGERY = (
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def launched(folder, cache, launcher, *arguments) -> str:
+def launched(folder, cache, launcher, *arguments, module="fusionbench_lite") -> str:
     """Return what a command says; both of its processes write to the same output."""
-    environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, "FUSIONBENCH_LITE_CACHE": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "COMPUTED": str(folder / "computed"),
+    }
     folder.mkdir(exist_ok=True)
-    line = [*launcher, "-m", "fusionbench_lite", *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    line = [*launcher, "-m", module, *arguments]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=140, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -88,3 +92,34 @@ def test_two_processes_run_an_experiment(tmp_path, shared_cache, launcher, setti
         for name in ("one", "two")
     )
     assert one == two
+
+
+def test_a_second_process_repeats_nothing_that_the_first_has_behind_it(tmp_path, shared_cache):
+    """Lightning starts it in the last row, the only one that adapts; with overwrite=true it has to skip the others, too."""
+    line = ("experiment=mini/first_look", "seed=0", "steps=2", *SMALL)
+    launched(tmp_path, shared_cache, [sys.executable], *line)
+    given = ("overwrite=true", "trainer.devices=2")
+    launched(tmp_path, shared_cache, [sys.executable], *line, *given, module="tests.counting_job")
+    computed = (tmp_path / "computed").read_text().splitlines()
+    assert sorted(one for one in computed if one.startswith("1")) == ["1 adamerging_layerwise"]
+    assert len([one for one in computed if one.startswith("0")]) == 5
+
+
+def test_processes_that_do_not_share_results(tmp_path, shared_cache):
+    """The second one only needs a record where adapters sit on it."""
+    apart = [*TORCHRUN, "--no-python", "bash", "-c"]
+    results = 'exec "$0" -m fusionbench_lite results_dir=results$LOCAL_RANK "$@"'
+    environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(shared_cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def done(*line):
+        return subprocess.run(
+            [*apart, results, sys.executable, *line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=140,
+            check=False,
+        )
+
+    alone = done("method=adamerging_layerwise", "steps=2", "method.adaptation.batch_size=4", *SMALL)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    assert alone.stdout.count("recorded in") == 1
+    refused = done(*SURGERY)
+    assert refused.returncode != 0
+    assert "give all processes of a run one results_dir" in refused.stderr

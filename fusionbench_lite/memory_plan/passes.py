@@ -82,6 +82,7 @@ def _meta(inputs: Inputs) -> Iterable[Entry]:
     if values.get("base"):
         first, kept = 0, 0
     else:
+        adapters, trained = (adapters, trained) if inputs.trains_adapters else (0, 0)
         yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
     yield Entry("images of a step", "device", encoder.inputs(max(first, read * adapters)), ("step",))
     yield Entry("activations", "device", max(kept, trained), ("step",))

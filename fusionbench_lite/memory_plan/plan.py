@@ -20,8 +20,8 @@ AFTER = PHASES[2:]
 class Inputs:
     """A run: `method` with its `values` on `tasks` experts of `encoder`.
 
-    A step reads `batches` times `batch_size` images of every task, or of `own_tasks` of them where processes share the
-    tasks, of which `chunk` at most run at once. `device` is "cpu"
+    A step reads `batches` times `batch_size` images of every task, or of a process's own where `processes` share the tasks,
+    of which `chunk` at most run at once. `device` is "cpu"
     or "cuda"; `place` is that of constants, and `experts` says where the experts are held while those are made: "disk"
     (read each time), "cpu", "device", or "memory", for as long as the run takes. `classes` are the tasks' numbers of
     classes. `test_images` of all tasks together are evaluated `evaluations` times, `eval_batch` at once (None: as many
@@ -35,7 +35,7 @@ class Inputs:
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 16
     batches: int = 1
-    own_tasks: int | None = None
+    processes: int = 1
     chunk: int | None = None
     precision: str = "fp32"
     device: str = "cuda"
@@ -63,12 +63,23 @@ class Inputs:
 
     @property
     def read(self) -> int:
-        """The tasks whose images this process reads."""
-        return self.tasks if self.own_tasks is None else self.own_tasks
+        """The tasks whose images a process reads, the one with most of them."""
+        return -(-self.tasks // self.processes)
 
     def batch_of(self, stage: str) -> int:
         """Return the images of a task for a step on MetaMerging's "outer" coefficients or on its "adapter"s."""
         return int(self.values.get(f"{stage}_batch_size") or self.batch_size) * self.batches
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether MetaMerging has a stage that trains its adapters."""
+        return self.values.get("adapters", "blocks") != "none" and self.values.get("adapter_steps") != 0
+
+    @property
+    def widest(self) -> int:
+        """The images of one task in the largest batch of MetaMerging's stages."""
+        sizes = [self.batch_of("adapter")] if self.trains_adapters or self.values.get("base") else []
+        return max([*sizes, *([] if self.values.get("base") else [self.batch_size * self.batches, self.batch_of("outer")])])
 
 
 @dataclasses.dataclass(frozen=True)

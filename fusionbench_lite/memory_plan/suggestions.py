@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.memory_plan.estimates import PLACES, estimate
+from fusionbench_lite.memory_plan.methods import FAMILIES
 from fusionbench_lite.memory_plan.plan import PHASES, Estimate, Inputs
 
 GIB = 1 << 30
@@ -34,7 +35,7 @@ def suggest(
     """
     known = dataclasses.replace(inputs, device_total=device_bytes, cpu_total=cpu_bytes)
     chunks = list(_chunks(inputs))
-    large = [chunk for chunk in chunks if (chunk or inputs.images) >= ENOUGH]
+    large = [chunk for chunk in chunks if (chunk or _together(inputs)) >= ENOUGH]
     for some in (large, [chunk for chunk in chunks if chunk not in large]):
         for place in places:
             for chunk in some:
@@ -44,9 +45,16 @@ def suggest(
     raise InputError(_nothing_fits(known, places, device_bytes, cpu_bytes, disk_bytes))
 
 
+def _together(inputs: Inputs) -> int:
+    """Return the images of one pass without chunks: MetaMerging's tasks run one after another."""
+    family = FAMILIES.get(inputs.method)
+    return inputs.widest if family is not None and family.kind == "meta" else inputs.images
+
+
 def _chunks(inputs: Inputs) -> Iterator[int | None]:
     yield inputs.chunk
-    most = min(inputs.chunk or inputs.images, inputs.images)
+    together = _together(inputs)
+    most = min(inputs.chunk or together, together)
     size = 1 << max(0, (most - 1).bit_length() - 1)
     while size >= 1 and most > 1:
         yield size

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from fusionbench_lite.adaptation.engine.module import Adaptation, Steps, TaskParallelStrategy
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
 from fusionbench_lite.paths import atomic_file
+from fusionbench_lite.processes import PATIENCE
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def _devices(settings: Settings) -> dict[str, Any]:
     nodes = int(os.environ.get("WORLD_SIZE", devices)) // devices
     if devices * nodes == 1:
         return {"devices": 1}
-    return {"devices": devices, "num_nodes": nodes, "strategy": TaskParallelStrategy()}
+    return {"devices": devices, "num_nodes": nodes, "strategy": TaskParallelStrategy(timeout=PATIENCE)}
 
 
 class SaveCheckpoint(Callback):

@@ -7,25 +7,26 @@ those keys:
 
     doctor.format=text      or json
 
-Exit status: 0 where everything is here or will be downloaded by the run, 1 where something has to be fetched by hand, 2
-for bad input.
+Exit status: 0 where everything is here or will be downloaded by the run, 1 where something has to be fetched by hand, as
+every download has where HF_HUB_OFFLINE is set, 2 for bad input.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusionbench_lite import collect
 from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.findings import Findings, as_json, as_text
+from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.inventory import Item, size_text
 from fusionbench_lite.paths import nearest_existing
 
@@ -51,32 +52,6 @@ class Options:
             raise InputError(f"unknown doctor.format {self.format!r}: {did_you_mean(self.format, FORMATS)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Findings:
-    """The answer: a title, facts of the machine, what is needed, the plan of memory and work, and caveats."""
-
-    title: str
-    machine: dict[str, str]
-    items: list[Item]
-    estimate: list[str]
-    caveats: list[str]
-
-    @property
-    def missing(self) -> list[Item]:
-        """What is not here."""
-        return [item for item in self.items if not item.present]
-
-    @property
-    def by_hand(self) -> list[Item]:
-        """What is not here and is not downloaded by the run."""
-        return [item for item in self.missing if not item.downloadable]
-
-    @property
-    def missing_bytes(self) -> int:
-        """Bytes that are not here, of what has a known size."""
-        return sum((item.nbytes or 0) - item.arrived for item in self.missing)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status; see the module's text."""
     return command(USAGE, arguments, "doctor.", Options, _main)
@@ -84,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(plan: Plan, options: Options) -> int:
     found = examine(plan)
-    sys.stdout.write(_json(found) if options.format == "json" else _text(found))
+    sys.stdout.write(as_json(found) if options.format == "json" else as_text(found))
     return 1 if found.by_hand else 0
 
 
@@ -98,12 +73,30 @@ def examine(plan: Plan) -> Findings:
     title = f"{plan.method} on {plan.model}{layout}, {len(plan.tasks.names)} tasks, checkpoints={plan.backbone.family}"
     items: list[Item] = []
     caveats: list[str] = []
+    is_offline = hub_offline()  # asked first: a hub that does not answer may do so when the run starts
     machine = _machine(device, cache)
     _existing("results_dir", plan.results_dir)
     if plan.backbone.is_clip:
         machine["hub"] = _hub()
         items, caveats = _published(plan)
-    return Findings(title, machine, items, _estimate(plan, device, cache), caveats)
+        if is_offline:
+            items = [item if item.made else dataclasses.replace(item, downloadable=False) for item in items]
+    return Findings(title, machine, items, _estimate(plan, device, cache), caveats, _hints(plan, items, is_offline))
+
+
+def _hints(plan: Plan, items: Sequence[Item], is_offline: bool) -> list[str]:
+    """Return what brings that which no run brings by itself."""
+    hints, missing = [], [item for item in items if not item.present and not item.made]
+    if is_offline and missing:
+        hints.append(
+            "HF_HUB_OFFLINE is set, and so nothing is downloaded: unset it, or fill cache_dir on a machine with a network."
+        )
+    if plan.backbone.family == "own" and any(item.what in ("pretrained", "expert") for item in missing):
+        task = next((item.task for item in missing if item.task and item.what == "expert"), plan.tasks.names[0])
+        folder = plan.checkpoints["dir"]
+        line = f"python -m fusionbench_lite.finetune model={plan.model} task={task} finetune.out={folder}"
+        hints.append(f"Experts and their pretrained model are made by fine-tuning: {line}")
+    return hints
 
 
 def _published(plan: Plan) -> tuple[list[Item], list[str]]:
@@ -115,7 +108,9 @@ def _published(plan: Plan) -> tuple[list[Item], list[str]]:
 
     wanted = wanted_of(plan)
     request, sources = clip_suite.request_of(wanted), clip_suite.sources_of(wanted)
-    items = [*checkpoints.inventory(request), *(item for task in wanted.tasks for item in vision.inventory(task, sources))]
+    trained = _training_images(plan)
+    images = [item for task in wanted.tasks for item in vision.inventory(task, sources, trained=trained)]
+    items = [*checkpoints.inventory(request), *images]
     if not collect.reads_training(plan):
         items = [item for item in items if item.what != "training images"]
     variant = plan.backbone.variant
@@ -123,6 +118,17 @@ def _published(plan: Plan) -> tuple[list[Item], list[str]]:
     families = check(request.family, request.model, request.tasks, request.manifest)
     notes = (*of_experts(families), *(note for task in published for note in vision.caveats(task, variant)))
     return items, list(dict.fromkeys(notes))
+
+
+def _training_images(plan: Plan) -> int | None:
+    """Return how many training images of a task a run reads: for statistics and held out; None where its steps read them all."""
+    from fusionbench_lite import registry
+
+    method = registry.get(plan.method)
+    if method.reads_training(plan.values):
+        return None
+    statistics = plan.setting("examples") if collect.is_needed(method) else 0
+    return int(statistics + (plan.setting("held_out") if "held_out" in plan.settings else 0))
 
 
 def _machine(device: torch.device, cache: Path) -> dict[str, str]:
@@ -175,63 +181,6 @@ def _estimate(plan: Plan, device: torch.device, cache: Path) -> list[str]:
         return memory_plan.lines(footprint.fitted(plan, device, cache / "scratch").estimate)
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
-
-
-def _json(found: Findings) -> str:
-    content: dict[str, Any] = dataclasses.asdict(found) | {
-        "missing": len(found.missing), "missing_bytes": found.missing_bytes,
-    }
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _text(found: Findings) -> str:
-    import io
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=Console().width if sys.stdout.isatty() else 160, color_system=None)
-    console.print(found.title, highlight=False)
-    for name, value in found.machine.items():
-        console.print(f"  {name:8} {value}", highlight=False, soft_wrap=True)
-    if found.items:
-        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("Needed", "Task", "Size", "Here", "Where"):
-            grid.add_column(name, justify="right" if name == "Size" else "left", overflow="fold")
-        for item in found.items:
-            where = item.path if item.present else item.where
-            grid.add_row(
-                item.what, item.task or "all", size_text(item.nbytes), _here(item),
-                f"{where} ({item.note})" if item.note else where,
-            )
-        console.print(grid)
-        for line in _summary(found.missing, found.by_hand, found.missing_bytes):
-            console.print(line, highlight=False, soft_wrap=True)
-    for heading, lines in (("Memory and work", found.estimate), ("To know about the results", found.caveats)):
-        if lines:
-            console.print(f"\n{heading}", highlight=False)
-            for line in lines:
-                console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def _here(item: Item) -> str:
-    if item.present:
-        return "yes"
-    return f"{size_text(item.arrived)} of it" if item.arrived else "no"
-
-
-def _summary(missing: Sequence[Item], by_hand: Sequence[Item], nbytes: int) -> list[str]:
-    if not missing:
-        return ["Everything is here."]
-    unknown = sum(item.nbytes is None for item in missing)
-    lines = [f"{len(missing)} missing, {size_text(nbytes)}" + (f" and {unknown} of unknown size" if unknown else "") + "."]
-    if len(by_hand) < len(missing):
-        lines.append("The run downloads what it can by itself.")
-    lines += [f"By hand, to {item.path}: {item.what} of {item.task or 'all tasks'}: {item.where}" for item in by_hand]
-    return lines
 
 
 if __name__ == "__main__":

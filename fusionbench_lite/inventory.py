@@ -11,8 +11,8 @@ class Item:
 
     `what` is its kind ("expert", "pretrained", "head", "text tower", "test images", "training images"), `task` whose it is,
     None for all. `where` says where to get it, "repo:file" or an address, `path` where it is or has to be put. `nbytes` is
-    its size as far as it is known; `downloadable` says that a run fetches it by itself; `arrived` is how many bytes a download that
-    was stopped has left, which the next one continues (archives alone).
+    its size as far as it is known; `downloadable` says that a run brings it by itself: it fetches it, or makes it of other
+    things where `made` is set. `arrived` is how many bytes a download that was stopped has left, which the next one continues.
     """
 
     what: str
@@ -24,6 +24,7 @@ class Item:
     note: str = ""
     downloadable: bool = True
     arrived: int = 0
+    made: bool = False
 
 
 def size_text(nbytes: int | None) -> str:

@@ -317,7 +317,7 @@ def test_the_prompts_own_names(task, variant):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_any_other_order_is_refused(task):
-    names = [spellings[0] for spellings in prompts_module._spellings(task, "fusionbench")]
+    names = [spellings[0] for spellings in prompts_module.spellings(task, "fusionbench")]
     for seed in range(5):
         moved = names.copy()
         random.Random(seed).shuffle(moved)
@@ -329,8 +329,8 @@ def test_any_other_order_is_refused(task):
 def test_spellings_are_of_one_class_each():
     for task in TASKS:
         for variant in prompts_module.VARIANTS:
-            spellings = prompts_module._spellings(task, variant)
-            plain = [{prompts_module._plain(name) for name in known} for known in spellings]
+            spellings = prompts_module.spellings(task, variant)
+            plain = [{prompts_module.plain(name) for name in known} for known in spellings]
             assert len(set().union(*plain)) == sum(map(len, plain)), task
     assert set(prompts_module._read("class_names.yaml")) <= set(TASKS)
 

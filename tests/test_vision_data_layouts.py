@@ -335,6 +335,10 @@ def test_a_random_split_without_overlap(tmp_path):
     assert not set(test.encoded.paths) & set(train.encoded.paths)
     assert test.encoded.paths == place.split("test").encoded.paths
     assert test.identity != train.identity
+    (note,) = test.notes
+    assert "drawn here" in note
+    other = dataclasses.replace(given, variant="fusionbench")
+    assert vision.sources.local_source(vision.task("eurosat", "fusionbench", file), other, "test").split("test").notes == (note,)
 
 
 def test_sizes_are_those_of_the_table(tmp_path):

@@ -52,11 +52,11 @@ def members(sizes: Mapping[str, int] = SIZES) -> dict[str, bytes]:
 
 
 def zipped(content: Mapping[str, bytes]) -> bytes:
-    """Return the bytes of a zip file."""
+    """Return the bytes of a zip file, the same at any time of the day."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, member in content.items():
-            archive.writestr(key, member)
+            archive.writestr(zipfile.ZipInfo(key), member, zipfile.ZIP_DEFLATED)
     return target.getvalue()
 
 

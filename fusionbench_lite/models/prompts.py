@@ -78,36 +78,46 @@ def check_order(task: str, variant: str, names: Sequence[str] | None) -> str:
         raise InputError(
             f"{task} has {len(names)} classes, its {variant} prompts have {len(rows)}: choose the data set of the same variant"
         )
-    spellings = _spellings(task, variant)
+    known = spellings(task, variant)
     found = _numbered(names)
     if found is not None and not all(row.isdigit() for row in rows):
-        _refuse_moved(task, variant, names, spellings, found)
-        return "checked" if _read("class_names.yaml").get(task, {}).get("count_from") == int(names[0]) else "not comparable"
-    places = {spelling: place for place, known in enumerate(spellings) for spelling in map(_plain, known)}
-    found = [places.get(_plain(name)) for name in names]
+        _refuse_moved(task, variant, names, known, found)
+        return "checked" if count_from(task, variant) == int(names[0]) else "not comparable"
+    places = {spelling: place for place, own in enumerate(known) for spelling in map(plain, own)}
+    found = [places.get(plain(name)) for name in names]
     unknown = found.count(None)
     if 2 * unknown > len(names):
         return "not comparable"
-    _refuse_moved(task, variant, names, spellings, found)
+    _refuse_moved(task, variant, names, known, found)
     return "checked" if unknown <= 1 else "not comparable"
 
 
-def _spellings(task: str, variant: str) -> list[list[str]]:
+def spellings(task: str, variant: str) -> list[list[str]]:
     """Return, in the order of the labels, how each class of a task may be spelled; the first as the prompts have it."""
     known: Mapping[str, Any] = _read("class_names.yaml").get(task, {})
     if "order" in known:  # that of the prompts is another, on purpose
-        return [list(spellings) for spellings in known["order"]]
+        return [list(names) for names in known["order"]]
     own = prompts(task, variant).classnames
     lists = [own, *(other for other in (prompts(task, name).classnames for name in VARIANTS) if len(other) == len(own))]
     if known.get("initial"):
         lists.append(tuple(name[0] + name for name in own))
-    together = [list(spellings) for spellings in zip(*lists, strict=True)]
-    for spellings, also in zip(together, known.get("also", [[]] * len(own)), strict=True):
-        spellings.extend(also)
+    together = [list(names) for names in zip(*lists, strict=True)]
+    for names, also in zip(together, _of_variant(known.get("also"), variant) or [[]] * len(own), strict=True):
+        names.extend(also)
     return together
 
 
-def _plain(name: str) -> str:
+def count_from(task: str, variant: str) -> int | None:
+    """Return the first of the numbers that a data set is published with for its classes, in the order of the labels; or None."""
+    found: int | None = _of_variant(_read("class_names.yaml").get(task, {}).get("count_from"), variant)
+    return found
+
+
+def _of_variant(value: Any, variant: str) -> Any:
+    return value.get(variant) if isinstance(value, dict) else value
+
+
+def plain(name: str) -> str:
     """Return a name without what spellings differ in: case, spaces, punctuation, zeros before a number."""
     letters = "".join(letter for letter in unicodedata.normalize("NFKC", name).casefold() if letter.isalnum())
     return str(int(letters)) if letters.isdecimal() else letters

@@ -144,7 +144,7 @@ class PublishedArchive:
             held = ", ".join(archive.namelist()[:3]) or "nothing"
             raise self._refusal(f"it has no member {member.name} (it holds {held}, ...)") from None
         if packed.file_size > member.size + member.size // 1000 + _BLOCK:  # what does not compress grows by less than this
-            raise self._refusal(f"{member.name} has {packed.file_size:,} bytes, and less than {member.size:,} are expected")
+            raise self._refusal(f"{member.name} has {packed.file_size:,} bytes, and about {member.size:,} are expected at most")
         digest = hashlib.sha256()
         with archive.open(packed) as raw, gzip.open(raw) as source, target.open("wb") as out:
             header = source.read(len(member.header))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionbench_lite.data.vision.class_order import ordered
 from fusionbench_lite.data.vision.encoded import Arrays, Encoded, Files, Split, checked_labels, identities
-from fusionbench_lite.data.vision.folders import SUFFIXES, class_names, ordered
+from fusionbench_lite.data.vision.folders import SUFFIXES
 from fusionbench_lite.data.vision.tasks import Local, Task, unpacked_names
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.randomness import generator
@@ -18,7 +19,7 @@ from fusionbench_lite.randomness import generator
 _EUROSAT_HELD = 270
 """Images per class of EuroSAT's test split, and as many of its validation split."""
 
-Found = tuple[list[Path], NDArray[np.int64], tuple[str, ...] | None]
+Found = tuple[list[Path], NDArray[np.int64]]
 
 
 class LayoutSource:
@@ -42,8 +43,8 @@ class LayoutSource:
         where = f"{self.root / self.local.at[split]}, {split}"
         images: Encoded
         if self.local.kind == "own":
-            paths, raw, classes = _READERS[self.local.reader](self.root / self.local.at[split], split, self.task)
-            images, used = Files(paths), paths
+            paths, raw = _READERS[self.local.reader](self.root / self.local.at[split], split, self.task)
+            images, used, classes = Files(paths), paths, None
         else:
             images, raw, classes, used = _torchvision(self.task, self.local, self.root, split)
             used = self._own(used)
@@ -51,7 +52,8 @@ class LayoutSource:
         if classes is not None and len(classes) != self.task.classes:
             classes = None
         identity, fingerprint = identities(self.root, used, labels, self.task.name, split)
-        return Split(where, images, labels, classes, identity, fingerprint)
+        notes = (self.local.note,) if self.local.note else ()
+        return Split(where, images, labels, classes, identity, fingerprint, notes=notes)
 
     def _own(self, paths: list[Path]) -> list[Path]:
         """Return the files that are the task's, by the names in its archive: other splits may lie in the same folder.
@@ -146,10 +148,9 @@ def _sun397(folder: Path, split: str, task: Task) -> Found:
     lines = _lines(folder, name, ("", "Partitions", ".."))
     paths = [folder / line.lstrip("/") for line in lines]
     names = ["/".join(path.relative_to(folder).parts[1:-1]) for path in paths]
-    listed = sorted(set(names))
-    classes, matched = ordered(folder, listed, class_names(task), task.classes, task.name)
+    classes = ordered(folder, sorted(set(names)), task)
     number = {name: place for place, name in enumerate(classes)}
-    return paths, np.array([number[name] for name in names]), None if matched else classes
+    return paths, np.array([number[name] for name in names])
 
 
 def _resisc45(folder: Path, split: str, task: Task) -> Found:
@@ -157,15 +158,15 @@ def _resisc45(folder: Path, split: str, task: Task) -> Found:
     lines = _lines(folder, f"resisc45-{split}.txt", ("", ".."))
     names = [line.rpartition("_")[0] for line in lines]
     paths = [folder / name / line for name, line in zip(names, lines, strict=True)]
-    classes, matched = ordered(folder, sorted(set(names)), class_names(task), task.classes, task.name)
+    classes = ordered(folder, sorted(set(names)), task)
     number = {name: place for place, name in enumerate(classes)}
-    return paths, np.array([number[name] for name in names]), None if matched else classes
+    return paths, np.array([number[name] for name in names])
 
 
 def _eurosat(folder: Path, split: str, task: Task) -> Found:
     """EuroSAT: 270 images of each class for the test split and 270 for validation, drawn with a seed; the others train."""
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    classes, _ = ordered(folder, found, class_names(task), task.classes, task.name)
+    classes = ordered(folder, found, task)
     paths: list[Path] = []
     labels: list[int] = []
     for number, name in enumerate(classes):
@@ -174,7 +175,7 @@ def _eurosat(folder: Path, split: str, task: Task) -> Found:
         rows = order[:_EUROSAT_HELD] if split == "test" else order[2 * _EUROSAT_HELD :]
         paths += [files[row] for row in sorted(rows.tolist())]
         labels += [number] * len(rows)
-    return paths, np.array(labels, np.int64), None
+    return paths, np.array(labels, np.int64)
 
 
 def _lines(folder: Path, name: str, places: Sequence[str]) -> list[str]:

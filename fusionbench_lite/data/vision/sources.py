@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SOURCES = ("auto", "hub", "folder")
 CORRUPTION_SOURCES = ("splits", "generated")
+_SPLITS = CORRUPTION_SOURCES[0]
+MOST_SEVERE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Sources:
     source: str = "auto"
     skip_corrupt: int = 0
     corruption: str | None = None
-    corruption_from: str = "splits"
-    severity: int = 5
+    corruption_from: str = _SPLITS
+    severity: int = MOST_SEVERE
     seed: int = 0
     limit: int | None = None
     tasks_file: Path | None = None
@@ -58,19 +60,35 @@ class Sources:
             value = getattr(self, field)
             if value not in allowed:
                 raise InputError(f"unknown data.{field} {value!r}: {did_you_mean(str(value), allowed)}")
-        for field, least, most in (("skip_corrupt", 0, None), ("severity", 1, 5), ("limit", 1, None)):
+        for field, least, most in (("skip_corrupt", 0, None), ("severity", 1, MOST_SEVERE), ("limit", 1, None)):
             value = getattr(self, field)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not (field == "limit" and value is None) and (not whole or value < least or (most is not None and value > most)):
                 bounds = f"{least} to {most}" if most is not None else f"at least {least}"
                 raise InputError(f"data.{field} must be an integer of {bounds}, got {value!r}")
+        self._check_used()
         if self.source == "folder" and self.data_dir is None:
             raise InputError("data.source=folder, but no data_dir is given: set data_dir=...")
+
+    def _check_used(self) -> None:
+        """Raise InputError for settings of a corruption that nothing would read."""
+        if self.corruption is None and self.corruption_from != _SPLITS:
+            raise InputError(
+                f"data.corruption_from={self.corruption_from} names no corruption: add data.corruption={CORRUPTIONS[0]} or another "
+                "one, or leave it out"
+            )
+        if self.severity != MOST_SEVERE and (self.corruption is None or self.corruption_from == _SPLITS):
+            missing = [] if self.corruption is not None else [f"data.corruption={CORRUPTIONS[0]} or another"]
+            missing += ["data.corruption_from=generated"] if self.corruption_from == _SPLITS else []
+            raise InputError(
+                f"data.severity={self.severity} is that of corruptions that are generated here: add {' and '.join(missing)}, or "
+                "leave it out"
+            )
 
     @property
     def split(self) -> str:
         """The split that test images are taken from."""
-        return self.corruption if self.corruption is not None and self.corruption_from == "splits" else "test"
+        return self.corruption if self.corruption is not None and self.corruption_from == _SPLITS else "test"
 
 
 class Source(Protocol):

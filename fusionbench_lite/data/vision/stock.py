@@ -22,24 +22,34 @@ from fusionbench_lite.inventory import Item
 _WHAT = {"train": "training images"}
 
 
-def inventory(task: str, sources: Sources, size: int = decoding.SIZE) -> list[Item]:
-    """Return what a run on this task needs: test images, training images, and the decoded squares of the test images.
+def inventory(task: str, sources: Sources, size: int = decoding.SIZE, trained: int | None = 0) -> list[Item]:
+    """Return what a run on this task needs: test images, training images, and the decoded squares of those that it reads.
+
+    `trained` is how many training images the run reads, None where it may be all of them.
 
     The hub is asked for the sizes of files where no list of them is in the cache; without a network they are unknown. Nothing
     is fetched. Raises InputError for an unknown task and for files that are there but not as they should be.
     """
     known = tasks.task(task, sources.variant, sources.tasks_file)
     count = min(sources.limit or known.test, known.test)
-    folders = sources.cache / "images"
-    sizes = known.test_sizes if local_source(known, sources, sources.split) is None else ()
-    return [
-        *_split(known, sources, sources.split),
-        *_split(known, sources, "train"),
-        Item(
-            f"decoded {_what(sources.split)}", task, "made from them on first use", str(folders), count * size * size * 3,
-            any(_complete(path, count, sizes) for path in sorted(folders.glob(f"{task}-{sources.split}-*"))),
-        ),
+    items = [
+        *_split(known, sources, sources.split), *_split(known, sources, "train"),
+        _decoded(known, sources, sources.split, count, size),
     ]
+    if trained is None or trained:
+        count = known.train if trained is None else min(trained, known.train)
+        items.append(_decoded(known, sources, "train", count, size, "" if trained is not None else "at most: those that are read"))
+    return items
+
+
+def _decoded(task: Task, sources: Sources, split: str, count: int, size: int, note: str = "") -> Item:
+    """Return the room for the squares of `count` images of a split."""
+    folders = sources.cache / "images"
+    published = (task.train,) if split == "train" else task.test_sizes
+    sizes = published if local_source(task, sources, split) is None else ()
+    here = any(_complete(path, count, sizes) for path in sorted(folders.glob(f"{task.name}-{split}-*")))
+    what = f"decoded {_what(split)}"
+    return Item(what, task.name, "made from them on first use", str(folders), count * size * size * 3, here, note, made=True)
 
 
 def _what(split: str) -> str:
@@ -69,7 +79,11 @@ def _split(task: Task, sources: Sources, split: str) -> list[Item]:
     for entry in entries:
         found = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
         path = str(found.path if found else sources.cache / "hub")
-        items.append(Item(_what(split), task.name, f"{place.hub.repo}:{entry.path}", path, entry.size, found is not None, note))
+        arrived = 0 if found else hub.arrived(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256)
+        items.append(Item(
+            _what(split), task.name, f"{place.hub.repo}:{entry.path}", path, entry.size, found is not None, note,
+            arrived=min(arrived, entry.size or 0),
+        ))
         note = ""
     return items
 
@@ -80,13 +94,14 @@ def _archived(place: PublishedArchive, split: str, note: str) -> Item:
     if place.present() is not None:
         size = sum(member.size for member in place.members[split])
         return Item(what, name, url, str(place.root), size, True, note)
-    path, packed = str(web.place(place.file, place.cache)), web.present(place.file, place.cache) is not None
-    if split == "train":
-        return Item(what, name, url, path, 0, packed, f"in the archive of the test images; {note}")
+    path = web.place(place.file, place.cache)
+    if split == "train":  # hashing the archive once, for the test images, is enough
+        return Item(what, name, url, str(path), 0, path.is_file(), f"in the archive of the test images; {note}")
+    packed = web.present(place.file, place.cache) is not None
     about = place.archive.about
     arrived = 0 if packed else min(web.arrived(place.file, place.cache), about)
     note = "to be unpacked" if packed else "one archive of both splits, of about this size"
-    return Item(what, name, url, path, about, packed, note, arrived=arrived)
+    return Item(what, name, url, str(path), about, packed, note, arrived=arrived)
 
 
 def _complete(folder: Path, count: int, sizes: tuple[int, ...]) -> bool:

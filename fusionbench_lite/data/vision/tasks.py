@@ -80,7 +80,8 @@ class Archive:
 class Local:
     """A published layout below data_dir: a torchvision class with arguments per split, or one of this package's readers.
 
-    `at` names what marks its presence, per split; `labels` and `offset` turn the layout's label numbers into the task's.
+    `at` names what marks its presence, per split; `labels` and `offset` turn the layout's label numbers into the task's. `note` is
+    what a reader of results on it has to know, as a sentence.
     """
 
     kind: str
@@ -89,6 +90,7 @@ class Local:
     splits: Mapping[str, tuple[Mapping[str, Any], ...]]
     labels: tuple[int, ...] | None = None
     offset: int = 0
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Task:
     """One task in one data variant.
 
     `test_sizes` are the sizes of the test split that published results use; `folders` the dataset's own class names in the order
-    of the labels, where they are not the prompts'; `compare_order`: class names may be compared with the prompts.
+    of the labels, where they are not the prompts'; `compare_order`: class names may be compared with the prompts;
+    `numbers_are_labels`: the data set's published numbers of the classes, if it has any, are in the order of the labels.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Task:
     folders: tuple[str, ...]
     caveats: tuple[str, ...]
     archive: Archive | None = None
+    numbers_are_labels: bool = True
 
     def size(self, split: str) -> int:
         """Return the number of images of a split; corrupted splits have as many as the test split."""
@@ -176,6 +180,7 @@ def _typed(name: str, variant: str, entry: Mapping[str, Any]) -> Task:
         (entry["test"], *entry.get("also_test", ())), Hub(**hub) if hub else None, _local(local) if local else None,
         entry.get("order") != "free", tuple(entry.get("folders", ())),
         tuple(" ".join(caveat.split()) for caveat in entry["caveats"]), archive,
+        entry.get("numbers") != "other",
     )
 
 
@@ -188,6 +193,7 @@ def _local(entry: Mapping[str, Any]) -> Local:
         {split: tuple(entry.get(split, ())) for split in ("train", "test")},
         tuple(entry["labels"]) if "labels" in entry else None,
         entry.get("offset", 0),
+        " ".join(entry.get("note", "").split()),
     )
 
 

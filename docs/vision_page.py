@@ -43,7 +43,10 @@ QuickGELU, which OpenAI's weights need.
 
 FAMILIES = """
 `ta_tall` is the default: as AdaRank loads them, the eight standard tasks from Task Arithmetic and the other twelve from
-TALL-masks. `own` reads a folder of `pretrained.safetensors`, `individual-TASK.safetensors` and `heads.safetensors`.
+TALL-masks. `own` reads a folder of `pretrained.safetensors`, `individual-TASK.safetensors` and `heads.safetensors`, as
+`python -m fusionbench_lite.finetune` leaves it; its `manifest.json` says which family they stand in for, as in
+`{"family": "tall"}`, and their rules are that family's. Without it methods that rank all entries count no zeros of the text
+side, and the record says so.
 `checkpoints.dir=FOLDER` takes a family's files from a folder in the family's own arrangement, `checkpoints.manifest=FILE`
 replaces the packaged list of repositories, sizes and hashes by one of the same form.
 
@@ -68,6 +71,10 @@ that cannot be decoded are named and the run is refused, unless `data.skip_corru
 `NAME/test/CLASS/*.jpg`; the layout that torchvision's class of the data set reads. `data.source=hub` or `folder` looks in
 one place only, where `hub` stands for the published source; `data.tasks_file` replaces the table above. `limit=N` takes
 N evenly spaced test images and marks the record as a trial.
+
+Class folders carry the names of the classes (`prompts.json` and `class_names.yaml` in `fusionbench_lite/data/vision/`) or
+their numbers: 0 to C-1 is the label, 1 to C where the data set is published so (Cars, Flowers102, EMNIST letters).
+FER2013 takes names only. A local `eurosat/2750` is split here, and records say so.
 
 No repository holds the digits of EMNIST: their published source is the archive that torchvision reads, on NIST's own
 server. It is downloaded as files of the hub are, checked by its MD5 and kept below `archives/` (or put there by hand:

@@ -23,11 +23,15 @@ _STANDARD = "8"
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A model with the family of its experts, and the layout of its tensors (None where there is one alone)."""
+    """A model with the family of its experts, and the layout of its tensors (None where there is one alone).
+
+    `stated` is the family that experts of one's own stand in for, by the manifest in their folder.
+    """
 
     model: str
     family: str
     layout: str | None
+    stated: str | None = None
 
     @property
     def is_clip(self) -> bool:
@@ -35,9 +39,14 @@ class Backbone:
         return self.model in CLIP
 
     @property
+    def release(self) -> str:
+        """The family whose rules the experts follow."""
+        return self.stated or self.family
+
+    @property
     def variant(self) -> str:
         """The variant of the data sets and prompts that the experts were trained with."""
-        return "fusionbench" if self.family == "fusionbench" else "tall"
+        return "fusionbench" if self.release == "fusionbench" else "tall"
 
 
 def choose(model: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Backbone:
@@ -68,7 +77,14 @@ def choose(model: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Backbone
         family = "own" if own and (Path(checkpoints["dir"]).expanduser() / "pretrained.safetensors").is_file() else "ta_tall"
     if family == "own" and not own:
         raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
-    return Backbone(name, family, layout or ("separate" if family == "fusionbench" else "packed"))
+    stated = _stated(Path(checkpoints["dir"]).expanduser()) if family == "own" else None
+    return Backbone(name, family, layout or ("separate" if "fusionbench" in (family, stated) else "packed"), stated)
+
+
+def _stated(folder: Path) -> str | None:
+    from fusionbench_lite.checkpoints.release import release_of  # late: few lines need it
+
+    return release_of(folder)
 
 
 def check_tasks(backbone: Backbone, tasks: TaskSet, asked: Any, data_dir: Path | None) -> None:
@@ -100,7 +116,7 @@ def check_data(data: Mapping[str, Any], backbone: Backbone, data_dir: Path | Non
 
     usual = dataclasses.asdict(Data())
     given = {name: value for name, value in data.items() if value != usual[name]}
-    about = [name for name in sorted(given) if name in ("source", "skip_corrupt", "corruption")]
+    about = [name for name in sorted(given) if name != "tasks_file"]
     if about and not backbone.is_clip:
         raise InputError(f"data.{about[0]} is about images of CLIP models, not of {backbone.model}: leave it out")
     given.pop("tasks_file", None)  # read where the tasks are

@@ -49,7 +49,7 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         found.expert_hashes, head_hashes, pretrained,
         {task: _placed(path, device) for task, path in found.experts.items()},
         _placed(found.multitask, device) if found.multitask is not None else None, model, evaluator, device,
-        None, found.sources, tuple(notes), constants=frozenset(_constants(found)),
+        None, found.sources, tuple(notes), constants=frozenset(constants(found)),
     )
 
 
@@ -117,9 +117,10 @@ def _placed(path: Path, device: torch.device) -> PlacedWeights:
 def encoder(backbone: Backbone, pretrained: Mapping[str, Tensor], found: Found) -> nn.Module:
     """Return the encoder with the pretrained weights, and with those that the family does not merge."""
     model = models.build(backbone.model, backbone.layout)
-    model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **_constants(found)})
+    model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **constants(found)})
     return model.requires_grad_(False)
 
 
-def _constants(found: Found) -> Mapping[str, Tensor]:
+def constants(found: Found) -> Mapping[str, Tensor]:
+    """Return the tensors of the encoder that experts of the family do not have."""
     return {} if found.constants is None else SafetensorsWeights(found.constants)

@@ -54,6 +54,9 @@ class _Training:
             for task, entry in self.data.items()
         }
         self.pretrained = dict(SafetensorsWeights(self.found.pretrained))
+        self.constants = dict(clip_suite.constants(self.found))
+        if self.constants and self.recipe.trained != "tower":  # experts of the family do not have the projection
+            self.recipe = recipe_of(self.recipe.name, **options.changes, trained="tower")
         self.model = clip_suite.encoder(plan.backbone, self.pretrained, self.found).to(self.device)
         self.evaluator = clip_suite.evaluator_of(self.wanted, self.data, self.heads, self.device)
 
@@ -83,7 +86,8 @@ class _Training:
         return finetune(
             self.model, self.pretrained, {task: self.heads[task] for task in tasks}, {task: self.data[task] for task in tasks},
             self.recipe, settings, folder=self._folder(plan), model_name=plan.model, layout=plan.backbone.layout,
-            inputs=self.found.files, report=report, validation=self._validation(tasks),
+            inputs=self.found.files, report=report, validation=self._validation(tasks), constants=self.constants,
+            family=plan.backbone.family,
         )
 
     def _validation(self, tasks: list[str]) -> dict[str, np.ndarray] | None:

@@ -70,7 +70,8 @@ def _value(key: str, text: str, kind: str) -> str | int | float | bool | None:
     if "None" in kinds and text in ("null", ""):
         return None
     if "str" in kinds:
-        return text
+        # Hydra's inner quotes, which keep a path with a space in one piece: key="'a folder'"
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     value = yaml.safe_load(text)
     if "float" in kinds and isinstance(value, str):
         with contextlib.suppress(ValueError):  # 1e-5 is no number to YAML

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Bad input or configuration. The command line prints it as one line and exits with status 2."""
 
 
+class WriteError(InputError):
+    """A file system that refuses: a full disk, a folder without the right to write. Another source of a file mends nothing."""
+
+
 class MergeError(InputError):
     """Bad input of a merging or adaptation method: names the task, the key, both values and the fix."""
 

@@ -37,7 +37,7 @@ def remembered(path: Path, cache: Path) -> str:
         if before == _state(status) and len(sha256) == 64:
             return sha256
     sha256 = file_sha256(path)
-    if max(status.st_mtime_ns, status.st_ctime_ns) < now - GRAIN:
+    if status.st_ctime_ns < now - GRAIN:  # every write moves it, whatever date the file was given
         with contextlib.suppress(InputError), atomic_file(note) as temporary:  # without a note, a hash per run and no more
             temporary.write_text(f"{sha256}\n{_state(status)}\n")
     return sha256

@@ -4,7 +4,7 @@ Takes the keys of `python -m fusionbench_lite`; those of merging have no effect.
 are trained, and what is already in the cache is not trained again. For a CLIP model every task gets an expert by the
 recipe of its checkpoint family, under a frozen zero-shot head; a run that was killed goes on where it was. Besides:
 
-    task=dtd                     one task, short for tasks=[dtd]
+    task=dtd                     one task, short for tasks=[dtd]; a CLIP model needs one of the two, tasks=8 for all eight
     finetune.recipe=tall         or ta, fusionbench, joint (one model for all tasks: traditional multi-task learning)
     finetune.out=FOLDER          default: finetuned/ in the cache; read with checkpoints=own checkpoints.dir=FOLDER
     finetune.steps=1000          in place of the recipe's epochs or steps; likewise batch, lr
@@ -17,8 +17,9 @@ recipe of its checkpoint family, under a frozen zero-shot head; a run that was k
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,25 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 bad input."""
     given = sys.argv[1:] if arguments is None else arguments
+    chosen = [one for one in given if re.match(r"(\+{0,2}tasks|task)=", one)]
     given = [f"tasks=[{one.removeprefix('task=')}]" if one.startswith("task=") else one for one in given]
-    return command(USAGE, given, "finetune.", Options, _main)
+
+    def run(plan: Plan, options: Options) -> int:
+        _check_choice(chosen, plan)
+        return _main(plan, options)
+
+    return command(USAGE, given, "finetune.", Options, run)
+
+
+def _check_choice(chosen: Sequence[str], plan: Plan) -> None:
+    """Refuse tasks that were named twice, of which one would be dropped, and for hours of training none at all."""
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} name tasks: give one of them, such as tasks=[mnist,dtd] for several tasks")
+    if not chosen and plan.backbone.is_clip:
+        raise InputError(
+            f"no task is named, and every task trains {plan.model} for hours: add task=dtd for one, tasks=[mnist,dtd] for "
+            f"some, or tasks={plan.tasks.label} for all {len(plan.tasks.names)}"
+        )
 
 
 def _main(plan: Plan, options: Options) -> int:

@@ -30,16 +30,16 @@ EMBEDDED_TEST = 1000
 def inputs_of(plan: Plan, device: torch.device) -> Inputs:
     """Return what decides the memory and the work of a plan."""
     backbone, tasks = plan.backbone, plan.tasks.names
-    encoder = memory_plan.encoder(plan.model, backbone.layout, tower_alone=backbone.family == "fusionbench")
+    encoder = memory_plan.encoder(plan.model, backbone.layout, tower_alone=backbone.release == "fusionbench")
     published = backbone.is_clip and set(tasks) <= set(vision.names())
     known = [vision.task(name, backbone.variant) for name in tasks] if published else []
     sizes = [min(task.test, plan.limit or task.test) for task in known] or [plan.limit or EMBEDDED_TEST] * len(tasks)
     adapts = registry.get(plan.method).adaptive
-    own = -(-len(tasks) // int(os.environ.get("WORLD_SIZE", plan.trainer["devices"])))  # tasks of one process
+    processes = int(os.environ.get("WORLD_SIZE", plan.trainer["devices"]))
     steps = plan.setting("steps") if adapts else 0
     return Inputs(
         encoder, plan.method, len(tasks), plan.values, plan.setting("batch_size") if adapts else 1,
-        plan.setting("batches") if adapts else 1, own, plan.trainer["chunk"], plan.precision, device.type,
+        plan.setting("batches") if adapts else 1, processes, plan.trainer["chunk"], plan.precision, device.type,
         experts="disk" if backbone.is_clip else "memory", classes=tuple(task.classes for task in known) or (10,) * len(tasks),
         steps=steps, test_images=sum(sizes), evaluations=2 + steps // plan.setting("eval_every") if adapts else 1,
         eval_batch=plan.trainer["eval_batch"], held_out=plan.setting("held_out") if adapts else 0,

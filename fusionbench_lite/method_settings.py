@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionbench_lite import collect, registry
 from fusionbench_lite.adaptation.streams import KINDS
+from fusionbench_lite.backbones import Backbone
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.selection import RULES
 
@@ -61,6 +62,17 @@ def settings(
         for name, setting in found.items():
             collect.check(name, setting.value)
     return found
+
+
+def caveats(chosen: Mapping[str, Sourced], backbone: Backbone) -> tuple[str, ...]:
+    """Return the sentences that a result needs because of how its method was set."""
+    zeros = chosen.get("virtual_zeros")
+    if zeros is None or zeros.source != "default" or not backbone.is_clip or backbone.release != "own":
+        return ()
+    return (
+        "virtual_zeros is 0: nothing says which release these experts stand in for, and with experts of ta and tall this method "
+        "counts the zeros of the text side. The manifest.json of a fine-tuning says it (family).",
+    )
 
 
 def within(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Sourced]) -> dict[str, Sourced]:

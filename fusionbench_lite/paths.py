@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -11,11 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, WriteError
 
 log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "FUSIONBENCH_LITE_CACHE"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -58,7 +60,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield a fresh directory that becomes `final` when the block ends without an error.
 
     The directory is written under a temporary name beside `final`, flushed to disk and renamed; an existing `final`
-    is replaced. After an error nothing is left. Raises InputError naming `final` when the file system refuses.
+    is replaced. After an error nothing is left. Raises WriteError naming `final` when the file system refuses.
     """
     temporary: Path | None = None
     try:
@@ -77,7 +79,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             temporary.rename(final)
         _flush(final.parent)
     except OSError as error:
-        raise InputError(_cannot_write(final, error)) from error
+        raise WriteError(_cannot_write(final, error)) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +89,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
 def atomic_file(final: Path) -> Iterator[Path]:
     """Yield a temporary path whose file becomes `final` when the block ends without an error.
 
-    Raises InputError naming `final` when the file system refuses; after an error nothing is left.
+    Raises WriteError naming `final` when the file system refuses; after an error nothing is left.
     """
     temporary: Path | None = None
     try:
@@ -101,15 +103,23 @@ def atomic_file(final: Path) -> Iterator[Path]:
         temporary.replace(final)
         _flush(final.parent)
     except OSError as error:
-        raise InputError(_cannot_write(final, error)) from error
+        raise WriteError(_cannot_write(final, error)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    return f"cannot write {path}: {reason}; nothing was left there, free some space or choose another directory"
+    return f"cannot write {path}: {error.strerror or error}; nothing was left there, {mended(error)}"
+
+
+def mended(error: OSError) -> str:
+    """Return what helps where a file system refuses to write, for the end of a message."""
+    if error.errno in NO_SPACE:
+        return "free some space or choose another directory"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "permit writing there or choose another directory"
+    return "choose a directory that can be written"
 
 
 def _flush(path: Path) -> None:
@@ -139,7 +149,7 @@ def locked(path: Path) -> Iterator[None]:
             log.info("another process is at work behind %s: waiting for it", path)
             lock.acquire()
     except OSError as error:
-        raise InputError(_cannot_write(path, error)) from error
+        raise WriteError(_cannot_write(path, error)) from error
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ def resolve(config: DictConfig) -> Plan:
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
     statistics = (given.pop("statistics", None) or {}) if collect.is_needed(method) else {}
-    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.family, backbone.layout)
+    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.release, backbone.layout, backbone.stated)
     hyperparameters = method_settings.hyperparameters(method, given, preset, named=plain["preset"] is not None)
     settings = method_settings.settings(method, adaptation, statistics, plain["steps"], preset)
     hyperparameters = method_settings.within(hyperparameters, settings)
@@ -110,7 +110,8 @@ def base_of(plan: Plan) -> Plan | None:
     method = registry.get(plan.values["base"])
     if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
-    preset = presets.lookup(method.id, plan.model, plan.tasks, family=plan.backbone.family, layout=plan.backbone.layout)
+    own = plan.backbone
+    preset = presets.lookup(method.id, plan.model, plan.tasks, family=own.release, layout=own.layout, stated=own.stated)
     settings = method_settings.settings(method, {}, {}, plan.setting("base_steps") if method.adaptive else None, preset)
     return dataclasses.replace(
         plan, method=method.id, hyperparameters=method_settings.hyperparameters(method, {}, preset), settings=settings,

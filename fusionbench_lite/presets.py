@@ -13,10 +13,12 @@ from fusionbench_lite.tasksets import TaskSet
 
 
 def lookup(
-    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None, layout: str | None = None
+    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None, layout: str | None = None,
+    stated: str | None = None,
 ) -> dict[str, tuple[Any, str]]:
     """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins.
 
+    `stated` is the family where the manifest of a folder of experts names it: the source of what goes by it says so.
     Entries with a `name` hold only where that name is asked for, and then over all others. Raises InputError for a name
     that no entry of the method has.
     """
@@ -36,7 +38,8 @@ def lookup(
         )
         if fits and entry.get("name") in (None, name):
             target = named if "name" in entry else found
-            target |= {setting: (value, entry["source"]) for setting, value in entry["set"].items()}
+            by = f"; the experts' manifest.json says family {stated}" if stated and "checkpoints" in when else ""
+            target |= {setting: (value, entry["source"] + by) for setting, value in entry["set"].items()}
     return found | named
 
 

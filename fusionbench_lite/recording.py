@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import fusionbench_lite
-from fusionbench_lite import collect, registry
+from fusionbench_lite import collect, method_settings, registry
 from fusionbench_lite.data import fingerprint
 from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.evaluator import Evaluation, average
@@ -90,6 +90,7 @@ def result(
     plan: Plan, suite: Suite, key: str, outcome: Outcome, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the content of result.json (design section 6)."""
+    caveats = [*suite.caveats, *method_settings.caveats(plan.hyperparameters, plan.backbone)]
     return {
         "schema_version": schema.VERSION,
         "key": key,
@@ -107,7 +108,7 @@ def result(
         },
         "data": suite.data_hashes,
         **_images(suite),
-        **({"caveats": list(suite.caveats)} if suite.caveats else {}),
+        **({"caveats": caveats} if caveats else {}),
         "select": plan.select,
         "seeds": {"seed": plan.seed, "checkpoints": plan.checkpoints_seed},
         "limit": plan.limit,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from fusionbench_lite import checkpoints
 from fusionbench_lite.checkpoints import Request
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, WriteError
 from tests import vision_files
 from tests.mirror import Mirror, mirror  # noqa: F401
 from tests.test_checkpoints import in_layout, same, visual
@@ -170,6 +172,32 @@ def test_a_file_that_is_nowhere(hub: Mirror, tmp_path: Path) -> None:
     ):
         assert part in message, message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("refusal", ["full", "no folder", "no room while it comes"])
+def test_a_disk_that_refuses_ends_the_search_at_once(
+    refusal: str, hub: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.find(request(tmp_path, "ta", ("mnist",)))
+    copy = hub.root / "models" / "JH-C-k" / "ViT-B-32" / "ViT-B-32_TA"
+    vision_files.save(vision_files.encoder_entries(vision_files.expert_state(TINY, "dtd")), copy / "DTD" / "finetuned.pt")
+    if refusal == "full":
+        monkeypatch.setattr("fusionbench_lite.hub.transfer.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    elif refusal == "no folder":
+        shutil.rmtree(tmp_path / "cache" / "hub" / ".locks")
+        (tmp_path / "cache" / "hub" / ".locks").write_text("a file where a folder has to be")
+    else:
+        def refusing(*_: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr("fusionbench_lite.hub.download.receive", refusing)
+    with pytest.raises(WriteError) as caught:
+        checkpoints.find(request(tmp_path, "ta"))
+    said = str(caught.value)
+    assert said.startswith("cannot download ViT-B-32/DTD/finetuned.pt of model SphereLab/vision_models_in_FDA: ")
+    assert ("free some space" in said) == (refusal == "full")
+    assert len(said) < 400
+    assert not hub.asked("*JH-C-k*")
 
 
 def test_a_spoiled_download_is_repeated_or_named(hub: Mirror, tmp_path: Path) -> None:

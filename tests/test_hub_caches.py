@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -187,6 +188,38 @@ def test_a_list_has_every_page_and_is_kept(filled: Mirror, cache: Path) -> None:
     requests = len(filled.asked())
     assert hub.tree("lab/dtd", kind="dataset", under="data", cache=cache) == entries
     assert len(filled.asked()) == requests
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("damage", ["p", "digit", "size", "path", "row", "not JSON"])
+def test_a_stored_list_that_was_damaged_is_asked_for_again(damage: str, old: bool, filled: Mirror, cache: Path) -> None:
+    entries = hub.tree("lab/dtd", kind="dataset", cache=cache)
+    (path,) = (cache / "hub").rglob("listings/*/.all.json")
+    sound = path.read_text()
+    content = json.loads(sound)
+    if old:  # as earlier versions stored it: without a checksum
+        content = content["files"]
+        path.write_text(json.dumps(content))
+        requests = len(filled.asked())
+        assert hub.tree("lab/dtd", kind="dataset", cache=cache) == entries
+        assert len(filled.asked()) == requests
+    row = (content if old else content["files"])[0]
+    before = json.dumps(row)
+    if damage in ("p", "digit"):
+        other = "p" if damage == "p" else format(int(row[2][5], 16) ^ 1, "x")
+        row[2] = row[2][:5] + other + row[2][6:]
+    row[0], row[1] = {"path": "../" + row[0]}.get(damage, row[0]), {"size": -row[1] - 1}.get(damage, row[1])
+    if damage == "row":
+        row.append("more")
+    text = json.dumps(content)
+    assert (json.dumps(row) == before) == (damage == "not JSON")
+    path.write_text(text.replace("[", "(") if damage == "not JSON" else text)
+    found = hub.tree("lab/dtd", kind="dataset", cache=cache)
+    if old and damage == "digit":  # nothing tells it from a sound one
+        assert found != entries
+        return
+    assert found == entries
+    assert path.read_text() == sound
 
 
 def test_files_are_fetched_at_the_commit_of_their_list(filled: Mirror, cache: Path) -> None:

@@ -236,6 +236,7 @@ def test_progress_is_told_in_megabytes(mirror: Mirror, cache: Path) -> None:
         (7, MD5, "no address"), ("https://host/", MD5, "names no file"), ("https://host", MD5, "names no file"),
         ("https://host/a/%2e%2e", MD5, "names no file"), ("https://host/..%2fa.zip", MD5, "names no file"),
         ("https://host/a%5cb.zip", MD5, "names no file"), ("https://me:secret@host/a.zip", MD5, "name of a user"),
+        ("https://host/a.zip?token=secret", MD5, "leave out what follows"),
         ("https://host/a.zip", MD5[:-1], "no MD5"), ("https://host/a.zip", MD5.upper(), "no MD5"),
         ("https://host/a.zip", None, "no MD5"),
     ],

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fusionbench_lite import paths
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, WriteError
 
 
 def _names(folder):
@@ -57,6 +57,21 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         with paths.atomic_directory(tmp_path / "record") as temporary:
             (temporary / "file").write_text("x")
     assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "fix"), [
+    (errno.ENOSPC, "free some space or choose another directory"), (errno.EDQUOT, "free some space or choose another directory"),
+    (errno.EROFS, "choose a directory that can be written"), (errno.EACCES, "permit writing there or choose another directory"),
+    (errno.ENOTDIR, "choose a directory that can be written"),
+])
+def test_what_is_said_to_help_helps(tmp_path, monkeypatch, number, fix):
+    def refusing(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(paths.tempfile, "mkstemp", refusing)
+    with pytest.raises(WriteError, match=f"cannot write .*file: {os.strerror(number)}; nothing was left there, {fix}$"):
+        with paths.atomic_file(tmp_path / "file"):
+            pass
 
 
 def _hold(path, events):

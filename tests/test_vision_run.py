@@ -161,7 +161,7 @@ def test_an_expert_that_is_trained_here_is_merged_like_any_other(small: Suite): 
     folder = small.folder / "own"
     line = f"finetune.steps=3 finetune.batch=8 finetune.out={folder}"
     for task in ("mnist", "dtd"):
-        status, said = called(finetune.main, [*small.line(line), f"task={task}"])
+        status, said = called(finetune.main, small.line(f"{line} task={task}"))
         assert status == 0, said
         assert "individual" in said
     joint = f"finetune.recipe=joint finetune.steps=2 finetune.batch=4 finetune.out={folder}"

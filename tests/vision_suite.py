@@ -61,6 +61,7 @@ class Suite:
         ]
         own = shlex.split(line)
         keys = {one.partition("=")[0] for one in own}
+        keys |= {"tasks"} & {f"{key}s" for key in keys}  # finetune's task=
         return [*(one for one in given if one.partition("=")[0] not in keys), *own]
 
     def run(self, line: str) -> Record:

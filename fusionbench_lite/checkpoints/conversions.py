@@ -11,7 +11,7 @@ from fusionbench_lite.checkpoints.api import Report, Request
 from fusionbench_lite.checkpoints.families import Known
 from fusionbench_lite.checkpoints.locating import Hub, Offer, Source
 from fusionbench_lite.checkpoints.store import Metadata
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, WriteError
 from fusionbench_lite.paths import locked
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Conversions:
         self.hub = Hub(request.cache, report)
         self.files: dict[str, str] = {}
         self.sources: dict[str, str] = {}
+        self.converted_files: dict[Path, Metadata] = {}
         self.done, self.total = 0, 2 + 2 * len(request.tasks)
 
     def from_hub(
@@ -52,6 +53,8 @@ class Conversions:
                     reasons[offer.origin] = "the repository has no such file"
                     continue
                 source = self.hub.fetch(spelled)
+            except WriteError:  # the next offer would not fit either
+                raise
             except InputError as error:
                 reasons[offer.origin] = str(error)
                 continue
@@ -95,7 +98,7 @@ class Conversions:
                     "size": store.numbers_of(self.request.size),
                 }
                 path = store.write(folder, name, tensors, metadata)
-                kept = path, metadata
+                kept = path, store.metadata_of(path) or metadata
         found = self._used(kept)
         if found is None:
             raise InputError(f"{folder} lost {name} while it was written: do not delete the cache during a run")
@@ -111,8 +114,13 @@ class Conversions:
     def _used(self, converted: Converted | None) -> Converted | None:
         if converted is not None:
             metadata = converted[1]
+            self.converted_files[converted[0]] = metadata
             self.used(metadata["origin"], metadata["sha256"], metadata["where"])
         return converted
+
+    def check(self) -> None:
+        """Compare all bytes of the converted files that were used with their checksums. Raises soundness.Damaged."""
+        store.check(self.converted_files.items(), self.report)
 
     def used(self, origin: str, sha256: str, where: str) -> None:
         """Remember a source file of the run; those of the user's folder by their path below it."""

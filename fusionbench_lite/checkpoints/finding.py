@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.checkpoints import converting, locating
+from fusionbench_lite.checkpoints import converting, locating, store
 from fusionbench_lite.checkpoints.api import Found, Report, Request
 from fusionbench_lite.checkpoints.conversions import Conversions, Convert, Converted
 from fusionbench_lite.checkpoints.families import Base, Family, Place, caveats, check, family_of
@@ -29,7 +29,12 @@ class Finder:
             raise InputError(f"checkpoints.dir {request.dir} is not a directory: give the folder of the files")
 
     def found(self) -> Found:
-        """Return everything the request names."""
+        """Return everything the request names, its converted files compared with their checksums. Raises soundness.Damaged."""
+        found = self._found()
+        self.conversions.check()
+        return found
+
+    def _found(self) -> Found:
         if self.request.family == "own":
             from fusionbench_lite.checkpoints.own import found
 
@@ -61,6 +66,7 @@ class Finder:
             raise InputError(f"no pretrained model {self.request.model!r} is known: {known}")
         base = self._base(family)
         text = base.get("text") or self.base_part(family, "text")
+        self.conversions.check()
         return Found(
             self.request.family, self.request.layout, base["pretrained"][0], {}, {}, text[0],
             base["constants"][0] if "constants" in base else None, self.files, self.sources, 0, (),
@@ -101,6 +107,7 @@ class Finder:
         pretrained = base["pretrained"][1]["sha256"]
 
         def convert(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+            store.check([reference])  # else a sound expert is refused
             return converting.expert(source, self.request, family, task, reference[0], pretrained)
 
         def accept(metadata: Metadata) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 
 from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Request
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, PRETRAINED, Family, check, family_of
 from fusionbench_lite.checkpoints.locating import Hub, Offer
+from fusionbench_lite.checkpoints.release import release_of
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.inventory import Item
 
 _WHOLE = "image tower, text tower and projection"
@@ -38,9 +43,10 @@ def _own(request: Request) -> list[Item]:
     known = store.shapes_of(heads) if heads.is_file() else {}
     for task in request.tasks:
         note = "" if task in known else "built from prompts"
-        items.append(Item("head", task, str(heads), str(heads), _bytes(heads), task in known, note, False))
+        items.append(Item("head", task, str(heads), str(heads), _bytes(heads), task in known, note, False, made=bool(note)))
     if any(not item.present for item in items if item.what == "head"):
-        items.append(_whole(request, family_of("ta", request.manifest), "text tower"))
+        owner = "fusionbench" if release_of(folder) == "fusionbench" else "ta"
+        items.append(_whole(request, family_of(owner, request.manifest), "text tower"))
     return items
 
 
@@ -86,7 +92,19 @@ def _head(request: Request, family: Family, task: str) -> Item | None:
     """Return the shipped head; None for a family that ships none."""
     if not _offers(request, family, task, "head"):
         return None
-    return _file(request, family, task, "head", "built from prompts where there is none")
+    item = _file(request, family, task, "head", "built from prompts where there is none")
+    return dataclasses.replace(item, made=not item.present and _is_built(request, family, task))
+
+
+def _is_built(request: Request, family: Family, task: str) -> bool:
+    """Say whether a head that is not here is built from prompts: of a folder, or where it is known that none is published."""
+    if request.dir is not None or not hub_offline():
+        return request.dir is not None
+    hub, listed = Hub(request.cache, None), []
+    for offer in _offers(request, family, task, "head"):
+        with contextlib.suppress(InputError):  # a repository that was never listed gave no expert either
+            listed.append(hub.resolved(offer, "head"))
+    return bool(listed) and not any(listed)
 
 
 def _offers(request: Request, family: Family, task: str, kind: str) -> list[Offer]:

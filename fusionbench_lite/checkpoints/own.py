@@ -3,7 +3,8 @@
     pretrained.safetensors, individual-<task>.safetensors, heads.safetensors (a tensor [C, d] per task), traditional_mtl.safetensors
 
 The last two may be missing; a task that heads.safetensors lacks gets a head from the prompts of its classes. Files in the
-wanted layout are used where they lie, others are converted into the cache.
+wanted layout are used where they lie, others are converted into the cache. A manifest.json may say the family that the
+experts stand in for, whose text tower, prompts and rules of merging they have then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fusionbench_lite.checkpoints import converting, reading, store
 from fusionbench_lite.checkpoints.api import Found
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
 from fusionbench_lite.checkpoints.locating import Source
+from fusionbench_lite.checkpoints.release import release_of
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.file_hashes import remembered
 from fusionbench_lite.models import clip
@@ -38,16 +40,20 @@ def found(finder: Finder) -> Found:
     multitask = None
     if (request.dir / MULTITASK).is_file():
         multitask = _tower(finder, MULTITASK, "traditional_mtl", names)
-    heads = _heads(finder, request.dir / HEADS)
+    release = release_of(request.dir)
+    frozen = release == "fusionbench"
+    heads = _heads(finder, request.dir / HEADS, "fusionbench" if frozen else "tall")
     text = None
     if None in heads.values():
-        text = finder.base_part(family_of("ta", request.manifest), "text")[0]
+        text = finder.base_part(family_of("fusionbench" if frozen else "ta", request.manifest), "text")[0]
     constants = None
     if clip_keys.PROJECTION[request.layout] not in names:
         constants = finder.base_part(family_of("fusionbench", request.manifest), "constants")[0]
     hashes = {task: finder.files[EXPERT.format(task=task)] for task in request.tasks}
+    zeros = 0 if frozen or release is None else converting.virtual_zeros(request.size)
     return Found(
-        "own", request.layout, pretrained, experts, heads, text, constants, finder.files, finder.sources, 0, (), hashes, multitask,
+        "own", request.layout, pretrained, experts, heads, text, constants, finder.files, finder.sources, zeros, (), hashes,
+        multitask,
     )
 
 
@@ -91,7 +97,7 @@ def _convert(source: Source, finder: Finder) -> tuple[dict[str, Tensor], dict[st
     return converting.ordered(tower.visual, request.size, request.layout), {"stored": tower.stored}
 
 
-def _heads(finder: Finder, path: Path) -> dict[str, Path | None]:
+def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:
     request = finder.request
     known = store.shapes_of(path) if path.is_file() else {}
     if path.is_file() and not known:
@@ -100,7 +106,7 @@ def _heads(finder: Finder, path: Path) -> dict[str, Path | None]:
     for task in request.tasks:
         if task in known:
             heads[task] = finder.conversions.converted("own", f"head-{task}", path, functools.partial(_head, finder, task))[0]
-        elif converting.classes_of(task, "tall") is None:
+        elif converting.classes_of(task, variant) is None:
             raise InputError(f"{path} has no class embeddings of task {task!r}, and no prompts: add [C, d] under its name")
         else:
             heads[task] = None

@@ -1,18 +1,23 @@
 """Converted files in the cache: <cache>/checkpoints/<group>/<model>-<layout>/<name>-<first 12 of the source's SHA-256>.safetensors.
 
-A file's metadata say what it was made of and hold a checksum of themselves and of all tensors. The checksum is compared when
-a file is first seen and whenever its state is not what it was then, its size, times or number (a stamp beside it has them).
+A file's metadata say what it was made of and hold a checksum of themselves and of all tensors. A look-up compares it when a file
+is first seen and whenever its state is not what it was then, its size, times or number (a stamp beside it has them); a run compares
+those of all files that it uses (`check`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionbench_lite.checkpoints import soundness
+from fusionbench_lite.checkpoints.api import Report
+from fusionbench_lite.errors import InputError
 from fusionbench_lite.file_hashes import state_of
 from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.weights.readers import checksum, write_tensors
@@ -41,7 +46,19 @@ def write(folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapp
     with atomic_file(path) as temporary:
         write_tensors(temporary, tensors, {**said, "checksum": checksum(_salt(said), tensors), "format": "pt"})
     _stamp(path)
+    soundness.note(path)
     return path
+
+
+def check(files: Iterable[tuple[Path, Metadata]], report: Report | None = None) -> None:
+    """Compare the content of converted files with their checksums, once per process. Raises soundness.Damaged."""
+    try:
+        soundness.check({path: (_salt(metadata), metadata.get("checksum")) for path, metadata in files}, report)
+    except soundness.Damaged as error:
+        for path in error.paths:  # no later process, and no `doctor`, is to believe them
+            with contextlib.suppress(OSError):
+                _stamp_of(path).unlink()
+        raise
 
 
 def lookup(folder: Path, name: str, accept: Callable[[Metadata], bool]) -> tuple[Path, Metadata] | None:
@@ -51,9 +68,11 @@ def lookup(folder: Path, name: str, accept: Callable[[Metadata], bool]) -> tuple
         found = metadata_of(path)
         if found is None or found.get("version") != VERSION or not accept(found):
             continue
+        told = soundness.seen(path) is False
         if _sound(path, found):
             return path, found
-        log.warning("%s is damaged: it is converted again", path)
+        if not told:
+            log.warning("%s is damaged: it is converted again", path)
     return None
 
 
@@ -97,21 +116,17 @@ def _salt(metadata: Mapping[str, str]) -> str:
 
 
 def _sound(path: Path, metadata: Metadata) -> bool:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
+    seen = soundness.seen(path)
+    if seen is False:
+        return False
+    with contextlib.suppress(OSError):
         if _stamp_of(path).read_text() == state_of(path):
             return True
-    except OSError:
-        pass
-    try:
-        same = checksum(_salt(metadata), load_file(path)) == metadata.get("checksum")
-    except (OSError, SafetensorError, ValueError):
-        return False
-    if same:
-        _stamp(path)
-    return same
+    sound = seen or soundness.is_sound(path, _salt(metadata), metadata.get("checksum"))
+    if sound:
+        with contextlib.suppress(InputError):  # without a stamp, a hash per process and no more
+            _stamp(path)
+    return sound
 
 
 def _stamp_of(path: Path) -> Path:

@@ -41,10 +41,13 @@ def content_sha256(weights: StateDict) -> str:
 
 
 class Folder:
-    """One folder of models that start from one base, called `model` in `layout`, whose weights have the hash `base`."""
+    """One folder of models that start from one base, called `model` in `layout`, whose weights have the hash `base`.
 
-    def __init__(self, path: Path, model: str, layout: str | None, base: str) -> None:
-        self.path, self.model, self.layout, self.base = path, model, layout, base
+    `family` is the family of published experts that they stand in for, by whose rules `checkpoints=own` merges them.
+    """
+
+    def __init__(self, path: Path, model: str, layout: str | None, base: str, family: str | None = None) -> None:
+        self.path, self.model, self.layout, self.base, self.family = path, model, layout, base, family
 
     def prepare(self, pretrained: StateDict, heads: Mapping[str, ZeroShotHead]) -> None:
         """Put the base and the heads there, or see that they are what is there already.
@@ -63,6 +66,8 @@ class Folder:
             scale = next(iter(heads.values())).scale
             own = {"format": 1, "model": self.model, "base_sha256": self.base, "head_scale": scale}
             manifest |= own if self.layout is None else {**own, "layout": self.layout}
+            if self.family is not None:
+                manifest.setdefault("family", self.family)  # ta and tall share base and rules: the first one stays
 
     def entry(self, name: str) -> dict[str, Any] | None:
         """Return what the manifest says of a file that is there and undamaged."""

@@ -52,6 +52,7 @@ def finetune(
     recipe: Recipe | str, settings: Settings | None = None, *, folder: Path, model_name: str, layout: str | None = None,
     normalise: Normalise | None = None, validation: Mapping[str, Rows] | None = None,
     inputs: Mapping[str, str] | None = None, report: Callable[[Status], None] = lambda status: None,
+    constants: Mapping[str, Tensor] | None = None, family: str | None = None,
 ) -> Path:
     """Train on the labelled training images of `data` and return the file of the result in `folder`.
 
@@ -61,13 +62,16 @@ def finetune(
     the heads. `normalise` turns uint8 [B, H, W, 3] into the model's inputs, CLIP's own by default. `validation` are the
     training rows of each task that are held out; where it is None and the recipe holds some out, those of
     `data.vision.validation_rows`. A recipe that crops original images reads those of `data.originals`; images in memory are
-    their own. `inputs` (name to SHA-256) is noted in the manifest.
+    their own. `inputs` (name to SHA-256) is noted in the manifest, and `family`, that of the published experts that the result
+    stands in for. `constants` are tensors of the model that such experts do not have: they are run with, not trained, and
+    in no file.
 
     What is there already, trained alike and undamaged, is not trained again. Raises InputError for input that does not
     fit, a folder of another base model or a file trained otherwise, and MergeError for a loss or a gradient that is not
     finite, naming the step.
     """
-    job = _Job(model, pretrained, heads, data, recipe, settings or Settings(), Folder(folder, model_name, layout, ""))
+    place = Folder(folder, model_name, layout, "", family)
+    job = _Job(model, pretrained, heads, data, recipe, settings or Settings(), place, constants or {})
     if normalise is None:
         from fusionbench_lite.models.clip import normalise as clips
 
@@ -81,7 +85,7 @@ class _Job:
 
     def __init__(
         self, model: nn.Module, pretrained: Mapping[str, Tensor], heads: Mapping[str, ZeroShotHead],
-        data: Mapping[str, TaskData], recipe: Recipe | str, settings: Settings, folder: Folder,
+        data: Mapping[str, TaskData], recipe: Recipe | str, settings: Settings, folder: Folder, constants: Mapping[str, Tensor],
     ) -> None:
         self.model, self.pretrained, self.data, self.settings, self.folder = model, pretrained, data, settings, folder
         self.recipe = recipe_of(recipe) if isinstance(recipe, str) else recipe
@@ -89,6 +93,7 @@ class _Job:
         self.device = next(model.parameters()).device
         self.heads = {task: copy.deepcopy(heads[task]).to(self.device) for task in data}
         self.name = MULTITASK if self.recipe.joint else expert_file(next(iter(data)))
+        self.constants = constants
         self.folder.base = content_sha256(pretrained)
 
     def load(self, normalise: Normalise, validation: Mapping[str, Rows] | None) -> None:
@@ -96,7 +101,7 @@ class _Job:
         # Training is in float32 whatever the files hold; what is stored has their types again.
         self.start = {
             name: tensor.to(self.device, torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else None)
-            for name, tensor in self.pretrained.items()
+            for name, tensor in {**self.pretrained, **self.constants}.items()
         }
         check_encoder(self.model, self.start, self.data, self.heads, normalise)
         self.held_out = {task: self._held_out(task, validation) for task in self.data}
@@ -113,6 +118,7 @@ class _Job:
         if self.steps < 1:
             raise InputError(f"recipe {self.recipe.name!r} gives {', '.join(self.data)} {self.steps} steps: at least 1 is needed")
         self.key = self._key(pools)
+        self._crops_originals = any(pool.original is not None for pool in pools.values())
 
     def run(self, inputs: Mapping[str, str], report: Callable[[Status], None]) -> Path:
         """Train what is missing, and return its file."""
@@ -154,6 +160,8 @@ class _Job:
                 for task, pool in pools.items()
             },
         }
+        if self.constants:
+            content["constants"] = content_sha256(self.constants)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _recipe(self) -> dict[str, Any]:
@@ -170,6 +178,8 @@ class _Job:
         if there.get("key") != self.key:
             # Trainings that say nothing of it cropped the squares.
             was, now = {"images": "square", **there.get("recipe", {})}, self._recipe()
+            if not self._crops_originals:  # images in memory are the same either way
+                was["images"] = now["images"]
             other = [f"{name} {was.get(name)!r}, not {now[name]!r}" for name in now if was.get(name) != now[name]]
             what = other[0] if other else f"seed {there.get('seed')}, {there.get('steps')} steps, data or head that differ"
             raise InputError(f"{path} was trained otherwise ({what}): overwrite it, or choose another folder")
@@ -182,7 +192,7 @@ class _Job:
             if pool.original is not None:  # squares are for the held-out images alone
                 pool.original.prepare()
             prepare(pool.data.train_images, slice(None) if pool.original is None else self.held_out[task])
-        frozen = PROJECTIONS if recipe.trained == "tower" else ()
+        frozen = (*(PROJECTIONS if recipe.trained == "tower" else ()), *self.constants)
         course = Course(recipe.lr, recipe.weight_decay, recipe.warmup, recipe.clip, recipe.optimizer, recipe.schedule, frozen)
         # No experts are needed to train one: the base stands for each, so that tasks and tensors are known.
         experts = Experts(self.start, dict.fromkeys(self.data, self.start))

@@ -24,7 +24,7 @@ from fusionbench_lite.hub.settings import current, shared_cache
 from fusionbench_lite.hub.source import Entry, Fetched, Source, Wanted, source_of, wanted
 from fusionbench_lite.hub.store import Store
 
-__all__ = ["Entry", "Fetched", "fetch", "present", "tree"]
+__all__ = ["Entry", "Fetched", "arrived", "fetch", "present", "tree"]
 log = logging.getLogger(__name__)
 
 
@@ -64,6 +64,11 @@ def present(
     """
     asked = source_of(repo, file, kind, revision)
     return _store(cache).find(asked, wanted(asked, sha256, size))
+
+
+def arrived(repo: str, file: str, *, kind: str = "model", revision: str = "main", cache: Path, sha256: str | None) -> int:
+    """Return how many bytes of a file of this SHA-256 a download that was stopped has left, which the next one continues."""
+    return 0 if sha256 is None else _store(cache).arrived(source_of(repo, file, kind, revision), sha256)
 
 
 def tree(repo: str, *, kind: str = "model", revision: str = "main", under: str = "", cache: Path) -> list[Entry]:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from fusionbench_lite.errors import InputError, nearest
+from fusionbench_lite.errors import InputError, WriteError, nearest
 from fusionbench_lite.hub import listings
 from fusionbench_lite.hub.failures import Failure, repeat
 from fusionbench_lite.hub.settings import Settings
@@ -35,7 +35,8 @@ def download_file(asked: Source, want: Wanted, store: Store, now: Settings, repo
             if failure.kind in _ELSEWHERE and position + 1 < len(revisions):
                 continue
             fix = _nearest(asked, now) or failure.fix if failure.kind == "no file" else failure.fix
-            raise InputError(f"cannot download {asked.label}: {failure.reason}; {fix}") from failure
+            kind = WriteError if failure.kind == "disk" else InputError
+            raise kind(f"cannot download {asked.label}: {failure.reason}; {fix}") from failure
         except OSError as error:
             raise no_room(asked, store.root, error) from error
     raise AssertionError("a revision always has one place to look")

@@ -127,7 +127,8 @@ def of_error(error: Exception, settings: Settings) -> Failure:
     if isinstance(error, library.TooManyRedirects):
         return endless(settings)
     if isinstance(error, (library.InvalidURL, library.UnsupportedProtocol, library.LocalProtocolError)):
-        return Failure("address", f"{at} cannot be asked: {error}", f"check {settings.address} and HF_TOKEN")
+        fix = f"check {settings.address}" + (" and HF_TOKEN" if settings.token else "")
+        return Failure("address", f"{at} cannot be asked: {error}", fix)
     if certificate := _certificate(error):
         fix = "set SSL_CERT_FILE to your network's certificates and check the clock"
         return Failure("certificate", f"the certificate of {at} is not accepted: {certificate}", fix)

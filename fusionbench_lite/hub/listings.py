@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 from fusionbench_lite.hub.settings import shared_cache
-from fusionbench_lite.hub.source import SHA256, Entry, Source
+from fusionbench_lite.hub.source import SHA256, Entry, Source, entry_of
 from fusionbench_lite.hub.store import Store, blob_name, write
 
 
 def kept(store: Store, asked: Source) -> list[Entry] | None:
-    """Return the stored list of the files below a folder, of the newest commit that has one; None without one."""
+    """Return the stored list of the files below a folder, of the newest commit that has one; None without one.
+
+    A list that damage has changed counts as absent: it is asked for again.
+    """
     for commit in store.commits(asked):
         for name in dict.fromkeys([asked.file, ""]):
             with contextlib.suppress(OSError, ValueError, TypeError):
-                entries = [Entry(*row) for row in json.loads(_file(store, asked, commit, name).read_text())]
+                entries = [entry_of(row) for row in _rows(_file(store, asked, commit, name).read_text())]
                 return [entry for entry in entries if not asked.file or entry.path.startswith(f"{asked.file}/")]
     return None
 
 
 def keep(store: Store, asked: Source, commit: str, entries: list[Entry]) -> None:
     """Store a list of files. Raises OSError or InputError."""
-    write(_file(store, asked, commit, asked.file), json.dumps([dataclasses.astuple(entry) for entry in entries]))
+    rows = [dataclasses.astuple(entry) for entry in entries]
+    write(_file(store, asked, commit, asked.file), json.dumps({"files": rows, "sha256": _sha256(rows)}))
     store.remember(asked, commit)
 
 
@@ -44,6 +50,19 @@ def at_hand(store: Store, asked: Source) -> list[Entry]:
             if path.is_file() and name not in found:
                 found[name] = Entry(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None)
     return list(found.values())
+
+
+def _rows(text: str) -> list[Any]:
+    """Return the rows of a stored list. Raises ValueError where they are not those that were stored, or none."""
+    content = json.loads(text)
+    rows = content.get("files") if isinstance(content, dict) else content  # earlier versions stored the rows alone
+    if not isinstance(rows, list) or (isinstance(content, dict) and content.get("sha256") != _sha256(rows)):
+        raise ValueError("the list is not the one that was stored")
+    return rows
+
+
+def _sha256(rows: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _file(store: Store, asked: Source, commit: str, folder: str) -> Path:

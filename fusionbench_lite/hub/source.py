@@ -143,18 +143,35 @@ def source_of(repo: str, file: str, kind: str, revision: str) -> Source:
 def web_file(url: object, md5: object) -> WebFile:
     """Return a checked `WebFile`. Raises InputError for an address that is none or names no file, and for an MD5 that is none.
 
-    Names and passwords in an address are refused, since messages and records repeat it.
+    Names, passwords and queries in an address are refused, since messages and records repeat it.
     """
     if not isinstance(md5, str) or not MD5.fullmatch(md5):
         raise InputError(f"{md5!r} is no MD5: write its 32 hexadecimal digits in lower case")
     if not isinstance(url, str) or origin(url) is None or re.search(r"[\s\x00-\x1f]", url):
         raise InputError(f"{url!r} is no address of a file: it starts with http:// or https://")
     found = WebFile(url, md5)
-    if urllib.parse.urlsplit(url).username is not None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.username is not None:
         raise InputError(f"the address of {found.file!r} holds the name of a user: leave it out")
+    if parts.query or parts.fragment:
+        raise InputError(f"the address of {found.file!r} goes on after it: leave out what follows ? or #")
     if not _relative(found.file) or "/" in found.file:
         raise InputError(f"{url!r} names no file: write the address of the file itself")
     return found
+
+
+def entry_of(row: object) -> Entry:
+    """Return the `Entry` of a row of a stored list. Raises ValueError for what is none."""
+    if not isinstance(row, list) or len(row) != 3:
+        raise ValueError("a row has a path, a size and a SHA-256")
+    path, size, sha256 = row
+    if not isinstance(path, str) or not _relative(path):
+        raise ValueError(f"{path!r} is no path inside a repository")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError(f"{size!r} is no size in bytes")
+    if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
+        raise ValueError(f"{sha256!r} is no SHA-256")
+    return Entry(path, size, sha256)
 
 
 def wanted(asked: Source, sha256: str | None, size: int | None) -> Wanted:

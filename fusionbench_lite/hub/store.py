@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -25,11 +24,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, WriteError
 from fusionbench_lite.file_hashes import state_of
 from fusionbench_lite.hub.settings import library, shared_cache
 from fusionbench_lite.hub.source import SHA1, SHA256, Asked, Fetched, Source, Wanted, fits_etag
-from fusionbench_lite.paths import atomic_file, file_sha256, locked
+from fusionbench_lite.paths import NO_SPACE, atomic_file, file_sha256, locked, mended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, asked: Asked) -> Iterator[None]:
-        """Hold the right to write a file; another process waits. Raises InputError naming the file."""
+        """Hold the right to write a file; another process waits. Raises WriteError naming the file."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.root / ".locks" / self.folder(asked).name / f"{_digest(asked.file)}.lock"))
-            except InputError as error:
-                raise InputError(f"cannot download {asked.label}: {error}") from error
+            except WriteError as error:
+                raise WriteError(f"cannot download {asked.label}: {error}") from error
             yield
 
     def find(self, asked: Source, wanted: Wanted) -> Fetched | None:
@@ -184,8 +183,8 @@ class Store:
         (self._history(asked) / commit).touch()
         try:
             write(self.folder(asked) / "refs" / asked.revision, commit)
-        except InputError as error:
-            raise InputError(f"cannot download {asked.label}: {error}") from error
+        except WriteError as error:
+            raise WriteError(f"cannot download {asked.label}: {error}") from error
 
 
 def settle(content: Path, final: Path) -> None:
@@ -197,12 +196,12 @@ def settle(content: Path, final: Path) -> None:
     content.replace(final)
 
 
-def no_room(asked: Asked, path: Path, error: OSError) -> InputError:
+def no_room(asked: Asked, path: Path, error: OSError) -> WriteError:
     """Return the error of a cache that cannot take a file."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = error.errno in NO_SPACE
     free = f" ({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free)" if full and path.parent.exists() else ""
     reason = f"cannot write {path}: {error.strerror or error}{free}"
-    return InputError(f"cannot download {asked.label}: {reason}; free some space or choose another cache directory")
+    return WriteError(f"cannot download {asked.label}: {reason}; {mended(error)}")
 
 
 def _is_checksum(etag: str | None) -> bool:

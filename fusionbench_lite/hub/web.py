@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fusionbench_lite.errors import InputError
+from fusionbench_lite.errors import InputError, WriteError
 from fusionbench_lite.hub.download import Report, download_web, file_md5
 from fusionbench_lite.hub.failures import Failure
 from fusionbench_lite.hub.settings import current
@@ -75,7 +75,8 @@ def fetch(asked: WebFile, cache: Path, report: Report | None = None) -> Path:
         try:
             download_web(asked, final, _store(cache), now.elsewhere(asked.url), report)
         except Failure as failure:
-            raise InputError(f"cannot download {asked.label}: {failure.reason}; {failure.fix}, {by_hand}") from failure
+            kind = WriteError if failure.kind == "disk" else InputError
+            raise kind(f"cannot download {asked.label}: {failure.reason}; {failure.fix}, {by_hand}") from failure
     return final
 
 

@@ -73,8 +73,8 @@ one place only, where `hub` stands for the published source; `data.tasks_file` r
 N evenly spaced test images and marks the record as a trial.
 
 Class folders carry the names of the classes (`prompts.json` and `class_names.yaml` in `fusionbench_lite/data/vision/`) or
-their numbers: 0 to C-1 is the label, 1 to C where the data set is published so (Cars, Flowers102, EMNIST letters).
-FER2013 takes names only. A local `eurosat/2750` is split here, and records say so.
+their numbers: 0 to C-1 is the label, 1 to C where the data set is published so (Cars, Pets, Flowers102, STL10, EMNIST
+letters). FER2013 takes names only. A local `eurosat/2750` is split here, and records say so.
 
 No repository holds the digits of EMNIST: their published source is the archive that torchvision reads, on NIST's own
 server. It is downloaded as files of the hub are, checked by its MD5 and kept below `archives/` (or put there by hand:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -94,7 +95,12 @@ def _hints(plan: Plan, items: Sequence[Item], is_offline: bool) -> list[str]:
     if plan.backbone.family == "own" and any(item.what in ("pretrained", "expert") for item in missing):
         task = next((item.task for item in missing if item.task and item.what == "expert"), plan.tasks.names[0])
         folder = plan.checkpoints["dir"]
-        line = f"python -m fusionbench_lite.finetune model={plan.model} task={task} finetune.out={folder}"
+        release = plan.backbone.stated
+        keys = [f"model={plan.model}", f"task={task}", *([f"checkpoints={release}"] if release else [])]
+        usual = "separate" if release == "fusionbench" else "packed"
+        keys += [f"model.layout={plan.backbone.layout}"] if plan.backbone.layout not in (None, usual) else []
+        keys.append(f"finetune.out={folder}")
+        line = shlex.join(["python", "-m", "fusionbench_lite.finetune", *keys])
         hints.append(f"Experts and their pretrained model are made by fine-tuning: {line}")
     return hints
 

@@ -68,5 +68,6 @@ def agreed(value: T) -> T:
     except RuntimeError as error:
         if is_first():
             raise
-        raise InputError("the first process of this run has ended: see what it said") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the first process of this run does not answer, look at what it said ({reason})") from error
     return said[0]

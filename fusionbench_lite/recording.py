@@ -16,6 +16,7 @@ import torch
 
 import fusionbench_lite
 from fusionbench_lite import collect, method_settings, registry
+from fusionbench_lite import plan as planning
 from fusionbench_lite.data import fingerprint
 from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.evaluator import Evaluation, average
@@ -90,7 +91,9 @@ def result(
     plan: Plan, suite: Suite, key: str, outcome: Outcome, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the content of result.json (design section 6)."""
-    caveats = [*suite.caveats, *method_settings.caveats(plan.hyperparameters, plan.backbone)]
+    base = planning.base_of(plan)
+    chosen = {**(base.hyperparameters if base else {}), **plan.hyperparameters}
+    caveats = [*suite.caveats, *method_settings.caveats(chosen, plan.backbone)]
     return {
         "schema_version": schema.VERSION,
         "key": key,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fusionbench_lite import checkpoints
 from fusionbench_lite.checkpoints import Found, soundness, store
@@ -168,3 +168,29 @@ def test_several_files_that_rotted_are_all_named_or_counted(tree: Path, tmp_path
     files = [(path, store.metadata_of(path)) for path in first.experts.values()]
     with pytest.raises(soundness.Damaged, match=r"expert-mnist-.* and 1 more does not hold"):
         store.check((path, metadata) for path, metadata in files if metadata is not None)
+
+
+def test_what_is_missing_beside_a_file_that_was_made_again_is_named(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    path.write_bytes(b"rotten")
+    soundness.note(path, sound=False)
+    turns = iter([soundness.Damaged([path]), InputError("expert of 'dtd' is nowhere")])
+
+    def look() -> None:
+        soundness.note(path)  # as making it again does
+        raise next(turns)
+
+    with pytest.raises(InputError, match=r"^expert of 'dtd' is nowhere$"):
+        soundness.until_sound(look)
+
+
+def test_a_file_whose_dates_change_while_it_is_hashed_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, given, states = tmp_path / "one", soundness._checksum, iter(["unseen", "before"])
+    save_file({"weight": torch.ones(3)}, path)
+    expected = checksum("salt", load_file(path))
+    monkeypatch.setattr(soundness, "state_of", lambda path: next(states, "after"))
+    hashed: list[Path] = []
+    monkeypatch.setattr(soundness, "_checksum", lambda file, salt: (hashed.append(path), given(file, salt))[1])
+    soundness.check({path: ("salt", expected)})
+    assert len(hashed) == 2
+    assert soundness.seen(path)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from fusionbench_lite.tables import records
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SMALL = (
     "tasks=[digits,signs,land]", "limit=48", "device=cpu",
     "checkpoints.recipe={pretrain_steps: 4, finetune_steps: 3, multitask_steps: 3}",
@@ -34,7 +34,7 @@ def launched(folder, cache, launcher, *arguments, module="fusionbench_lite") -> 
     }
     folder.mkdir(exist_ok=True)
     line = [*launcher, "-m", module, *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=140, check=False)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -113,7 +113,7 @@ def test_processes_that_do_not_share_results(tmp_path, shared_cache):
 
     def done(*line):
         return subprocess.run(
-            [*apart, results, sys.executable, *line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=140,
+            [*apart, results, sys.executable, *line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280,
             check=False,
         )
 

@@ -30,6 +30,8 @@ def refused(task: str, given: vision.Sources, *parts: str) -> None:
     ("gtsrb", [f"{number:05d}" for number in range(43)]), ("gtsrb", [f"class_{number}" for number in range(43)]),
     ("dtd", [str(number) for number in range(47)]), ("flowers102", [str(number) for number in range(1, 103)]),
     ("stanford_cars", [f"Label-{number}" for number in range(1, 197)]), ("mnist", [f"digit {number}" for number in range(10)]),
+    ("stl10", [str(number) for number in range(1, 11)]), ("oxford_iiit_pet", [str(number) for number in range(1, 38)]),
+    ("pcam", ["no_tumor_tissue", "tumor_tissue"]), ("pcam", ["neg", "pos"]),
     ("pcam", ["no_tumor", "Tumor"]), ("pcam", ["normal", "metastasis"]), ("pcam", ["0", "1"]),
     ("svhn", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]),
     ("fer2013", ["anger", "disgusted", "fear", "happiness", "neutral", "sad", "surprised"]), ("rendered_sst2", ["neg", "pos"]),
@@ -97,3 +99,14 @@ def test_folders_of_full_size_have_the_labels_of_their_names(tmp_path):
 def test_arrays_whose_class_order_cannot_be_checked_are_refused(tmp_path, task, names, parts, variant):
     write_npz(tmp_path, task, names, {"train": len(names), "test": len(names)})
     refused(task, vision.Sources(variant, tmp_path / "cache", tmp_path), *parts)
+
+
+def test_arrays_may_have_numbers_before_names(tmp_path):
+    """As folders may; the names say the order."""
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    numbered = [f"{label}_{name}" for label, name in enumerate(names)]
+    given = vision.Sources("tall", tmp_path / "cache", tmp_path)
+    write_npz(tmp_path, "cifar10", numbered, {"train": 10, "test": 10})
+    assert len(vision.load("cifar10", given, None, SIZE).test_labels) == 10
+    write_npz(tmp_path, "cifar10", [numbered[1], numbered[0], *numbered[2:]], {"train": 10, "test": 10})
+    refused("cifar10", given, "order cannot be checked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -79,6 +80,27 @@ def test_experts_of_ones_own_are_named_once_with_the_line_that_makes_them(small:
     ]
     assert f"python -m fusionbench_lite.finetune model=vit_b32 task=mnist finetune.out={folder}" in said
     assert not any("head of" in line for line in said.splitlines() if line.startswith("By hand"))
+
+
+def test_the_line_that_makes_experts_follows_the_folders_family(small: Suite):  # noqa: F811
+    folder = small.folder / "my own"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"family": "fusionbench"}')
+    given = ["checkpoints=own", f"checkpoints.dir='{folder}'", "method=task_arithmetic"]
+    _, found = told(small, shlex.join(given))
+    (hint,) = found["hints"]
+    assert shlex.split(hint.partition(": ")[2])[4:] == ["task=mnist", "checkpoints=fusionbench", f"finetune.out={folder}"]
+    _, found = told(small, shlex.join([*given, "model.layout=packed"]))
+    assert "checkpoints=fusionbench model.layout=packed" in found["hints"][0]
+
+
+def test_class_folders_that_a_run_refuses_are_refused(small: Suite):  # noqa: F811
+    data = small.folder / "data"
+    for name in range(10):
+        (data / "mnist/test" / f"figure {chr(65 + name)}").mkdir(parents=True)
+    status, said = called(doctor.main, small.line(f"method=task_arithmetic data_dir={data}"))
+    assert status == 2
+    assert "order cannot be checked" in said
 
 
 def test_what_a_stopped_download_of_the_hub_has_left_is_counted(small: Suite):  # noqa: F811

@@ -92,6 +92,9 @@ def test_experts_trained_here_count_the_zeros_of_their_family(small: Suite, fami
     assert any(caveat.startswith("virtual_zeros is 0") for caveat in record.data["caveats"])
     other = small.run(f"method=weight_averaging {line}")
     assert not any("virtual_zeros" in caveat for caveat in other.data.get("caveats", []))
+    adapters = "method=surgery method.base=ties_merging steps=1 method.adaptation.batch_size=2 method.adaptation.eval_every=1"
+    record = small.run(f"{adapters} {line}")
+    assert any(caveat.startswith("virtual_zeros is 0") for caveat in record.data["caveats"])
     given = small.run(f"method=ties_merging method.virtual_zeros=5 {line}")
     assert not any("virtual_zeros" in caveat for caveat in given.data.get("caveats", []))
     trained(small, f"checkpoints=tall finetune.images=square finetune.out={folder} overwrite=true")

@@ -20,7 +20,7 @@ def release_of(folder: Path) -> str | None:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

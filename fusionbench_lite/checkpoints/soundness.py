@@ -14,8 +14,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from fusionbench_lite.checkpoints.api import Report
 from fusionbench_lite.errors import InputError
@@ -61,7 +62,7 @@ def is_sound(path: Path, salt: str, expected: str | None) -> bool:
     """Hash a file, and say whether salt, names, shapes and values give the expected checksum (that of `weights.readers`)."""
     try:
         before = state_of(path)
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") as file:
             sound = _checksum(file, salt) == expected
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return False
@@ -79,7 +80,8 @@ def check(files: Mapping[Path, tuple[str, str | None]], report: Report | None = 
             for done, _ in enumerate(as_completed(running), 1):
                 if report is not None:
                     report("checking converted files", done, len(new))
-    damaged = [path for path in files if not seen(path)]
+    # A file whose dates changed while it was hashed, by a backup or a link, is hashed once more and then believed.
+    damaged = [path for path in files if not seen(path) and (seen(path) is False or not is_sound(path, *files[path]))]
     if damaged:
         raise Damaged(damaged)
 
@@ -97,14 +99,14 @@ def until_sound(look: Callable[[], T]) -> T:
             log.warning("%s: it is made again from its source", error)
             damage = error
         except InputError as error:
-            if damage is None:
+            if damage is None or not any(seen(path) is False for path in damage.paths):  # made again: this is another matter
                 raise
             raise InputError(f"{damage.files} is damaged and cannot be made again: {error}") from error
     assert damage is not None
     raise damage
 
 
-def _checksum(file: BinaryIO, salt: str) -> str:
+def _checksum(file: BufferedReader, salt: str) -> str:
     """Return what `weights.readers.checksum` gives for the tensors of a safetensors file, without holding one in memory."""
     length = int.from_bytes(file.read(8), "little")
     header: dict[str, Any] = json.loads(file.read(length))
@@ -115,7 +117,7 @@ def _checksum(file: BinaryIO, salt: str) -> str:
         start, end = entry["data_offsets"]
         file.seek(8 + length + start)
         for count in _counts(end - start):
-            if file.readinto(piece[:count]) != count:  # type: ignore[attr-defined]
+            if file.readinto(piece[:count]) != count:
                 raise ValueError("the file is shorter than it says")
             digest.update(piece[:count])
     return digest.hexdigest()

@@ -79,11 +79,12 @@ def _meta(inputs: Inputs) -> Iterable[Entry]:
     kept += encoder.backward(size, bf16=bf16)
     trained = encoder.saved(last, bf16=bf16, frozen=True) + encoder.backward(last, bf16=bf16)
     trained += int(ADAPTER_STATES * encoder.layers * encoder.states(last, 2 if bf16 else WORK))
-    if values.get("base"):
-        first, kept = 0, 0
-    else:
-        adapters, trained = (adapters, trained) if inputs.trains_adapters else (0, 0)
+    if inputs.learns_coefficients:
         yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
+    else:
+        first, kept = 0, 0
+    if not inputs.trains_adapters and not values.get("base"):
+        adapters, trained = 0, 0
     yield Entry("images of a step", "device", encoder.inputs(max(first, read * adapters)), ("step",))
     yield Entry("activations", "device", max(kept, trained), ("step",))
     if bf16:

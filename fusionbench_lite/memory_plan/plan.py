@@ -76,10 +76,17 @@ class Inputs:
         return self.values.get("adapters", "blocks") != "none" and self.values.get("adapter_steps") != 0
 
     @property
+    def learns_coefficients(self) -> bool:
+        """Whether MetaMerging has a stage on its coefficients."""
+        last = self.values.get("adapter_steps")
+        return not self.values.get("base") and not (last is not None and 0 < self.steps <= last)
+
+    @property
     def widest(self) -> int:
         """The images of one task in the largest batch of MetaMerging's stages."""
         sizes = [self.batch_of("adapter")] if self.trains_adapters or self.values.get("base") else []
-        return max([*sizes, *([] if self.values.get("base") else [self.batch_size * self.batches, self.batch_of("outer")])])
+        sizes += [self.batch_size * self.batches, self.batch_of("outer")] if self.learns_coefficients else []
+        return max(sizes, default=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ def ordered(folder: Path, found: Sequence[str], task: Task) -> tuple[str, ...]:
     if len(found) != task.classes:
         raise InputError(
             f"{folder} has {len(found)} class folders ({_some(found)}), but task {task.name!r} has {task.classes} classes: "
-            f"{'add' if len(found) < task.classes else 'remove'} some"
+            f"{'add' if len(found) < task.classes else 'remove'} some, or choose the data set of the same variant"
         )
     numbers = _numbers(found)
     if numbers is None:
@@ -48,6 +48,9 @@ def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
         return
     numbers = _numbers(names)
     if numbers is None:
+        missing, extra, labels = _matched(names, _known(task), _without_number)
+        if not missing and not extra and all(labels[name] == label for label, name in enumerate(names)):
+            return
         raise _unknown(path, "class names", _matched(names, _known(task), plain)[1], task)
     _check_numbers(path, "classes", numbers, task)
     moved = next((label for label, number in enumerate(numbers) if number != label + min(numbers)), None)
@@ -142,7 +145,8 @@ def _refuse(folder: Path, missing: list[str], extra: list[str], task: str) -> No
         match = nearest(missing[0], extra)
         hint = f" (is it {match!r}?)" if match else ""
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"class folder {missing[0]!r}{more} of task {task!r} is missing in {folder}{hint}: add it")
+        fix = "rename it, or add the other" if match else "add it"
+        raise InputError(f"class folder {missing[0]!r}{more} of task {task!r} is missing in {folder}{hint}: {fix}")
     raise InputError(f"{folder / extra[0]} is no class of task {task!r}, or one that is there: move it away")
 
 

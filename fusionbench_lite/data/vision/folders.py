@@ -71,8 +71,7 @@ class FolderSource:
 
     def split(self, split: str) -> Split:
         """Return a split; raises InputError for a missing, unknown or empty class folder, by its name."""
-        folder = self.folder / split
-        classes = ordered(folder, self._class_folders(folder), self.task)
+        folder, classes = self.folder / split, self.classes(split)
         paths, labels, others = [], [], 0
         for number, name in enumerate(classes):
             images, rest = _images(folder / name)
@@ -85,6 +84,11 @@ class FolderSource:
         identity, fingerprint = identities(folder, paths, numbers, classes)
         notes = (f"{self.task.name}: {others} files in {folder} are no images and were left out.",) if others else ()
         return Split(str(folder), Files(paths), numbers, None, identity, fingerprint, exact=False, notes=notes)
+
+    def classes(self, split: str) -> tuple[str, ...]:
+        """Return the class folders of a split in the order of the labels; raises InputError where they do not give one."""
+        folder = self.folder / split
+        return ordered(folder, self._class_folders(folder), self.task)
 
     def _class_folders(self, folder: Path) -> list[str]:
         if not folder.is_dir():

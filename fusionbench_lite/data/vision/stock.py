@@ -10,6 +10,7 @@ import numpy as np
 from fusionbench_lite import hub
 from fusionbench_lite.data.vision import decoding, tasks
 from fusionbench_lite.data.vision.archive import PublishedArchive
+from fusionbench_lite.data.vision.folders import FolderSource
 from fusionbench_lite.data.vision.hub_files import HubSource
 from fusionbench_lite.data.vision.index import DECODED, Index
 from fusionbench_lite.data.vision.sources import Sources, find, local_source
@@ -59,6 +60,8 @@ def _what(split: str) -> str:
 def _split(task: Task, sources: Sources, split: str) -> list[Item]:
     note = "" if split != "train" else "read by methods with training or held-out images only"
     local = local_source(task, sources, split)
+    if isinstance(local, FolderSource):
+        local.classes(split)  # a run would refuse them only when other files have been fetched
     if local is not None:
         return [Item(_what(split), task.name, str(sources.data_dir), str(sources.data_dir), None, True, note)]
     try:

@@ -16,6 +16,8 @@ from fusionbench_lite.errors import InputError, WriteError
 
 log = logging.getLogger(__name__)
 
+MOMENT = 3.0
+"""Seconds of waiting for another process that need no word."""
 CACHE_VARIABLE = "FUSIONBENCH_LITE_CACHE"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGE = Path(__file__).resolve().parent
@@ -137,14 +139,15 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes for the length of the block; a second process waits."""
+    """Hold an exclusive lock between processes for the length of the block; a second process waits, and says so when that takes
+    longer than a moment."""
     import filelock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=MOMENT)
         except filelock.Timeout:
             log.info("another process is at work behind %s: waiting for it", path)
             lock.acquire()

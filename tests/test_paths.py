@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import threading
 import time
 
 import pytest
@@ -99,3 +100,27 @@ def test_cache_dir_prefers_configuration_then_environment(tmp_path, monkeypatch)
     assert paths.cache_dir(None) == tmp_path / "environment"
     monkeypatch.delenv(paths.CACHE_VARIABLE)
     assert paths.cache_dir(None).name == "fusionbench_lite"
+
+
+@pytest.mark.parametrize(("moment", "lines"), [(60.0, 0), (0.0, 1)])
+def test_a_short_wait_for_another_process_is_not_worth_a_line(tmp_path, monkeypatch, caplog, moment, lines):
+    monkeypatch.setattr(paths, "MOMENT", moment)
+    caplog.set_level("INFO")
+    entered = threading.Event()
+
+    def said():
+        return [record for record in caplog.records if "waiting for it" in record.message]
+
+    def hold():
+        with paths.locked(tmp_path / "lock"):
+            entered.set()
+            time.sleep(0.1)
+            while len(said()) < lines:
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    with paths.locked(tmp_path / "lock"):
+        thread.join()
+    assert len(said()) == lines

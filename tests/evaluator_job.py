@@ -22,7 +22,9 @@ def main() -> None:
 
     assert connect()
     found = evaluator.evaluate(counted)
-    print(json.dumps({"passes": passes, "predictions": {task: r.predictions.tolist() for task, r in found.items()}}), flush=True)
+    said = {"passes": passes, "predictions": {task: r.predictions.tolist() for task, r in found.items()}}
+    sys.stdout.write(json.dumps(said) + "\n")  # at once: both processes write to one pipe, and `print` ends its line afterwards
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

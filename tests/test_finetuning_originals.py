@@ -21,7 +21,7 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.batches import Batches, Epochs, Pool
 from fusionbench_lite.finetuning.folder import content_sha256
 from fusionbench_lite.finetuning.images import boxes, crop
-from fusionbench_lite.finetuning.recipes import names, recipe
+from fusionbench_lite.finetuning.recipes import Settings, names, recipe
 from fusionbench_lite.models import clip
 from tests.finetuning_job import HELD_OUT, IMAGES, STEPS, head, jpegs, pretrained, quick, task_data, train, with_originals
 from tests.mirror import Mirror, mirror  # noqa: F401  (a fixture)
@@ -90,6 +90,14 @@ def test_originals_and_squares_give_other_experts_under_other_keys(tmp_path):
     assert arrays.read_bytes() == first.read_bytes()
     with pytest.raises(InputError, match=r"trained otherwise \(images 'original', not 'square'\): overwrite it"):
         train(tmp_path / "originals", how=square, data={"dtd": data})
+
+
+def test_images_in_memory_are_no_reason_to_differ(tmp_path):
+    """Either value crops the same images: what is named is the seed."""
+    train(tmp_path, how=quick(images="square", steps=2))
+    for images in ("square", "original"):
+        with pytest.raises(InputError, match=r"trained otherwise \(seed 0, 2 steps"):
+            train(tmp_path, how=quick(images=images, steps=2), settings=Settings(seed=1))
 
 
 def test_an_expert_of_before_there_was_a_choice_is_one_of_squares(tmp_path):

@@ -178,7 +178,7 @@ class _Job:
         if there.get("key") != self.key:
             # Trainings that say nothing of it cropped the squares.
             was, now = {"images": "square", **there.get("recipe", {})}, self._recipe()
-            if not self._crops_originals:  # images in memory are the same either way
+            if not self._crops_originals and not any(there.get("originals", {}).values()):  # the same images either way
                 was["images"] = now["images"]
             other = [f"{name} {was.get(name)!r}, not {now[name]!r}" for name in now if was.get(name) != now[name]]
             what = other[0] if other else f"seed {there.get('seed')}, {there.get('steps')} steps, data or head that differ"

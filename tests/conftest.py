@@ -11,8 +11,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# A law takes as long as the machine lets it: time limits of single examples would fail on a busy one.
-hypothesis.settings.register_profile("suite", deadline=None)
+# The same examples every time, so that a change is judged by itself; `--hypothesis-profile=explore` draws new ones. A law takes as
+# long as the machine lets it: time limits of single examples would fail on a busy one.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("suite")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent

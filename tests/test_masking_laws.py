@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import experts_of, grid_state
 from tests.merging import close, draw, merge, models, update, zeros_like
-from tests.oracles.elementwise import clipped, flat, seen_task_vectors
+from tests.oracles.elementwise import clipped, flat, pcb_parts, seen_task_vectors
 
 LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
@@ -195,8 +195,22 @@ def test_pcb_of_one_task_is_its_clipped_vector_where_it_survives(seed, scaling, 
     tau = torch.from_numpy(flat(seen_task_vectors(zero, experts)["task0"]))
     heights = torch.from_numpy(clipped(torch.cat([tau.abs(), torch.zeros(virtual_zeros)]).numpy(), edge, edge))[: len(tau)]
     merged = torch.cat([state[n].flatten() for n in sorted(state)])
-    survives = merged != 0
+    _, (weights,) = pcb_parts([tau.numpy()], ratio, variant, virtual_zeros)
+    # The weights are divided by their sum, but by no less than 1e-12: an entry of smaller weight shrinks.
+    tiny = torch.from_numpy(weights)[: len(tau)] < 1e-11
+    survives = (merged != 0) & ~tiny
     assert bool(((merged - scaling * tau.sign() * heights)[survives].abs() <= 1e-9).all())
+    assert bool((merged.abs() <= scaling * heights + 1e-9)[tiny].all())
+
+
+def test_pcb_shrinks_entries_whose_weight_is_next_to_nothing():
+    """As its code does: the weight of 1e-7 beside 1 is some 1e-14, which is divided by 1e-12."""
+    zero = {"weight": torch.zeros(3, 4, dtype=torch.float64)}
+    expert = {"weight": torch.linspace(0, 1, 12, dtype=torch.float64).reshape(3, 4)}
+    expert["weight"][0, 1] = 1e-7
+    kept = merge("pcb_merging", zero, {"task0": expert}, scaling=1.0, variant="A", ratio=1.0)["weight"]
+    assert 0 < kept[0, 1] < 1e-8
+    assert torch.allclose(kept[1], expert["weight"][1], rtol=0, atol=1e-12)
 
 
 # ---------------------------------------------------------------- Breadcrumbs, MagMax

@@ -44,6 +44,11 @@ class Backbone:
         return self.stated or self.family
 
     @property
+    def usual_layout(self) -> str:
+        """The layout that the experts were published in."""
+        return "separate" if self.release == "fusionbench" else "packed"
+
+    @property
     def variant(self) -> str:
         """The variant of the data sets and prompts that the experts were trained with."""
         return "fusionbench" if self.release == "fusionbench" else "tall"
@@ -78,7 +83,8 @@ def choose(model: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Backbone
     if family == "own" and not own:
         raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
     stated = _stated(Path(checkpoints["dir"]).expanduser()) if family == "own" else None
-    return Backbone(name, family, layout or ("separate" if "fusionbench" in (family, stated) else "packed"), stated)
+    found = Backbone(name, family, layout, stated)
+    return dataclasses.replace(found, layout=layout or found.usual_layout)
 
 
 def _stated(folder: Path) -> str | None:

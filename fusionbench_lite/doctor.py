@@ -95,10 +95,9 @@ def _hints(plan: Plan, items: Sequence[Item], is_offline: bool) -> list[str]:
     if plan.backbone.family == "own" and any(item.what in ("pretrained", "expert") for item in missing):
         task = next((item.task for item in missing if item.task and item.what == "expert"), plan.tasks.names[0])
         folder = plan.checkpoints["dir"]
-        release = plan.backbone.stated
-        keys = [f"model={plan.model}", f"task={task}", *([f"checkpoints={release}"] if release else [])]
-        usual = "separate" if release == "fusionbench" else "packed"
-        keys += [f"model.layout={plan.backbone.layout}"] if plan.backbone.layout not in (None, usual) else []
+        backbone = plan.backbone
+        keys = [f"model={plan.model}", f"task={task}", *([f"checkpoints={backbone.stated}"] if backbone.stated else [])]
+        keys += [f"model.layout={backbone.layout}"] if backbone.layout not in (None, backbone.usual_layout) else []
         keys.append(f"finetune.out={folder}")
         line = shlex.join(["python", "-m", "fusionbench_lite.finetune", *keys])
         hints.append(f"Experts and their pretrained model are made by fine-tuning: {line}")

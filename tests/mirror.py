@@ -199,6 +199,15 @@ UNSET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_O
          "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 
 
+def pass_by(mirror: Mirror, kind: str, pattern: str, method: str, request: pytest.FixtureRequest) -> None:
+    """Inject a fault that is over when the file is asked for again; silences are met with the fixture `impatient`."""
+    if kind in ("stall", "silent"):
+        request.getfixturevalue("impatient")
+    if kind in ("whole", "beyond", "shifted"):  # these spoil a continued download
+        mirror.inject("truncated", pattern)
+    mirror.inject(kind, pattern, method=method, seconds=2, retry_after="0" if kind == "busy" else None)
+
+
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     """An empty mirror, and an environment in which this process and the ones it starts use it, with a cache of their own."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fusionbench_lite import hub
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub import failures
-from tests.mirror import Mirror
+from tests.mirror import Mirror, pass_by
 from tests.mirror import mirror as mirror
 
 REPO = "lab/clip"
@@ -116,11 +116,7 @@ PASSING = ["busy", "unavailable", "error", "truncated", "reset", "stall", "flipp
 def test_a_fault_that_passes_ends_in_the_right_file(
     kind: str, method: str, filled: Mirror, cache: Path, request: pytest.FixtureRequest
 ) -> None:
-    if kind in ("stall", "silent"):
-        request.getfixturevalue("impatient")
-    if kind in ("whole", "beyond", "shifted"):  # these spoil a continued download
-        filled.inject("truncated", "*.safetensors")
-    filled.inject(kind, "*.safetensors", method=method, seconds=2, retry_after="0" if kind == "busy" else None)
+    pass_by(filled, kind, "*.safetensors", method, request)
     found = hub.fetch(REPO, FILE, cache=cache, sha256=SHA256, size=None if kind == "larger" else len(CONTENT))
     assert found.path.read_bytes() == CONTENT
     assert len(visible(cache)) == 2

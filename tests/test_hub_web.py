@@ -16,7 +16,7 @@ import pytest
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub import failures, web
 from tests.conftest import ROOT
-from tests.mirror import Mirror
+from tests.mirror import Mirror, pass_by
 from tests.mirror import mirror as mirror
 from tests.test_hub import CONTENT, Sleeps
 from tests.test_hub import cache as cache
@@ -73,11 +73,7 @@ PASSING = ["busy", "unavailable", "error", "truncated", "reset", "stall", "flipp
 def test_a_fault_that_passes_ends_in_the_right_file(
     kind: str, method: str, mirror: Mirror, asked: web.WebFile, cache: Path, request: pytest.FixtureRequest
 ) -> None:
-    if kind in ("stall", "silent"):
-        request.getfixturevalue("impatient")
-    if kind in ("whole", "beyond", "shifted"):  # these spoil a continued download
-        mirror.inject("truncated", "*.zip")
-    mirror.inject(kind, "*.zip", method=method, seconds=2, retry_after="0" if kind == "busy" else None)
+    pass_by(mirror, kind, "*.zip", method, request)
     assert web.fetch(asked, cache).read_bytes() == CONTENT
     assert partial(cache) == []
 

@@ -83,7 +83,7 @@ def _meta(inputs: Inputs) -> Iterable[Entry]:
         yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
     else:
         first, kept = 0, 0
-    if not inputs.trains_adapters and not values.get("base"):
+    if not inputs.trains_adapters:
         adapters, trained = 0, 0
     yield Entry("images of a step", "device", encoder.inputs(max(first, read * adapters)), ("step",))
     yield Entry("activations", "device", max(kept, trained), ("step",))

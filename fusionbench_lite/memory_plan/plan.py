@@ -73,7 +73,8 @@ class Inputs:
     @property
     def trains_adapters(self) -> bool:
         """Whether MetaMerging has a stage that trains its adapters."""
-        return self.values.get("adapters", "blocks") != "none" and self.values.get("adapter_steps") != 0
+        chosen = self.values.get("adapters", "blocks") != "none" and self.values.get("adapter_steps") != 0
+        return chosen or bool(self.values.get("base"))  # on given weights nothing else is trained
 
     @property
     def learns_coefficients(self) -> bool:
@@ -84,7 +85,7 @@ class Inputs:
     @property
     def widest(self) -> int:
         """The images of one task in the largest batch of MetaMerging's stages."""
-        sizes = [self.batch_of("adapter")] if self.trains_adapters or self.values.get("base") else []
+        sizes = [self.batch_of("adapter")] if self.trains_adapters else []
         sizes += [self.batch_size * self.batches, self.batch_of("outer")] if self.learns_coefficients else []
         return max(sizes, default=1)
 

@@ -190,6 +190,7 @@ def test_a_stage_that_does_not_run_takes_nothing():
     assert peak(adapters="none", **sizes) == peak(adapters="none", outer_batch_size=4)
     assert peak(adapter_steps=0, **sizes) == peak(adapter_steps=0, outer_batch_size=4) < peak(**sizes)
     assert peak(base="task_arithmetic", **sizes) == peak(base="task_arithmetic", adapter_batch_size=256)
+    assert peak(base="task_arithmetic", **sizes) > peak(base="task_arithmetic", adapter_batch_size=1)
     run = Inputs(own, "metamerging", 4, {"adapter_steps": 5}, batch_size=8, device="cpu", steps=5)
     assert estimate(run).peak("cpu", "step") < estimate(dataclasses.replace(run, steps=6)).peak("cpu", "step")
 

@@ -31,8 +31,8 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.placement import PLACES
 from fusionbench_lite.errors import InputError, MergeError
-from fusionbench_lite.footprint import USABLE
-from fusionbench_lite.memory_plan import Inputs, Suggestion, suggest
+from fusionbench_lite.resources import Inputs, Suggestion, suggest
+from fusionbench_lite.resources.planned import USABLE
 
 METHODS = ("adamerging_layerwise", "adarank_ta", "adarank_cart", "adarank_tsvm", "surgery")
 PLANNED = (*METHODS, "doge_am", "concrete_am", "metamerging", "wemoe")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before lightning, which imports torchvision)
+import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before lightning, which imports torchvision)
 
 # isort: split
 from lightning.pytorch.callbacks import Callback

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionbench_lite.data import TaskData, vision
-from fusionbench_lite.memory_plan import Encoder, of_size
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
+from fusionbench_lite.resources import Encoder, of_size
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import Layout
 from fusionbench_lite.weights.placed import PlacedWeights

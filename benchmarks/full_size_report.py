@@ -13,8 +13,8 @@ from benchmarks.full_size_passes import Pass
 from benchmarks.full_size_problem import classes, encoder
 from benchmarks.report import markdown_table
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.footprint import USABLE
-from fusionbench_lite.memory_plan import Encoder, Estimate, Inputs, suggest
+from fusionbench_lite.resources import Encoder, Estimate, Inputs, suggest
+from fusionbench_lite.resources.planned import USABLE
 
 GIB, MIB = 1 << 30, 1 << 20
 MEMORY_HEAD = (

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
+import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
 
 # isort: split
 from open_clip.transformer import VisionTransformer

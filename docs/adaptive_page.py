@@ -10,9 +10,9 @@ from pathlib import Path
 
 from adaptive_claims import CLAIMS
 
+from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.pictures import draw_record
-from fusionbench_lite.selection import RULES
 from fusionbench_lite.tables import output, render
 from fusionbench_lite.tables.compare import compare
 from fusionbench_lite.tables.frame import Table, build

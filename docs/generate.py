@@ -17,10 +17,10 @@ import adaptive_page
 import method_page
 import vision_page
 
-from fusionbench_lite import experiment as experiments
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.experiment import Experiment
 from fusionbench_lite.paths import atomic_file, config_dir
+from fusionbench_lite.running import experiment as experiments
+from fusionbench_lite.running.experiment import Experiment
 from fusionbench_lite.tables import output, render
 from fusionbench_lite.tables.compare import compare
 from fusionbench_lite.tables.frame import Table, build

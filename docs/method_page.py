@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fusionbench_lite import presets, registry, tasksets
+from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.experiment import Experiment
 from fusionbench_lite.paths import config_dir
+from fusionbench_lite.planning import presets, task_sets
+from fusionbench_lite.running.experiment import Experiment
 from fusionbench_lite.tables import render
 from fusionbench_lite.tables.families import FAMILIES, family, label
 from fusionbench_lite.tables.frame import Table
@@ -204,7 +205,7 @@ def _section(description: Description, results: Results) -> Iterator[str]:
 
 def _presets(id: str, experiment: Experiment) -> Iterator[str]:
     """Say what is set for this model and these tasks where the configuration leaves it open."""
-    tasks = tasksets.resolve(_setting(experiment, "tasks"), None)
+    tasks = task_sets.resolve(_setting(experiment, "tasks"), None)
     by_source: dict[str, list[str]] = {}
     for name, (value, source) in presets.lookup(id, _setting(experiment, "model"), tasks).items():
         by_source.setdefault(source, []).append(f"`{name}` {_plain(value)}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from fusionbench_lite import memory_plan, tasksets
-from fusionbench_lite.backbones import CLIP
+from fusionbench_lite import resources
+from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.checkpoints.families import PACKAGED, family_of
 from fusionbench_lite.data import vision
 from fusionbench_lite.finetuning import recipes
-from fusionbench_lite.inventory import size_text
 from fusionbench_lite.models import clip, prompts
+from fusionbench_lite.planning import task_sets
+from fusionbench_lite.suites.backbones import CLIP
 
 START = """# CLIP at full size
 
@@ -151,7 +152,7 @@ def _table(rows: Iterator[list[object]]) -> Iterator[str]:
 def _models() -> Iterator[list[object]]:
     yield ["model", "patch", "width", "blocks", "tokens", "features", "tensors, packed", "separate", "parameters", "GFLOP an image"]
     for name in CLIP:
-        size, encoder = clip.SIZES[name], memory_plan.encoder(name, "packed")
+        size, encoder = clip.SIZES[name], resources.encoder(name, "packed")
         yield [
             name, size.patch, size.width, size.layers, encoder.tokens, size.output, len(clip.shapes(size, "packed")),
             len(clip.shapes(size, "separate")), f"{sum(map(math.prod, clip.shapes(size, 'packed').values())):,}",
@@ -172,7 +173,7 @@ def _families() -> Iterator[list[object]]:
 
 def _data() -> Iterator[list[object]]:
     yield ["task", "classes", "training", "test", "hub, or archive", "torchvision or files", "templates"]
-    for name in tasksets.resolve(20, None).names:
+    for name in task_sets.resolve(20, None).names:
         for variant in vision.VARIANTS:
             task, texts = vision.task(name, variant), prompts.prompts(name, variant)
             other = vision.task(name, "tall")
@@ -193,7 +194,7 @@ def _published(task: vision.Task) -> str:
 
 
 def _sizes() -> str:
-    counts = {tasks: sum(vision.task(name, "tall").test for name in tasksets.resolve(tasks, None).names) for tasks in (8, 14, 20)}
+    counts = {tasks: sum(vision.task(name, "tall").test for name in task_sets.resolve(tasks, None).names) for tasks in (8, 14, 20)}
     sizes = {tasks: size_text(count * 224 * 224 * 3) for tasks, count in counts.items()}
     return "\nDecoded test images take " + ", ".join(f"{size} for {tasks} tasks" for tasks, size in sizes.items()) + "."
 

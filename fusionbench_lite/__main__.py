@@ -12,10 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fusionbench_lite import config as configuration
-from fusionbench_lite import usage
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import config_dir
+from fusionbench_lite.planning import config as configuration
+from fusionbench_lite.planning import usage
 
 configuration.register()
 
@@ -41,15 +41,15 @@ def application(config: DictConfig) -> None:
 
 
 def _job(config: DictConfig) -> None:
-    from fusionbench_lite import plan
+    from fusionbench_lite.planning import plan
 
     if config.experiment is not None:
-        from fusionbench_lite import experiment
+        from fusionbench_lite.running import experiment
 
         experiment.main(config, overrides=list(HydraConfig.get().overrides.task))
         return
     resolved = plan.resolve(config)
-    from fusionbench_lite import run
+    from fusionbench_lite.running import run
 
     run.main(resolved)
 

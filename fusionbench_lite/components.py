@@ -18,14 +18,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.planning.command_line import command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusionbench_lite.plan import Plan
+    from fusionbench_lite.planning.plan import Plan
 
 USAGE = f"usage: python -m fusionbench_lite.components [KEY=VALUE ...]\n\n{__doc__}"
 PREFIX = "components."
@@ -61,10 +61,10 @@ def _main(plan: Plan, options: Options) -> int:
 
 
 def _run(plan: Plan, options: Options) -> list[Path]:
-    from fusionbench_lite import suite as suites
     from fusionbench_lite.adaptation.streams import Stream
+    from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.evaluation.components import changes, matrices, start_of
-    from fusionbench_lite.progress import Progress
+    from fusionbench_lite.suites import suite as suites
     from fusionbench_lite.tables import component_pictures
     from fusionbench_lite.weights.experts import Experts
 

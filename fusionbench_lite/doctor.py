@@ -23,18 +23,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite import collect
-from fusionbench_lite.commands import command
+from fusionbench_lite.base.needs import Item, size_text
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.findings import Findings, as_json, as_text
 from fusionbench_lite.hub.settings import offline as hub_offline
-from fusionbench_lite.inventory import Item, size_text
 from fusionbench_lite.paths import nearest_existing
+from fusionbench_lite.planning.command_line import command
+from fusionbench_lite.resources.findings import Findings, as_json, as_text
+from fusionbench_lite.running import method_inputs
 
 if TYPE_CHECKING:
     import torch
 
-    from fusionbench_lite.plan import Plan
+    from fusionbench_lite.planning.plan import Plan
 
 USAGE = f"usage: python -m fusionbench_lite.doctor [KEY=VALUE ...]\n\n{__doc__}"
 FORMATS = ("text", "json")
@@ -67,7 +67,7 @@ def _main(plan: Plan, options: Options) -> int:
 def examine(plan: Plan) -> Findings:
     """Return what a plan needs; nothing is downloaded."""
     from fusionbench_lite.paths import cache_dir
-    from fusionbench_lite.suite import device_of
+    from fusionbench_lite.suites.suite import device_of
 
     device, cache = device_of(plan.device), cache_dir(plan.cache_dir)
     layout = f" ({plan.backbone.layout})" if plan.backbone.layout else ""
@@ -105,18 +105,19 @@ def _hints(plan: Plan, items: Sequence[Item], is_offline: bool) -> list[str]:
 
 
 def _published(plan: Plan) -> tuple[list[Item], list[str]]:
-    from fusionbench_lite import checkpoints, clip_suite
+    from fusionbench_lite import checkpoints
     from fusionbench_lite.checkpoints.families import caveats as of_experts
     from fusionbench_lite.checkpoints.families import check
     from fusionbench_lite.data import vision
-    from fusionbench_lite.suite import wanted_of
+    from fusionbench_lite.suites import clip
+    from fusionbench_lite.suites.suite import wanted_of
 
     wanted = wanted_of(plan)
-    request, sources = clip_suite.request_of(wanted), clip_suite.sources_of(wanted)
+    request, sources = clip.request_of(wanted), clip.sources_of(wanted)
     trained = _training_images(plan)
     images = [item for task in wanted.tasks for item in vision.inventory(task, sources, trained=trained)]
     items = [*checkpoints.inventory(request), *images]
-    if not collect.reads_training(plan):
+    if not method_inputs.reads_training(plan):
         items = [item for item in items if item.what != "training images"]
     variant = plan.backbone.variant
     published = [task for task in wanted.tasks if task in vision.names()]
@@ -132,7 +133,7 @@ def _training_images(plan: Plan) -> int | None:
     method = registry.get(plan.method)
     if method.reads_training(plan.values):
         return None
-    statistics = plan.setting("examples") if collect.is_needed(method) else 0
+    statistics = plan.setting("examples") if method_inputs.is_needed(method) else 0
     return int(statistics + (plan.setting("held_out") if "held_out" in plan.settings else 0))
 
 
@@ -180,10 +181,11 @@ def _hub() -> str:
 
 def _estimate(plan: Plan, device: torch.device, cache: Path) -> list[str]:
     """Return the plan of memory and work in words; where nothing fits, what would."""
-    from fusionbench_lite import footprint, memory_plan
+    from fusionbench_lite import resources
+    from fusionbench_lite.resources import planned
 
     try:
-        return memory_plan.lines(footprint.fitted(plan, device, cache / "scratch").estimate)
+        return resources.lines(planned.fitted(plan, device, cache / "scratch").estimate)
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
 

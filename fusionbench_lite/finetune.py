@@ -23,9 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionbench_lite.commands import command
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.plan import Plan
+from fusionbench_lite.planning.command_line import command
+from fusionbench_lite.planning.plan import Plan
 
 if TYPE_CHECKING:
     from fusionbench_lite.evaluation.evaluator import Evaluation
@@ -87,8 +87,8 @@ def _main(plan: Plan, options: Options) -> int:
 
 
 def _train_embedded(plan: Plan) -> None:
-    from fusionbench_lite import suite as suites
-    from fusionbench_lite.progress import Progress
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.suites import suite as suites
 
     with Progress() as progress:
         suite = suites.load(plan, progress)
@@ -102,8 +102,8 @@ def _train_embedded(plan: Plan) -> None:
 
 
 def _train_clip(plan: Plan, options: Options) -> None:
-    from fusionbench_lite.clip_training import train
-    from fusionbench_lite.progress import Progress
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.finetuning.clip import train
 
     with Progress() as progress:
         rows, folder = train(plan, options, progress)

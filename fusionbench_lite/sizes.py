@@ -16,7 +16,7 @@ from fusionbench_lite.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fusionbench_lite.tables.inventories import Inventory
+    from fusionbench_lite.resources.inventories import Inventory
 
 USAGE = f"usage: python -m fusionbench_lite.sizes [KEY=VALUE ...]\n\n{__doc__}"
 DEFAULTS = {"model": "vit_b32", "tasks": "8", "format": "text"}
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         chosen = _settings(given)
-        from fusionbench_lite.tables.inventories import inventory
+        from fusionbench_lite.resources.inventories import inventory
 
         sys.stdout.write(_answer(inventory(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"]))
     except InputError as error:
@@ -54,16 +54,16 @@ def _settings(given: Sequence[str]) -> dict[str, str]:
 
 def _tasks(value: str) -> int:
     if not value.isdigit():
-        from fusionbench_lite import tasksets
+        from fusionbench_lite.planning import task_sets
 
-        return len(tasksets.resolve(value, None).names)
+        return len(task_sets.resolve(value, None).names)
     if int(value) < 1:
         raise InputError(f"tasks must be at least 1, got {value}")
     return int(value)
 
 
 def _answer(of: Inventory, tasks: int, kind: str) -> str:
-    from fusionbench_lite.tables.sizes import compare, table
+    from fusionbench_lite.resources.sizes import compare, table
 
     sizes, beside = table(of, tasks), compare(of, tasks)
     if kind == "csv":

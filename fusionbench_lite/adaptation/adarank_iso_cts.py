@@ -17,9 +17,9 @@ from fusionbench_lite.weights.matrices import is_factorised
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusionbench_lite.adaptation.engine.components import Components, Masks
     from fusionbench_lite.adaptation.engine.descent import Learner
     from fusionbench_lite.adaptation.engine.parts import Part
+    from fusionbench_lite.adaptation.learners.components import Components, Masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     Masks b and λ are learned as in adarank_ta. Cost: 3 + T eigenproblems of side p per matrix before; per step that of
     AdaMerging and O(pmn) per matrix, p the directions of all blocks together; one task vector more in memory.
     """
-    from fusionbench_lite.adaptation.engine.components import Masks
     from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
+    from fusionbench_lite.adaptation.learners.components import Masks
 
     masks = Masks(experts, h.learn, h.temperature)
     factorised = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
@@ -73,7 +73,7 @@ def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, base: Ten
 
 def _components(left: Tensor, right: Tensor, value: float, count: int, dtype: torch.dtype) -> Components:
     """Return directions [m, count·r] and [count·r, n] as the components of `count` blocks, all of one singular value."""
-    from fusionbench_lite.adaptation.engine.components import Components
+    from fusionbench_lite.adaptation.learners.components import Components
 
     shape = count, len(right) // count
     return Components(

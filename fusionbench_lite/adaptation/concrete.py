@@ -16,9 +16,9 @@ from fusionbench_lite.weights.experts import Experts
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusionbench_lite.adaptation.engine.concrete import Masked
     from fusionbench_lite.adaptation.engine.descent import Learner
     from fusionbench_lite.adaptation.engine.procedure import Context, Procedure
+    from fusionbench_lite.adaptation.learners.concrete import Masked
 
 LEVELS = ("layer", "task")
 ORDERS = ("paper", "released")
@@ -64,8 +64,8 @@ def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     constant. Cost: per step one forward and backward pass over a batch of every task, d random numbers, and O(d) for the
     merge, its gradient and Adam; memory for some eight models, however many tasks.
     """
-    from fusionbench_lite.adaptation.engine.concrete import Concrete
     from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+    from fusionbench_lite.adaptation.learners.concrete import Concrete
 
     def weighted_sum(name: str) -> Tensor:
         pieces = ((part, block.sum(0).mul_(h.scaling)) for part, block in experts.blocks(name))
@@ -85,8 +85,8 @@ def concrete_am(experts: Experts, h: ConcreteAm) -> Learner:
     Cost: a mask step takes two forward and backward passes, d random numbers, O(Td) for the merges and O(d) for Adam, a
     later step what AdaMerging takes; all task vectors and some seven models in memory.
     """
-    from fusionbench_lite.adaptation.engine.concrete import Concrete
     from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+    from fusionbench_lite.adaptation.learners.concrete import Concrete
 
     parts = {name: _masked(experts, name, experts.task_vectors(name), h) for name in experts.names}
     shared = h.level == "task"
@@ -103,6 +103,6 @@ def concrete_am(experts: Experts, h: ConcreteAm) -> Learner:
 
 
 def _masked(experts: Experts, name: str, vectors: Tensor, h: ConcreteTa | ConcreteAm) -> Masked:
-    from fusionbench_lite.adaptation.engine.concrete import Masked
+    from fusionbench_lite.adaptation.learners.concrete import Masked
 
     return Masked(experts.base(name), vectors, h.temperature, (h.seed, "concrete", name))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.base.randomness import seed_of
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.randomness import seed_of
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -61,8 +61,8 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
     for its second-order part; O(Td) for the merge and its gradient; all task vectors in memory, and the experts, whose
     features of an example are computed once.
     """
-    from fusionbench_lite.adaptation.engine.adapter_training import AdapterTraining
-    from fusionbench_lite.adaptation.engine.meta import Meta, Softplus
+    from fusionbench_lite.adaptation.learners.adapter_training import AdapterTraining
+    from fusionbench_lite.adaptation.learners.meta import Meta, Softplus
 
     if merged is not None or h.base is not None:
         if h.adapters == "none":

@@ -32,6 +32,6 @@ def traditional_mtl(experts: Experts, h: TraditionalMtl) -> Learner:
     this is the specification's (§12.2), the recipe of the experts with balanced batches. Cost: per step one forward and
     backward pass over a batch of every task; four models in memory.
     """
-    from fusionbench_lite.adaptation.engine.training import Course, Training
+    from fusionbench_lite.adaptation.learners.training import Course, Training
 
     return functools.partial(Training, experts, Course(h.lr, h.weight_decay, h.warmup, h.clip))

@@ -16,7 +16,7 @@ from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner
     from fusionbench_lite.adaptation.engine.parts import Part
-    from fusionbench_lite.adaptation.engine.preferred import Preferred
+    from fusionbench_lite.adaptation.learners.preferred import Preferred
 
 MODES = ("entropy", "distance")
 SCALARISATIONS = ("tchebycheff", "linear")
@@ -54,8 +54,8 @@ def pareto_merging(experts: Experts, h: Pareto) -> Learner:
     memory.
     """
     from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
-    from fusionbench_lite.adaptation.engine.pareto import ParetoMerging
     from fusionbench_lite.adaptation.engine.parts import Vectors
+    from fusionbench_lite.adaptation.learners.pareto import ParetoMerging
 
     parts: dict[str, Part] = {}
     for name in experts.names:
@@ -73,7 +73,7 @@ def pareto_merging(experts: Experts, h: Pareto) -> Learner:
 
 def _preferred(experts: Experts, name: str, h: Pareto) -> Preferred:
     from fusionbench_lite.adaptation.draws import normal
-    from fusionbench_lite.adaptation.engine.preferred import Preferred
+    from fusionbench_lite.adaptation.learners.preferred import Preferred
 
     sides = experts.shape(name)
     rank = min(h.rank, *sides)

@@ -37,8 +37,8 @@ def prob_surgery(experts: Experts, h: ProbSurgery, merged: Any = None) -> Learne
     N(0, 1), one Adam step per batch, from M = V = 0. `merged` weights replace the base. The task of an input has to be
     known, also with a shared adapter, whose batches alone come from all tasks. Cost: as surgery with h for r.
     """
-    from fusionbench_lite.adaptation.engine.feature_adapters import Probabilistic
-    from fusionbench_lite.adaptation.engine.surgery import FeatureSurgery
+    from fusionbench_lite.adaptation.learners.feature_adapters import Probabilistic
+    from fusionbench_lite.adaptation.learners.surgery import FeatureSurgery
 
     return functools.partial(
         FeatureSurgery, experts, base_weights(experts, h.base, merged), Probabilistic(h.hidden, h.kl, h.seed), lr=h.lr,

@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.randomness import generator
 
 KINDS = ("redraw", "epoch", "cycle", "sequential")
 

@@ -40,8 +40,8 @@ def surgery(experts: Experts, h: Surgery, merged: Any = None) -> Learner:
     of an input has to be known. Cost: the merge, one forward pass of the merged model and one of the expert per
     example, whose features are kept; a step is O(TBrd') for B examples of d' features per task.
     """
-    from fusionbench_lite.adaptation.engine.feature_adapters import Reduction
-    from fusionbench_lite.adaptation.engine.surgery import FeatureSurgery
+    from fusionbench_lite.adaptation.learners.feature_adapters import Reduction
+    from fusionbench_lite.adaptation.learners.surgery import FeatureSurgery
 
     return functools.partial(
         FeatureSurgery, experts, base_weights(experts, h.base, merged), Reduction(h.rank, h.seed), lr=h.lr,

@@ -36,7 +36,7 @@ def surgery_v2(experts: Experts, h: SurgeryV2, merged: Any = None) -> Learner:
     and one forward pass of the expert per example, whose means are kept; per step one forward and backward pass of the
     merged model over a batch of every task.
     """
-    from fusionbench_lite.adaptation.engine.block_surgery import BlockSurgery
+    from fusionbench_lite.adaptation.learners.block_surgery import BlockSurgery
 
     base = base_weights(experts, h.base, merged)
     return functools.partial(BlockSurgery, experts, base, rank=h.rank, lr=h.lr, seed=h.seed)

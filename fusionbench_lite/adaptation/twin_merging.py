@@ -43,7 +43,7 @@ def twin_merging(experts: Experts, h: TwinMerging) -> Learner:
     one on the entropy a forward and backward pass in which a matrix [m, n] takes 2Tr(m + n) operations more per token,
     r = rank_ratio min(m, n); T times that many numbers in memory.
     """
-    from fusionbench_lite.adaptation.engine.twin import Twin
+    from fusionbench_lite.adaptation.learners.twin import Twin
 
     return functools.partial(Twin, experts, h, _shared(experts, h.scaling))
 

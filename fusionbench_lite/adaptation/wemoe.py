@@ -39,7 +39,7 @@ def wemoe(experts: Experts, h: Wemoe) -> Learner:
     forward and backward pass over a batch of every task; a perceptron of s weights costs O(Ts) more for every
     example; T perceptrons in memory, mixed ones for a few examples at a time.
     """
-    from fusionbench_lite.adaptation.engine.wemoe import Routing
+    from fusionbench_lite.adaptation.learners.wemoe import Routing
     from fusionbench_lite.methods.api import merge
 
     base = merge("task_arithmetic", experts.pretrained, experts.by_task, scaling=h.scaling).state_dict()

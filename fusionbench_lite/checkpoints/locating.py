@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fusionbench_lite import hub
+from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.checkpoints.api import Report
 from fusionbench_lite.checkpoints.families import Base, Family, Known, Place
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.file_hashes import remembered
 
 UNKNOWN = Known()
 NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from fusionbench_lite.base.needs import Item
 from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Request
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, PRETRAINED, Family, check, family_of
@@ -13,7 +14,6 @@ from fusionbench_lite.checkpoints.locating import Hub, Offer
 from fusionbench_lite.checkpoints.release import release_of
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub.settings import offline as hub_offline
-from fusionbench_lite.inventory import Item
 
 _WHOLE = "image tower, text tower and projection"
 

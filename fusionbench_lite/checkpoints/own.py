@@ -13,13 +13,13 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.checkpoints import converting, reading, store
 from fusionbench_lite.checkpoints.api import Found
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
 from fusionbench_lite.checkpoints.locating import Source
 from fusionbench_lite.checkpoints.release import release_of
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.file_hashes import remembered
 from fusionbench_lite.models import clip
 from fusionbench_lite.weights import clip_keys
 

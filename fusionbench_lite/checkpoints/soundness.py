@@ -18,9 +18,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fusionbench_lite.base.file_hashes import state_of
 from fusionbench_lite.checkpoints.api import Report
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.file_hashes import state_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionbench_lite.base.file_hashes import state_of
 from fusionbench_lite.checkpoints import soundness
 from fusionbench_lite.checkpoints.api import Report
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.file_hashes import state_of
 from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.weights.readers import checksum, write_tensors
 

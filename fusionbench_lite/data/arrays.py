@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionbench_lite import randomness
+from fusionbench_lite.base import randomness
 from fusionbench_lite.data import files, mini
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import atomic_file

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusionbench_lite.base.processes import gathered, own_tasks
 from fusionbench_lite.data import TaskData, fingerprint, normalise
 from fusionbench_lite.evaluation.batches import Batches
-from fusionbench_lite.processes import gathered, own_tasks
 
 Encode = Callable[[Tensor], Tensor]
 

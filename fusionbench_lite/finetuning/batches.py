@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionbench_lite.adaptation.engine.procedure import Batch, Examples
+from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data import Originals, TaskData
 from fusionbench_lite.finetuning.images import boxes, cropped, cropped_originals
-from fusionbench_lite.randomness import generator
 
 Rows = NDArray[np.int64]
 Read = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before lightning, which imports torchvision)
+import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before lightning, which imports torchvision)
 
 # isort: split
 
@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Examples
-from fusionbench_lite.adaptation.engine.training import Training
+from fusionbench_lite.adaptation.learners.training import Training
 from fusionbench_lite.evaluation import batches as passes
 from fusionbench_lite.finetuning.batches import Batches, Rows
 from fusionbench_lite.models.heads import ZeroShotHead

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data.vision import decoding
-from fusionbench_lite.randomness import generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image

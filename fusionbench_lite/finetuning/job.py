@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fusionbench_lite.adaptation.engine import fit as engine
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Context
-from fusionbench_lite.adaptation.engine.training import Course, Training
+from fusionbench_lite.adaptation.learners.training import Course, Training
 from fusionbench_lite.data import TaskData, prepare
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.batches import Batches, Normalise, Pool, Rows
@@ -35,9 +35,9 @@ from fusionbench_lite.finetuning.checks import check_encoder, check_pools, check
 from fusionbench_lite.finetuning.folder import Folder, content_sha256, stem
 from fusionbench_lite.finetuning.recipes import PRECISIONS, PROJECTIONS, Recipe, Settings
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
+from fusionbench_lite.finetuning.zoo import MULTITASK, expert_file
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.zoo import MULTITASK, expert_file
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from fusionbench_lite.base.file_hashes import state_of
 from fusionbench_lite.errors import InputError, WriteError
-from fusionbench_lite.file_hashes import state_of
 from fusionbench_lite.hub.settings import library, shared_cache
 from fusionbench_lite.hub.source import SHA1, SHA256, Asked, Fetched, Source, Wanted, fits_etag
 from fusionbench_lite.paths import NO_SPACE, atomic_file, file_sha256, locked, mended

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite import randomness
+from fusionbench_lite.base import randomness
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import TiesMerging, Vectors, merged_vectors, ordered_sum
 from fusionbench_lite.registry import integer, method, real

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip and transformers, which import torchvision)
+import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip and transformers, which import torchvision)
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES, Size
 

@@ -204,7 +204,7 @@ def build(config: Mapping[str, Any], **options: Any) -> Encoder:
     makers = {"gpt2": _gpt2, "roberta": _roberta, "t5": _t5}
     if kind not in makers:
         raise InputError(f"unknown language model {kind!r}: {did_you_mean(str(kind), makers)}")
-    import fusionbench_lite.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
+    import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
 
     try:
         import transformers

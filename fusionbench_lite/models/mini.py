@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
+import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
 
 # isort: split
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.errors import InputError, MergeWarning, did_you_mean
-from fusionbench_lite.file_hashes import remembered
 from fusionbench_lite.models.prompts import Prompts, check_order, prompts
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def built(
     damaged entry is built again. Raises InputError: no classes or templates, a template without `{c}`, a prompt that is
     longer than the model's context, weights of another architecture.
     """
-    from fusionbench_lite.statistics.cache import cached
+    from fusionbench_lite.weights.tensor_cache import cached
 
     if not classnames or not templates:
         raise InputError(f"a head needs class names and templates, got {len(classnames)} and {len(templates)}")
@@ -88,7 +88,7 @@ def _embeddings(size: Size, text_weights: Path, texts: Sequence[str], each: int,
 
 def _tokens(texts: Sequence[str], size: Size) -> Tensor:
     """Return the tokens [N, context] of texts. Raises InputError for one that is too long, which would be cut."""
-    import fusionbench_lite.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
+    import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
 
     # isort: split
 

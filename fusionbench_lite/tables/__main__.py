@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.selection import RULES
+from fusionbench_lite.evaluation.selection import RULES
 
 FORMATS = ("text", "csv", "latex", "markdown", "html", "png")
 

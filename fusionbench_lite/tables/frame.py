@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.selection import RULES
+from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.tables.compare import compare, find_row
 from fusionbench_lite.tables.families import REFERENCE, SOME, family, label
 from fusionbench_lite.tables.notes import notes

@@ -68,7 +68,7 @@ def finish(c: Concrete, coefficients, logits, draw, losses, gradients) -> Result
 
 
 def concrete_ta(s, steps: int, scaling=0.3, temperature=0.5, lr=1e-3, seed=0) -> Result:
-    """`s` is a `tests.helpers.Setting`."""
+    """`s` is a `tests.support.helpers.Setting`."""
     model, heads = adaptive.in_double(s.model, s.heads)
     c = Concrete(s.pretrained, s.experts, scaling, temperature, seed)
     logits, coefficients = c.logits(), c.coefficients()

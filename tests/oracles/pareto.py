@@ -81,7 +81,7 @@ def pareto_merging(
     s, steps: int, scaling=0.3, learn_coefficients=True, rank=16, mode="entropy", scalarisation="tchebycheff", mu=0.1,
     preference_of=preference, matrices="attn_mlp", lr=1e-3, seed=0,
 ) -> Pareto:
-    """`s` is a `tests.helpers.Setting`; one sampled preference per step."""
+    """`s` is a `tests.support.helpers.Setting`; one sampled preference per step."""
     model, heads = adaptive.in_double(s.model, s.heads)
     p = start(s.pretrained, s.experts, scaling, rank, matrices, seed)
     targets = [{n: torch.from_numpy(array(e[n])) for n in p.base} for e in s.experts.values()]

@@ -3,4 +3,4 @@
 Lightning's metrics import torchvision, so the operators that torchvision may lack are defined before anything here.
 """
 
-import fusionbench_lite.torchvision_ops  # noqa: F401
+import fusionbench_lite.base.torchvision_ops  # noqa: F401

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
-from fusionbench_lite.processes import gathered, own_tasks
-from fusionbench_lite.selection import RULES, choose
+from fusionbench_lite.base.processes import gathered, own_tasks
+from fusionbench_lite.evaluation.selection import RULES, choose
 
 Predict = Callable[[Procedure, Iterable[str]], Mapping[str, tuple[np.ndarray, np.ndarray]]]
 

@@ -18,8 +18,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionbench_lite.adaptation.engine.module import Adaptation, Steps, TaskParallelStrategy
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
+from fusionbench_lite.base.processes import PATIENCE
 from fusionbench_lite.paths import atomic_file
-from fusionbench_lite.processes import PATIENCE
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data.mini import glyphs, signs, surfaces, things
 from fusionbench_lite.data.mini.canvas import SIZE, Floats
-from fusionbench_lite.randomness import generator
 
 TRAIN, TEST = 3000, 1000  # images per task
 _AT_ONCE = 250  # images drawn together: few enough that their planes stay in the processor's cache

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data.vision.class_order import ordered
 from fusionbench_lite.data.vision.encoded import Arrays, Encoded, Files, Split, checked_labels, identities
 from fusionbench_lite.data.vision.folders import SUFFIXES
 from fusionbench_lite.data.vision.tasks import Local, Task, unpacked_names
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.randomness import generator
 
 _EUROSAT_HELD = 270
 """Images per class of EuroSAT's test split, and as many of its validation split."""
@@ -76,7 +76,7 @@ def _torchvision(
     task: Task, local: Local, root: Path, split: str
 ) -> tuple[Encoded, NDArray[Any], tuple[str, ...] | None, list[Path]]:
     """Return images, labels, class names and the files of a split that torchvision reads; nothing is downloaded."""
-    import fusionbench_lite.torchvision_ops  # noqa: F401  (before torchvision)
+    import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before torchvision)
 
     # isort: split
     from torchvision import datasets

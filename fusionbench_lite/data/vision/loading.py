@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusionbench_lite import randomness
+from fusionbench_lite.base import randomness
 from fusionbench_lite.data.arrays import TaskData
 from fusionbench_lite.data.vision import decoding, tasks
 from fusionbench_lite.data.vision.cache import Decoded, Prepare, Report

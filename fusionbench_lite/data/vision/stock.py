@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fusionbench_lite import hub
+from fusionbench_lite.base.needs import Item
 from fusionbench_lite.data.vision import decoding, tasks
 from fusionbench_lite.data.vision.archive import PublishedArchive
 from fusionbench_lite.data.vision.folders import FolderSource
@@ -18,7 +19,6 @@ from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub import web
 from fusionbench_lite.hub.settings import offline as hub_offline
-from fusionbench_lite.inventory import Item
 
 _WHAT = {"train": "training images"}
 

@@ -1,0 +1,1 @@
+"""The bodies of adaptive methods: what their steps do, apart from the engine that runs them."""

@@ -1,0 +1,103 @@
+"""Training of the adapters of all tasks on weights that stay as they are: MetaMerging on a given base, and its last stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionbench_lite.adaptation.engine.core import in_chunks
+from fusionbench_lite.adaptation.engine.probe import example_of
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.learners.bottlenecks import Bottlenecks, portions
+from fusionbench_lite.adaptation.learners.frozen import Frozen
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.metamerging import MetaMerging
+
+
+class AdapterTraining(Procedure):
+    """Adam on the adapters of all tasks, which bring the features of given weights close to those of the experts."""
+
+    def __init__(self, experts: Experts, h: MetaMerging, base: Mapping[str, Tensor], context: Context) -> None:
+        self.experts, self.h, self.chunk = experts, h, context.chunk
+        self.frozen = Frozen(context, experts, base)
+        self.adapters = Bottlenecks(self.frozen, h.adapters, h.rank, h.loss, h.seed)
+        self.learnables: nn.ModuleDict = nn.ModuleDict({"adapters": self.adapters})
+        self.learnables.register_load_state_dict_pre_hook(self._accept)  # type: ignore[no-untyped-call]
+        example = example_of(context, "metamerging")
+        if example is not None:
+            self.adapters.build(example)
+
+    def _accept(self, module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Let `learnables.load_state_dict` take what `learned` returns as well."""
+        self.adapters.accept(state, prefix, "adapters")
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Adam on the adapters."""
+        self._of_adapters = torch.optim.Adam(self.adapters.parameters(), lr=self.h.adapter_lr)
+        return (self._of_adapters,)
+
+    def known(self, task: str, inputs: Inputs) -> Tensor:
+        """Return the expert's features."""
+        return self.frozen.run(self.frozen.expert(task), inputs)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that the adapters sit on, which take no gradient."""
+        return self.frozen.base
+
+    def draws(self, step: int) -> Sequence[Draw]:
+        """Return the batch of a step."""
+        return (Draw(step, role="adapters", size=self.h.adapter_batch_size),)
+
+    def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
+        """Do one step on the adapters."""
+        (batch,) = batches
+        weights = self.weights()
+        self.adapters.clear()
+        losses = self._split(
+            batches, lambda task, size: self.adapters.accumulate(task, weights, batch[task], size), self.adapters.clear
+        )
+        update(losses, self._of_adapters)
+        return losses
+
+    def _split(
+        self, batches: Sequence[Batch], accumulate: Callable[[str, int], Tensor], undo: Callable[[], None] = lambda: None
+    ) -> dict[str, Tensor]:
+        """Return each task's loss, `accumulate(task, examples in one forward pass)`, in smaller passes if memory is short."""
+        most = max((len(examples) for batch in batches for examples in batch.values()), default=1)
+        losses, self.chunk = in_chunks(
+            lambda size: {task: accumulate(task, size) for task in batches[-1]}, most, self.chunk, undo
+        )
+        return losses or {self.tasks[0]: self.frozen.zero()}
+
+    def encode(self, task: str, examples: Examples) -> Tensor:
+        """Return the features with the task's adapters."""
+        assert examples.inputs is not None
+        self.adapters.build(examples.inputs)
+        phi = self.adapters.of(task)
+        return self.frozen.run(
+            self.weights(), examples.inputs, lambda weights, part: self.adapters.features(weights, phi, part)
+        )
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return each task's distance with the adapters as they are."""
+        weights = self.weights()
+
+        def total(task: str, size: int) -> Tensor:
+            phi, parts = self.adapters.of(task), portions(batch[task], size)
+            return torch.stack([self.adapters.loss(weights, phi, part) * share for part, share in parts]).sum()
+
+        return self._split([batch], total)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return the adapters, `<task>/<number>/{down,up,down_bias,up_bias}`."""
+        return self.adapters.named()
+
+    def merged(self, task: str | None = None) -> dict[str, Tensor]:
+        """Return the weights that the adapters sit on."""
+        return self.frozen.state_dict()

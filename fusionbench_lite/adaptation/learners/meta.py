@@ -1,0 +1,177 @@
+"""MetaMerging at work: coefficients learned through the training of adapters, then the adapters themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fusionbench_lite.adaptation.engine.core import MergedEncoder
+from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Update
+from fusionbench_lite.adaptation.learners.adapter_training import AdapterTraining
+from fusionbench_lite.adaptation.learners.bottlenecks import Phi, portions
+from fusionbench_lite.errors import MergeError
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from fusionbench_lite.adaptation.metamerging import MetaMerging
+
+
+class Softplus(Parametrisation):
+    """λ = log(1 + exp(raw)), one number per task for all tensors; ∂λ/∂raw = σ(raw)."""
+
+    def pull_back(self, gradients: Mapping[str, Tensor]) -> None:
+        """Set the gradient of raw."""
+        super().pull_back(gradients)
+        if self.coefficients.grad is not None:
+            self.coefficients.grad *= torch.sigmoid(self.coefficients.detach())
+
+    def _effective(self) -> Tensor:
+        return nn.functional.softplus(self.coefficients.detach().cpu())
+
+    def named_coefficients(self) -> dict[str, Tensor]:
+        """Return λ [T] of every floating-point tensor."""
+        (values,) = self._effective()
+        return {name: values.clone() for name in self.rows}
+
+
+class Meta(AdapterTraining):
+    """Stage 1, the first steps: φ_k' = φ_k - α ∂L_k/∂φ_k from the same φ_k each time, then a step on raw by Σ_k L_k(φ_k').
+    Stage 2: λ stays, Adam on φ. L_k is the distance between the adapted merged model's features and expert k's.
+
+    With v = ∂L'/∂φ' and G = ∂L'/∂W, each inner step, last first, adds its second-order part (specification of the
+    adaptive methods, §8.3): G ← G - α ∂⟨∂L/∂φ, v⟩/∂W and v ← v - α ∂⟨∂L/∂φ, v⟩/∂φ. Tasks run one after another, and
+    share the gradient at the merged weights.
+    """
+
+    def __init__(self, experts: Experts, h: MetaMerging, parametrisation: Softplus, context: Context) -> None:
+        super().__init__(experts, h, experts.pretrained, context)
+        self.parametrisation = parametrisation
+        self.encoder = MergedEncoder(context, parametrisation)
+        self.learnables["merge"] = parametrisation
+        self.first_stage = context.steps - self._adapter_steps(context.steps)
+        self._is_merged = False
+
+    def _accept(self, module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        super()._accept(module, state, prefix, *others)
+        if f"{prefix}raw" in state:
+            state[f"{prefix}merge.coefficients"] = state.pop(f"{prefix}raw")[None]
+
+    def _adapter_steps(self, steps: int) -> int:
+        if self.h.adapters == "none":
+            return 0
+        chosen = self.h.adapter_steps
+        if chosen is not None and chosen > steps:
+            raise MergeError(f"adapter_steps is {chosen} of {steps} steps: lower it, or leave it out for half of the steps")
+        return steps // 2 if chosen is None else chosen
+
+    def draws(self, step: int) -> Sequence[Draw]:
+        """Return the inner batches and the outer one, which goes through the data in order; in stage 2 one batch."""
+        if step >= self.first_stage:
+            return super().draws(step - self.first_stage)
+        count = self.h.inner_steps if self.h.adapters != "none" else 0
+        inner = [Draw(step * count + number, role="inner") for number in range(count)]
+        return (*inner, Draw(step, role="outer", kind="sequential", size=self.h.outer_batch_size))
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Adam or plain gradient descent on raw, and Adam on the adapters."""
+        kind = torch.optim.Adam if self.h.optimizer == "adam" else torch.optim.SGD
+        self._of_raw: torch.optim.Optimizer = kind(self.parametrisation.parameters(), lr=self.h.lr)
+        return (self._of_raw, *(super().optimizers() if len(self.adapters.parts) else ()))
+
+    def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
+        """Do one step of the stage that it belongs to."""
+        if step < self.first_stage:
+            return self._meta_step(batches, update)
+        if not self._is_merged:
+            self.refresh(step)
+        return super().step(step, batches, update)
+
+    def _meta_step(self, batches: Sequence[Batch], update: Update) -> dict[str, Tensor]:
+        *inner, outer = batches
+
+        def accumulate(task: str, size: int) -> Tensor:
+            return self._meta_loss(task, [batch[task] for batch in inner], outer[task], size)
+
+        self.refresh(0)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            losses = self._split(batches, accumulate, self._forget)
+        self.parametrisation.pull_back(self.encoder.gradients())
+        self._is_merged = False
+        update(losses, self._of_raw)
+        return losses
+
+    def _meta_loss(self, task: str, inner: Sequence[Examples], outer: Examples, size: int) -> Tensor:
+        """Return L'_k(φ'_k), and add its gradient in W, through the inner steps, to that of the leaves."""
+        second = self.h.order == "second"
+        weights = self.encoder.weights if second else self.weights()
+        phi = self.adapters.of(task)
+        path: list[tuple[Phi, Phi | None, Examples]] = []
+        for examples in inner:
+            gradients, graph = self._inner(weights, phi, examples, size, keep=second)
+            path.append((phi, graph, examples))
+            phi = [
+                (part - self.h.inner_lr * gradient).detach().requires_grad_()
+                for part, gradient in zip(phi, gradients, strict=True)
+            ]
+        loss = self.adapters.descend(self.encoder.weights, phi, outer, size, [*self.encoder.leaves.values(), *phi])
+        if second and path:
+            direction = [part.grad for part in phi if part.grad is not None]
+            while path:
+                phi, graph, examples = path.pop()
+                self._curve(phi, graph, examples, size, direction)
+                direction = [v if part.grad is None else v + part.grad for v, part in zip(direction, phi, strict=True)]
+        return loss
+
+    def _inner(
+        self, weights: Mapping[str, Tensor], phi: Phi, examples: Examples, size: int, *, keep: bool
+    ) -> tuple[Phi, Phi | None]:
+        """Return ∂L/∂φ, and once more with its graph where that is to be kept and one forward pass does."""
+        keep = keep and size >= len(examples)
+        total: Phi | None = None
+        for part, share in portions(examples, size):
+            loss = self.adapters.loss(weights, phi, part) * share
+            gradients = torch.autograd.grad(loss, phi, create_graph=keep)
+            total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+        assert total is not None
+        return total, total if keep else None
+
+    def _curve(self, phi: Phi, graph: Phi | None, examples: Examples, size: int, direction: Phi) -> None:
+        """Add -α times the gradients of ⟨∂L/∂φ, v⟩ in W and in φ to those of the leaves."""
+        leaves = [*self.encoder.leaves.values(), *phi]
+        for part, share in [(examples, 1.0)] if graph is not None else portions(examples, size):
+            found: Sequence[Tensor] | None = graph
+            if found is None:
+                loss = self.adapters.loss(self.encoder.weights, phi, part) * share
+                found = torch.autograd.grad(loss, phi, create_graph=True)
+            products = [(gradient * v).sum() for gradient, v in zip(found, direction, strict=True)]
+            (-self.h.inner_lr * torch.stack(products).sum()).backward(inputs=leaves)  # type: ignore[no-untyped-call]
+
+    def _forget(self) -> None:
+        for leaf in self.encoder.leaves.values():
+            leaf.grad = None
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the merged weights of the last refresh, which take no gradient."""
+        return {name: tensor.detach() for name, tensor in self.encoder.weights.items()}
+
+    def refresh(self, step: int) -> None:
+        """Merge with the present λ."""
+        self.encoder.refresh()
+        self._is_merged = True
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """Return λ = softplus(raw)."""
+        return self.parametrisation.named_coefficients()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return `raw` [T] and the adapters."""
+        return {"raw": self.parametrisation.coefficients.detach().cpu()[0].clone(), **super().learned()}
+
+    def merged(self, task: str | None = None) -> dict[str, Tensor]:
+        """Return the merged weights, without adapters."""
+        return self.parametrisation.merged()

@@ -1,0 +1,1 @@
+"""What every part of the package stands on: processes, progress, random streams, hashes of files."""

@@ -1,0 +1,1 @@
+"""From a configuration to a checked plan; never imports torch."""

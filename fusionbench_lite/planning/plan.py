@@ -1,0 +1,182 @@
+"""From a configuration to what will be run: every name resolved, every value checked, torch not yet imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fusionbench_lite import registry
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.planning import presets, task_sets
+from fusionbench_lite.planning import settings as method_settings
+from fusionbench_lite.planning.config import Config, Precision
+from fusionbench_lite.planning.settings import Sourced
+from fusionbench_lite.planning.task_sets import TaskSet
+from fusionbench_lite.running import method_inputs
+from fusionbench_lite.suites import backbones
+from fusionbench_lite.suites.backbones import Backbone
+
+_KEYS = tuple(field.name for field in dataclasses.fields(Config))
+_DEVICES = ("auto", "cpu", "cuda")
+_PLACES = ("auto", "device", "cpu", "disk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run, resolved. `settings` are those of the adaptation or of the statistics (empty where there is neither)."""
+
+    method: str
+    hyperparameters: Mapping[str, Sourced]
+    settings: Mapping[str, Sourced]
+    backbone: Backbone
+    tasks: TaskSet
+    data_dir: Path | None
+    seed: int
+    checkpoints_seed: int
+    limit: int | None
+    select: str
+    device: str
+    precision: str
+    overwrite: bool
+    results_dir: Path
+    cache_dir: str | None
+    trainer: Mapping[str, Any]
+    logger: Mapping[str, Any]
+    checkpoints: Mapping[str, Any]
+    data: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.backbone.model
+
+    @property
+    def config_precision(self) -> str:
+        """Lightning's name of the precision."""
+        return str(Precision[self.precision].value)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Hyperparameter values by name, as the method takes them."""
+        return {name: setting.value for name, setting in self.hyperparameters.items()}
+
+    def setting(self, name: str) -> Any:
+        """Return the value of a setting of the adaptation or of the statistics."""
+        return self.settings[name].value
+
+
+def resolve(config: DictConfig) -> Plan:
+    """Return the plan of a composed configuration; raises InputError naming the key, the value and the fix."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for key in plain:
+        if key not in _KEYS:
+            raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+    data_dir = Path(plain["data_dir"]).expanduser() if plain["data_dir"] else None
+    backbone = backbones.choose(plain["model"], plain["checkpoints"])
+    plain["tasks"] = backbones.DEFAULT_TASKS[backbone.model] if plain["tasks"] is None else plain["tasks"]
+    tasks = task_sets.resolve(plain["tasks"], data_dir)
+    backbones.check_tasks(backbone, tasks, plain["tasks"], data_dir)
+    backbones.check_data(plain["data"], backbone, data_dir)
+    given = dict(plain["method"])
+    method = registry.get(_method_id(given))
+    adaptation = given.pop("adaptation", None) or {}
+    statistics = (given.pop("statistics", None) or {}) if method_inputs.is_needed(method) else {}
+    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.release, backbone.layout, backbone.stated)
+    hyperparameters = method_settings.hyperparameters(method, given, preset, named=plain["preset"] is not None)
+    settings = method_settings.settings(method, adaptation, statistics, plain["steps"], preset)
+    hyperparameters = method_settings.within(hyperparameters, settings)
+    if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
+        raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
+    _check_integers(plain)
+    checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
+    plan = Plan(
+        method.id, hyperparameters, settings, backbone, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
+        plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
+        Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
+        checkpoints, plain["data"], _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
+    )
+    base_of(plan)  # a base that cannot be is refused before anything is loaded
+    return plan
+
+
+def base_of(plan: Plan) -> Plan | None:
+    """Return the run whose merged model a method's adapters sit on, None for methods without.
+
+    The base runs with its own presets, on the same data, seed and device.
+    """
+    if "merged" not in registry.get(plan.method).inputs or plan.values.get("base") is None:
+        return None
+    method = registry.get(plan.values["base"])
+    if method.per_task or method.routed or "merged" in method.inputs:
+        raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
+    own = plan.backbone
+    preset = presets.lookup(method.id, plan.model, plan.tasks, family=own.release, layout=own.layout, stated=own.stated)
+    settings = method_settings.settings(method, {}, {}, plan.setting("base_steps") if method.adaptive else None, preset)
+    return dataclasses.replace(
+        plan, method=method.id, hyperparameters=method_settings.hyperparameters(method, {}, preset), settings=settings,
+        config={**plan.config, "method": {"id": method.id}}, overwrite=False,
+    )
+
+
+def _method_id(given: dict[str, Any]) -> str:
+    """Take `id` and `base` out of the method's section: adarank with base tsvm is adarank_tsvm."""
+    id = str(given.pop("id"))
+    if id in registry.names() and "base" in registry.get(id).defaults:
+        return id  # a hyperparameter of that name
+    base = given.pop("base", None)
+    if base is None:
+        return id
+    bases = [name.removeprefix(f"{id}_") for name in registry.names() if name.startswith(f"{id}_")]
+    if base not in bases:
+        raise InputError(f"unknown method.base {base!r}: {did_you_mean(str(base), bases)}")
+    return f"{id}_{base}"
+
+
+def _experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> list[str] | None:
+    """Return the tasks whose experts are merged, None for all.
+
+    Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
+    """
+    if chosen is None:
+        return None
+    if isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= len(tasks.names):
+        chosen = list(tasks.names[:chosen])
+    if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) < len(chosen):
+        wanted = f"a number from 1 to {len(tasks.names)} or a list of different tasks"
+        raise InputError(f"checkpoints.experts must be {wanted}, got {chosen!r}")
+    for name in chosen:
+        if name not in tasks.names:
+            hint = did_you_mean(str(name), tasks.names)
+            raise InputError(f"checkpoints.experts has {name!r}, which is none of the tasks: {hint}")
+    if len(chosen) < len(tasks.names) and (method.adaptive or method.per_task):
+        reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
+        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={chosen}")
+    return chosen
+
+
+def _check_integers(plain: Mapping[str, Any]) -> None:
+    limits = {
+        "limit": (plain["limit"], 1), "seed": (plain["seed"], 0), "checkpoints.seed": (plain["checkpoints"]["seed"], 0),
+        "trainer.devices": (plain["trainer"]["devices"], 1), "trainer.chunk": (plain["trainer"]["chunk"], 1),
+        "trainer.checkpoint_every": (plain["trainer"]["checkpoint_every"], 1),
+        "trainer.eval_batch": (plain["trainer"]["eval_batch"], 1),
+    }
+    for key, (value, low) in limits.items():
+        if value is not None and value < low:
+            raise InputError(f"{key} must be at least {low}, got {value}")
+    if (place := plain["checkpoints"]["place"]) not in _PLACES:
+        raise InputError(f"unknown checkpoints.place {place!r}: {did_you_mean(str(place), _PLACES)}")
+    device = str(plain["device"])
+    if device.partition(":")[0] not in _DEVICES:
+        raise InputError(f"unknown device {device!r}: {did_you_mean(device, _DEVICES)}")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    return [_jsonable(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,61 @@
+"""Settings that depend on method, model and task count, read from a table that names their source."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import yaml
+
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.paths import config_dir
+from fusionbench_lite.planning.task_sets import TaskSet
+
+
+def lookup(
+    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None, layout: str | None = None,
+    stated: str | None = None,
+) -> dict[str, tuple[Any, str]]:
+    """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins.
+
+    `stated` is the family where the manifest of a folder of experts names it: the source of what goes by it says so.
+    Entries with a `name` hold only where that name is asked for, and then over all others. Raises InputError for a name
+    that no entry of the method has.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    named: dict[str, tuple[Any, str]] = {}
+    if name is not None and name not in (known := names(method)):
+        hint = did_you_mean(name, known) if known else "it has none"
+        raise InputError(f"method {method!r} has no preset {name!r}: {hint}")
+    for entry in _table():
+        when = entry["when"]
+        fits = (
+            method in _listed(when.get("method", method))
+            and model in _listed(when.get("model", model))
+            and family in _listed(when.get("checkpoints", family))
+            and layout in _listed(when.get("layout", layout))
+            and bool({tasks.label, len(tasks.names)} & set(_listed(when.get("tasks", tasks.label))))
+        )
+        if fits and entry.get("name") in (None, name):
+            target = named if "name" in entry else found
+            by = f"; the experts' manifest.json says family {stated}" if stated and "checkpoints" in when else ""
+            target |= {setting: (value, entry["source"] + by) for setting, value in entry["set"].items()}
+    return found | named
+
+
+def names(method: str) -> list[str]:
+    """Return the names of a method's presets that have to be asked for."""
+    return sorted({
+        str(entry["name"]) for entry in _table()
+        if "name" in entry and method in _listed(entry["when"].get("method", method))
+    })
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@functools.cache
+def _table() -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = yaml.safe_load((config_dir() / "presets.yaml").read_text())
+    return table

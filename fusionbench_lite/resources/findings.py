@@ -1,0 +1,100 @@
+"""What `doctor` finds, and how it is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from fusionbench_lite.base.needs import Item, size_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """The answer: a title, facts of the machine, what is needed, the plan of memory and work, caveats, and what helps."""
+
+    title: str
+    machine: dict[str, str]
+    items: list[Item]
+    estimate: list[str]
+    caveats: list[str]
+    hints: list[str]
+
+    @property
+    def missing(self) -> list[Item]:
+        """What is not here."""
+        return [item for item in self.items if not item.present]
+
+    @property
+    def by_hand(self) -> list[Item]:
+        """What is not here and is neither downloaded nor made by the run."""
+        return [item for item in self.missing if not item.downloadable and not item.made]
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are not here, of what has a known size."""
+        return sum((item.nbytes or 0) - item.arrived for item in self.missing)
+
+
+def as_json(found: Findings) -> str:
+    """Return findings as JSON, with the number of missing items and their bytes."""
+    content: dict[str, Any] = dataclasses.asdict(found) | {
+        "missing": len(found.missing), "missing_bytes": found.missing_bytes,
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def as_text(found: Findings) -> str:
+    """Return findings as a table with what is to be done below it."""
+    import io
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=Console().width if sys.stdout.isatty() else 160, color_system=None)
+    console.print(found.title, highlight=False)
+    for name, value in found.machine.items():
+        console.print(f"  {name:8} {value}", highlight=False, soft_wrap=True)
+    if found.items:
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("Needed", "Task", "Size", "Here", "Where"):
+            grid.add_column(name, justify="right" if name == "Size" else "left", overflow="fold")
+        for item in found.items:
+            where = item.path if item.present else item.where
+            grid.add_row(
+                item.what, item.task or "all", size_text(item.nbytes), _here(item),
+                f"{where} ({item.note})" if item.note else where,
+            )
+        console.print(grid)
+        for line in _summary(found):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for heading, lines in (("Memory and work", found.estimate), ("To know about the results", found.caveats)):
+        if lines:
+            console.print(f"\n{heading}", highlight=False)
+            for line in lines:
+                console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _here(item: Item) -> str:
+    if item.present:
+        return "yes"
+    return f"{size_text(item.arrived)} of it" if item.arrived else "no"
+
+
+def _summary(found: Findings) -> list[str]:
+    missing = found.missing
+    if not missing:
+        return ["Everything is here."]
+    unknown = sum(item.nbytes is None for item in missing)
+    nbytes = size_text(found.missing_bytes)
+    lines = [f"{len(missing)} missing, {nbytes}" + (f" and {unknown} of unknown size" if unknown else "") + "."]
+    if len(found.by_hand) < len(missing):
+        lines.append("The run downloads or makes what it can by itself.")
+    for item in found.by_hand:
+        source = f": {item.where}" if item.where != item.path else ""
+        lines.append(f"By hand, to {item.path}: {item.what} of {item.task or 'all tasks'}{source}")
+    return lines + found.hints

@@ -1,0 +1,1 @@
+"""A run: load, merge, adapt, evaluate, record; and experiments, which are many runs."""

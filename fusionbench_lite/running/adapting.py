@@ -1,0 +1,235 @@
+"""The adaptive half of a run: which examples each step reads, the course of the adaptation, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionbench_lite import registry
+from fusionbench_lite.adaptation.engine import memory
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
+from fusionbench_lite.adaptation.streams import Stream, subset
+from fusionbench_lite.base.processes import own_tasks
+from fusionbench_lite.data import prepare
+from fusionbench_lite.evaluation.evaluator import TaskResult
+from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
+from fusionbench_lite.paths import cache_dir
+from fusionbench_lite.running import course
+from fusionbench_lite.running.recording import Outcome, Selection
+from fusionbench_lite.weights.experts import Experts
+
+if TYPE_CHECKING:
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.planning.plan import Plan
+    from fusionbench_lite.running.run import Clock
+    from fusionbench_lite.suites.suite import Suite
+
+TRAJECTORY_POINTS = 100
+"""Merging coefficients are kept at about so many steps of a run."""
+Rows = NDArray[np.int64]
+
+
+class Source:
+    """Examples of a suite as a procedure wants them; what frozen networks say about an example is computed once."""
+
+    def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
+        self.plan, self.suite, self.procedure = plan, suite, procedure
+        self._known: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks.names}
+        self.pools = {task: self._pool(task) for task in plan.tasks.names}
+
+    def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
+        """Return the examples of the tasks for every draw of a step."""
+        tasks = list(tasks)
+        batches: list[Batch] = []
+        for draw in self.procedure.draws(step):
+            rows = {task: self.pools[task][self._stream(task, draw).indices(draw.number)] for task in tasks}
+            for part in range(self._updates()):
+                size = draw.size or self.plan.setting("batch_size")
+                cut = slice(None) if self._updates() == 1 else slice(part * size, (part + 1) * size)
+                batches.append({task: self._examples(task, self.procedure.split, rows[task][cut]) for task in tasks})
+        return batches
+
+    def predict(self, procedure: Procedure, tasks: Iterable[str]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+        """Return predictions and correctness on all test examples of the tasks."""
+        found = {}
+        for task in tasks:
+            result = self.suite.evaluator.rows(
+                task, lambda rows, task=task: procedure.encode(task, self._examples(task, "test", rows))  # type: ignore[misc]
+            )
+            found[task] = (result.predictions, result.correct)
+        return found
+
+    def held_out(self, tasks: Iterable[str]) -> Batch:
+        """Return the held-out examples of the tasks: from the training split, and read by no step."""
+        return {task: self._examples(task, "train", self.held_out_rows[task]) for task in tasks}
+
+    def _updates(self) -> int:
+        return self.plan.setting("batches") if self.procedure.updates_per_batch else 1
+
+    def _stream(self, task: str, draw: Draw) -> Stream:
+        kind, size = draw.kind or self.plan.setting("stream"), draw.size or self.plan.setting("batch_size")
+        if (task, draw.role) not in self._streams:
+            name = f"{task}/{draw.role}" if draw.role else task
+            self._streams[task, draw.role] = Stream(
+                kind, len(self.pools[task]), size, self.plan.setting("batches"), self.plan.seed, name
+            )
+        return self._streams[task, draw.role]
+
+    def _images(self, task: str, split: str) -> NDArray[np.uint8]:
+        data = self.suite.data[task]
+        return data.test_images if split == "test" else data.train_images
+
+    def _held_out_rows(self, task: str) -> Rows:
+        if not self.plan.setting("held_out"):
+            return np.empty(0, dtype=np.int64)
+        size = len(self._images(task, "train"))
+        rows = subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
+        prepare(self._images(task, "train"), rows)
+        return rows
+
+    def _pool(self, task: str) -> Rows:
+        """Return the rows that steps read: a seeded part of the split, without what is held out."""
+        size, rows = len(self._images(task, self.procedure.split)), None
+        if self.procedure.split == "train":
+            rows = np.setdiff1d(np.arange(size), self.held_out_rows[task])
+            size = len(rows)
+        wanted = max(1, int(self.plan.setting("fraction") * min(size, self.procedure.most or size)))
+        chosen = np.arange(size) if wanted >= size else subset(size, wanted, self.plan.seed, task, "fraction")
+        if rows is None:
+            return chosen
+        prepare(self._images(task, "train"), rows[chosen])
+        return rows[chosen]
+
+    def _examples(self, task: str, split: str, rows: Rows) -> Examples:
+        known = self._look_up(task, split, rows)
+        inputs = self._inputs(task, split, rows) if self.procedure.reads_inputs or known is None else None
+        labels = None
+        if self.procedure.reads_labels:
+            data = self.suite.data[task]
+            labels = torch.from_numpy((data.test_labels if split == "test" else data.train_labels)[rows])
+            labels = labels.to(self.suite.device)
+        return Examples(inputs, known, labels)
+
+    def _inputs(self, task: str, split: str, rows: Rows) -> Tensor:
+        return self.suite.evaluator.inputs(self._images(task, split)[rows])
+
+    def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
+        """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
+        if (task, split) not in self._known:
+            probe = self._compute(task, split, rows[:1])
+            if probe is None:
+                return None
+            size = len(self._images(task, split))
+            wanted = np.arange(size)
+            if split == "train":
+                read = [self.held_out_rows[task], *([self.pools[task]] if self.procedure.split == "train" else [])]
+                wanted = np.unique(np.concatenate(read)) if len(read) > 1 else read[0]
+            places = np.full(size, -1)
+            places[wanted] = np.arange(len(wanted))
+            own = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
+            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if own else memory.CPU)
+            done = 0
+            for found in self.suite.evaluator.batches.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+                assert found is not None
+                table[done : done + len(found)] = found
+                done += len(found)
+            self._known[task, split] = places, table
+        places, table = self._known[task, split]
+        return table[torch.from_numpy(places[rows])].to(self.suite.device)
+
+    def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
+        # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
+        device, bf16 = self.suite.device.type, self.suite.evaluator.bf16
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            return self.procedure.known(task, self._inputs(task, split, rows))
+
+
+def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None = None) -> Procedure:
+    """Return the procedure of a plan; `merged` are the weights that methods with adapters on a merged model start from."""
+    from fusionbench_lite.adaptation.engine.placement import placing
+
+    method = registry.get(plan.method)
+    experts = Experts(suite.pretrained, suite.experts)
+    experts.check_unread()
+    extra = {} if merged is None else {"merged": merged}
+    first = suite.data[plan.tasks.names[0]].test_images[:1]
+    example = suite.evaluator.inputs(first)
+    context = Context(suite.model, suite.evaluator.heads, plan.setting("steps"), suite.chunk, example=example)
+    with placing(suite.place, cache_dir(plan.cache_dir) / "scratch"):
+        procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
+    return procedure
+
+
+def adapt(
+    plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress, merged: Mapping[str, Tensor] | None
+) -> Outcome:
+    """Adapt as the plan says and return what was found."""
+    from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
+    from fusionbench_lite.adaptation.engine.fit import Settings, fit
+
+    steps = plan.setting("steps")
+    with clock.stage("merge"):
+        procedure = procedure_of(plan, suite, merged)
+    source = Source(plan, suite, procedure)
+
+    def batches_of(step: int) -> Sequence[Batch]:
+        progress(f"adapting {plan.method}", step + 1, steps)
+        return source.batches_of(step, own_tasks(plan.tasks.names))
+
+    evaluations = Evaluations(
+        source.predict, plan.setting("eval_every"), steps, source.held_out if plan.setting("held_out") else None
+    )
+    trajectory = Trajectory(max(1, steps // TRAJECTORY_POINTS))
+    settings = Settings(
+        checkpoint=checkpoint, checkpoint_every=plan.trainer["checkpoint_every"], devices=plan.trainer["devices"],
+        accelerator=suite.device.type, precision=plan.config_precision, loggers=_loggers(plan),
+    )
+    module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
+    clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
+    supervised = procedure.reads_labels or _base_rule(plan) in USES_TEST_LABELS
+    selections = {
+        rule: Selection(step, supervised or rule in USES_TEST_LABELS, _results(evaluations.predictions[step]))
+        for rule, step in evaluations.chosen.items()
+    }
+    return Outcome(
+        selections, course.writers(module, evaluations, trajectory),
+        evaluations=course.evaluations(evaluations),
+    )
+
+
+def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dict[str, Tensor]:
+    """Return the merged weights of a recorded adaptation at the step that a selection rule picked."""
+    from safetensors.torch import load_file
+
+    procedure = procedure_of(plan, suite)
+    stored = course.learned_file(record, rule)
+    state = {
+        name.removeprefix("state/"): tensor for name, tensor in load_file(stored).items() if name.startswith("state/")
+    }
+    procedure.learnables.load_state_dict(state)
+    procedure.refresh(step)
+    return procedure.merged()
+
+
+def _base_rule(plan: Plan) -> str | None:
+    return plan.setting("base_select") if "base_select" in plan.settings else None
+
+
+def _results(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, TaskResult]:
+    return {task: TaskResult(found.numpy(), correct.numpy()) for task, (found, correct) in predictions.items()}
+
+
+def _loggers(plan: Plan) -> list[Any]:
+    if "_target_" not in plan.logger:
+        return []
+    from hydra.utils import instantiate
+
+    return [instantiate(plan.logger)]

@@ -1,0 +1,127 @@
+"""A whole table: the rows of an experiment file, run where their records are missing, then written and printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose
+from omegaconf import DictConfig
+
+from fusionbench_lite import registry
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.paths import experiments_dir
+from fusionbench_lite.planning import plan as planning
+from fusionbench_lite.planning.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment file: `rows` maps each row's name to its overrides, `defaults` are overrides of every row.
+
+    In the file a row may be the name of another experiment, whose rows stand there.
+    """
+
+    name: str
+    title: str
+    question: str
+    seeds: tuple[int, ...]
+    defaults: tuple[str, ...]
+    rows: dict[str, tuple[str, ...]]
+
+
+def read(name: str) -> Experiment:
+    """Return the experiment of this name, such as mini/demo; raises InputError with the nearest one."""
+    root = experiments_dir()
+    known = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    if name not in known:
+        raise InputError(f"unknown experiment {name!r}: {did_you_mean(name, known)}")
+    content = yaml.safe_load(known[name].read_text(encoding="utf-8"))
+    rows: dict[str, tuple[str, ...]] = {}
+    for row in content["rows"]:
+        rows |= read(row).rows if isinstance(row, str) else {row["name"]: tuple(row["overrides"])}
+    return Experiment(
+        name, content["title"], content.get("question", ""), tuple(content.get("seeds", [0])),
+        tuple(content.get("defaults", [])), rows,
+    )
+
+
+def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]:
+    """Return the runs of every row, one per seed, all checked; overrides of the command line win over the file's.
+
+    `seed` on the command line replaces the file's seeds, and `steps` applies to the rows that adapt.
+    """
+    given = [override for override in overrides if not override.startswith("experiment=")]
+    seeded = any(override.startswith("seed=") for override in given)
+    seeds = [[]] if seeded else [[f"seed={seed}"] for seed in experiment.seeds]
+    return {
+        name: [_plan([*experiment.defaults, *row, *seed, *given]) for seed in seeds]
+        for name, row in experiment.rows.items()
+    }
+
+
+def _plan(overrides: list[str]) -> Plan:
+    config = compose("config", overrides=overrides)
+    known = config.method.id in registry.names()
+    if config.steps is not None and known and not registry.get(config.method.id).adaptive:
+        config.steps = None
+    return planning.resolve(config)
+
+
+def main(config: DictConfig, overrides: list[str]) -> None:
+    """Run an experiment, write its table as CSV, LaTeX, Markdown and PNG, and print it."""
+    experiment = read(config.experiment)
+    resolved = plans(experiment, overrides)
+    results_dir = Path(config.results_dir).expanduser()
+    from rich.console import Console
+
+    from fusionbench_lite.base.processes import is_first
+    from fusionbench_lite.tables import frame, output, rows, terminal
+
+    console = Console()
+    keys = _all_keys(resolved, console)
+    if not is_first():
+        return
+    manifest = rows.Rows(
+        experiment.name, experiment.title,
+        tuple(rows.Row(name, resolved[name][0].method, tuple(keys[name])) for name in resolved), experiment.question,
+    )
+    rows.write_rows(results_dir, manifest)
+    table = frame.build(manifest, rows.load_records(results_dir, manifest), config.select.name)
+    written = output.write_table(table, rows.table_dir(results_dir, experiment.name))
+    terminal.print_table(table, console)
+    for path in written.values():
+        console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _all_keys(resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[str]]:
+    """Run what is missing and return the keys of every row's records.
+
+    Seed by seed, because data and experts of a seed are loaded once for all rows.
+    """
+    keys: dict[str, list[str]] = {name: [] for name in resolved}
+    for number in range(max(map(len, resolved.values()))):
+        for name, row in resolved.items():
+            keys[name].append(_key(name, row[number], console))
+    return keys
+
+
+def _key(name: str, plan: Plan, console: Any) -> str:
+    """Run what is missing of a row and return its record's key."""
+    from fusionbench_lite.base.processes import is_first
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.running import run
+
+    with Progress() as progress:
+        record, fresh = run.execute(plan, progress)
+    if record is None:  # a process beside the first, with other results
+        return ""
+    if fresh and is_first():
+        average = record.data["selections"]["last"]["average"]
+        console.print(
+            f"{name}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
+            style="dim", highlight=False,
+        )
+    return record.key

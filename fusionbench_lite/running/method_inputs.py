@@ -1,0 +1,167 @@
+"""What a data-free method reads besides the weights: the multi-task model, and statistics of training images.
+
+The statistics belong to one task each: they are computed with the expert's own weights and, for Fisher, its head, on
+unlabelled images of the task's training split. Test images are never read here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusionbench_lite import registry
+from fusionbench_lite.base.randomness import generator
+from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fusionbench_lite.data import TaskData
+    from fusionbench_lite.planning.plan import Plan
+    from fusionbench_lite.suites.suite import Suite
+
+STATISTICS = ("fisher", "gram")
+SETTINGS = ("examples", "batch_size", "order")
+ORDERS = ("stored", "shuffled")
+VERSION = 1
+"""Changes when the same settings no longer give the same statistics."""
+
+
+def is_needed(method: registry.Method) -> bool:
+    """Say whether the method reads statistics of training images."""
+    return any(name in STATISTICS for name in method.inputs)
+
+
+def reads_training(plan: Plan) -> bool:
+    """Say whether a run reads images of the training split: for statistics, held-out images, or what it learns from."""
+    held_out = "held_out" in plan.settings and plan.setting("held_out") > 0
+    method = registry.get(plan.method)
+    return is_needed(method) or held_out or method.reads_training(plan.values)
+
+
+def check(name: str, value: Any) -> None:
+    """Raise InputError for a setting that cannot be: `examples` and `batch_size` count, `order` is one of ORDERS."""
+    if name == "order":
+        if value not in ORDERS:
+            raise InputError(f"unknown order {value!r}: {did_you_mean(str(value), ORDERS)}")
+    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
+    """Return the arguments of `merge` that the method declares as its inputs.
+
+    Statistics are kept under `statistics` in the cache, keyed by all that decides them. Raises InputError when the
+    multi-task model is missing or a task has fewer training images than `examples`.
+    """
+    found: dict[str, Any] = {}
+    for name in registry.get(plan.method).inputs:
+        if name == "multitask":
+            if suite.multitask is None:
+                raise InputError(f"method {plan.method!r} needs traditional_mtl.safetensors in checkpoints.dir: put it there")
+            found[name] = suite.multitask
+        elif name in STATISTICS:
+            found[name] = _statistics(name, plan, suite)
+    return found
+
+
+def chosen(data: TaskData, order: str, examples: int, seed: int) -> np.ndarray:
+    """Return the indices of the training images that are used, int64 [examples].
+
+    `stored`: the first ones in stored order, as in FusionBench's Fisher merging of CLIP models. `shuffled`: the first
+    ones of a permutation drawn from (seed, task), as in its RegMean.
+    """
+    size = len(data.train_labels)
+    if size == 0:
+        raise InputError(f"task {data.name!r} has no training images, which the method's statistics are made of: add them")
+    if examples > size:
+        raise InputError(
+            f"examples={examples}, but task {data.name!r} has {size} training images: set method.statistics.examples"
+        )
+    if order == "stored":
+        return np.arange(examples)
+    return generator(seed, data.name, "statistics").permutation(size)[:examples]
+
+
+def _statistics(name: str, plan: Plan, suite: Suite) -> dict[str, dict[str, Tensor]]:
+    """Return the statistic of every task, {task: {tensor name: values}}, on the device of the run."""
+    from fusionbench_lite.paths import cache_dir
+    from fusionbench_lite.weights.experts import Experts
+    from fusionbench_lite.weights.tensor_cache import cached
+
+    Experts(suite.pretrained, suite.experts).check_unread()
+    folder = cache_dir(plan.cache_dir) / "statistics"
+    indices = {
+        task: chosen(suite.data[task], plan.setting("order"), plan.setting("examples"), plan.seed)
+        for task in suite.experts
+    }
+    found = {}
+    for task in suite.experts:
+        tensors = cached(folder, _key(name, plan, suite, task), _computation(name, plan, suite, task, indices[task]))
+        found[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
+    return found
+
+
+def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
+    """Return everything that decides the statistic of one task."""
+    import torch
+
+    import fusionbench_lite
+    from fusionbench_lite.data import fingerprint
+
+    key: dict[str, Any] = {
+        "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
+        "method": plan.method, "model": plan.model, "task": task,
+        "expert": suite.expert_hashes[task], "data": suite.data_hashes[task],
+        "settings": {setting: plan.setting(setting) for setting in SETTINGS},
+        "device": suite.device.type, "torch": torch.__version__,
+    }
+    if name == "fisher":
+        key["heads"] = suite.head_hashes[task]
+        key["head_scale"] = getattr(suite.evaluator.heads[task], "scale", None)
+    if plan.backbone.layout is not None:
+        key["layout"] = plan.backbone.layout
+        key["training"] = fingerprint(suite.data[task].train_images)
+    if plan.setting("order") == "shuffled":
+        key["seed"] = plan.seed
+    return key
+
+
+def _computation(
+    name: str, plan: Plan, suite: Suite, task: str, indices: np.ndarray
+) -> Callable[[], Mapping[str, Tensor]]:
+    def compute() -> Mapping[str, Tensor]:
+        from fusionbench_lite.data import prepare
+        from fusionbench_lite.statistics import diagonal_fisher, gram_matrices
+
+        model, size = _expert(suite, task), plan.setting("batch_size")
+        images = suite.data[task].train_images
+        prepare(images, indices)
+        batches = (
+            suite.evaluator.inputs(images[indices[start : start + size]])
+            for start in range(0, len(indices), size)
+        )
+        try:
+            if name == "fisher":
+                return diagonal_fisher(model, suite.evaluator.heads[task], batches, examples=len(indices))
+            found = gram_matrices(model, batches, examples=len(indices))
+            return {tensor: values for tensor, values in found.items() if tensor in suite.pretrained}  # what is merged
+        except MergeError as error:
+            raise MergeError(f"task {task!r}: {error}") from error
+
+    return compute
+
+
+def _expert(suite: Suite, task: str) -> nn.Module:
+    """Return a model of its own with the weights of the task's expert."""
+    model = copy.deepcopy(suite.model)
+    try:
+        own = model.state_dict()
+        model.load_state_dict({**{name: own[name] for name in suite.constants}, **suite.experts[task]})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"the expert of task {task!r} does not fit the model: {reason}") from error
+    return model

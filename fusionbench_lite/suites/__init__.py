@@ -1,0 +1,1 @@
+"""What a run works on, one file per modality."""

@@ -1,0 +1,203 @@
+"""Sizes of the methods: every figure of the specification, the papers' figures, and inventories against the libraries."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+
+from fusionbench_lite import registry
+from fusionbench_lite.models.clip_sizes import SIZES
+from fusionbench_lite.resources.inventories import MODELS, inventory
+from fusionbench_lite.resources.sizes import METHODS, compare, published, quantity, table
+from fusionbench_lite.sizes import main
+
+B32, L14, HF = inventory("vit_b32"), inventory("vit_l14"), inventory("vit_b32_hf")
+ADAMERGING = [name for name in METHODS if name.startswith("adamerging") and "taskwise" not in name and "iso" not in name]
+ADARANK = ("adarank_ta", "adarank_cart", "adarank_tsvm")
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "parameters", "matrices", "tasks", "coefficients"),
+    [
+        ("vit_b32", 158, 113_448_705, 48, 8, 1_264), ("vit_l14", 302, 342_562_049, 96, 8, 2_416),
+        ("vit_b16", 158, 111_792_129, 48, 8, 1_264), ("vit_b16_hf", 199, 85_799_424, 72, 8, 1_592),
+        ("vit_b32_hf", 199, 87_456_000, 72, 8, 1_592), ("roberta_base", 192, 85_054_464, 72, 7, 1_344),
+        ("gpt2", 146, 85_056_000, 48, 7, 1_022),
+    ],
+)
+def test_inventories(model, tensors, parameters, matrices, tasks, coefficients):
+    """Specification §0.1."""
+    of = inventory(model)
+    assert (of.count, of.parameters, len(of.matrices)) == (tensors, parameters, matrices)
+    for method in ADAMERGING:
+        assert METHODS[method](of, tasks).learnable == coefficients
+
+
+def test_what_is_read_and_blocks():
+    """Specification §0.1 and §0.2."""
+    assert (B32.used, L14.used) == (87_849_216, 303_966_208)
+    assert {len(B32.leftovers), len(L14.leftovers)} == {6}
+    assert (B32.count - 6, L14.count - 6) == (152, 296)
+    assert {max(map(min, B32.matrices)), max(map(min, L14.matrices))} == {768, 1024}
+    block = [s for name, s in B32.tensors.items() if ".resblocks.3." in name]
+    assert len(block) == 12
+    assert sum(s[0] * (s[1] if len(s) == 2 else 1) for s in block) == 7_087_872
+    assert sum(m * n for m, n in B32.matrices) == 84_934_656 == 12 * 7_077_888
+    assert inventory("vit_l14_hf").parameters == 303_179_776
+    assert B32.perceptrons == 56_669_184
+    assert B32.used - B32.perceptrons == 31_180_032
+
+
+def test_coefficients_and_masks():
+    """Specification §0.2 and §18."""
+    assert 8 * (B32.count - len(B32.leftovers)) == 1_216
+    assert quantity(B32, 8, "", "tensors of complete CLIP") == 302
+    assert quantity(L14, 8, "", "tensors of complete CLIP") == 446
+    assert quantity(B32, 8, "", "task vectors") == 907_589_640
+    assert quantity(L14, 8, "", "task vectors") == 2_740_496_392
+    for method in ADARANK:
+        for of, logits, total, unused in ((B32, 294_912, 296_176, 110), (L14, 786_432, 788_848, 206)):
+            size = METHODS[method](of, 8)
+            assert (size.learned["mask logits"], size.learnable, size.extra) == (logits, total, 0)
+            assert size.parts == {"unused scalars of the released code": unused}
+    assert METHODS["adarank_ta"](inventory("roberta_base"), 7).learned == {"coefficients": 1_344, "mask logits": 387_072}
+    assert METHODS["adarank_ta"](inventory("gpt2"), 7).learned == {"coefficients": 1_022, "mask logits": 258_048}
+    assert METHODS["adamerging_taskwise"](B32, 8).learnable == 8
+    assert METHODS["adamerging_iso_cts"](B32, 8).learnable == 1_264 + 48
+    assert METHODS["concrete_ta"](HF, 8).learnable == 87_456_000
+    assert METHODS["doge_am"](HF, 8).learned["coefficients"] == 576
+    assert METHODS["awd_am"](B32, 8).learned["coefficients"] == 1_264
+
+
+def test_adapters_and_routers():
+    """Specification §7 to §11 and §18."""
+    assert METHODS["surgery"](B32, 8).parts["per task"] == 16_384
+    assert METHODS["surgery"](L14, 8).parts["per task"] == 24_576
+    assert METHODS["surgery"](B32, 8).extra == 131_072
+    assert METHODS["surgery_v2"](B32, 8).parts["per task"] == 311_296 == 12 * 2 * 768 * 16 + 2 * 512 * 16
+    assert METHODS["surgery_v2"](B32, 8).extra == 2_490_368
+    assert METHODS["prob_surgery"](B32, 8).parts["per task"] == 196_608
+    assert METHODS["prob_surgery"](B32, 8).extra == 1_048_576
+    meta = METHODS["metamerging"](B32, 8)
+    assert (meta.parts["adapter"], meta.parts["per task"], meta.extra) == (99_136, 1_189_632, 9_517_056)
+    assert meta.learned["coefficients"] == 8
+    pareto = METHODS["pareto_merging"](B32, 8)
+    assert pareto.extra == sum(16 * (m + n) + 8 * 16**2 for m, n in B32.matrices)
+    assert pareto.learnable == pareto.extra + 1_264
+    router = METHODS["wemoe"](B32, 8)
+    assert (router.parts["router"], router.learnable) == (596_744, 7_160_928)
+    assert router.parts["kept of what is read"] == 9 * 56_669_184 + 31_180_032 + 7_160_928
+    for tasks, models in ((8, 4.8), (20, 10.8)):
+        assert METHODS["wemoe"](B32, tasks).parts["kept of what is read"] / B32.parameters == pytest.approx(models, abs=0.05)
+    assert METHODS["wemoe"](inventory("roberta_base"), 7).learned is None
+    d = 768
+    hidden = d * 2 * d + 2 * d + 4 * d * d + 2 * d
+    assert METHODS["twin_merging"](B32, 8).learned["router"] == hidden + 2 * d * 8 + 8
+    assert METHODS["individual"](B32, 8).extra == 7 * B32.parameters
+
+
+def test_every_adaptive_method_of_the_package_has_a_size():
+    adaptive = {name for name in registry.names() if registry.get(name).adaptive}
+    assert adaptive <= set(METHODS)
+    assert len(table(B32, 8)) == len(METHODS)
+
+
+def test_published_figures_are_the_computed_ones_or_say_why_not():
+    for entry in published():
+        assert set(entry["models"]) <= set(MODELS)
+        for model in entry["models"]:
+            for tasks in entry.get("tasks", [8]):
+                computed = quantity(inventory(model), tasks, entry["method"], entry["quantity"])
+                assert computed is not None, entry
+                assert entry.get("why") or computed == pytest.approx(entry["value"], rel=1e-3), entry
+        if "equals" in entry:
+            assert _arithmetic(ast.parse(str(entry["equals"]), mode="eval").body) == entry["value"]
+    why = {entry["printed"]: entry.get("why", "") for entry in published()}
+    assert "1,264" in why["2,440"]
+    assert "2.740B" in why["2.46B"]
+    assert "three blocks" in why["92,185,089"]
+    assert "1,189,632" in why["99,136"]
+
+
+def _arithmetic(node):
+    if isinstance(node, ast.Constant):
+        return node.value
+    signs = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+    return signs[type(node.op)](_arithmetic(node.left), _arithmetic(node.right))
+
+
+def test_the_figures_are_packaged():
+    assert resources.files("fusionbench_lite.tables").joinpath("published_sizes.yaml").is_file()
+
+
+def test_command_line(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for figure in ("1,264", "2,440", "296,176", "294,912", "1,189,632", "99,136", "460,514,400", "92,185,089"):
+        assert figure in shown
+    for arguments, needle in ((["model=vit_l14"], "2.46B"), (["format=markdown"], "| --- |"), (["format=csv"], "method,name")):
+        assert main(arguments) == 0
+        assert needle in capsys.readouterr().out
+    assert main(["model=vit_mini", "tasks=mini8"]) == 0
+    assert "8 tasks" in capsys.readouterr().out
+    for argument, word in (("model=vit_b23", "vit_b32"), ("modl=x", "model"), ("tasks=0", "at least 1"), ("format=tex", "text")):
+        assert main([argument]) == 2
+        error = capsys.readouterr().err
+        assert word in error
+        assert error.count("\n") == 1
+    assert not compare(B32, 14).empty
+
+
+def test_no_torch():
+    code = "import sys; from fusionbench_lite.sizes import main; main([]); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", list(SIZES))
+def test_image_towers_are_those_of_the_libraries(model):
+    from fusionbench_lite.models import clip
+
+    of, size = inventory(model), SIZES[model]
+    text = {f"model.{name}": shape for name, shape in clip.text_shapes(size).items() if "transformer." not in name}
+    assert of.tensors == text | {f"model.visual.{name}": shape for name, shape in clip.shapes(size, "packed").items()}
+    assert of.leftovers == set(text)
+    separate = clip.shapes(size, "separate")
+    del separate["visual_projection.weight"]
+    assert inventory(f"{model}_hf").tensors == separate
+
+
+@pytest.mark.slow
+def test_the_embedded_encoder_is_that_of_its_inventory():
+    """On torch's meta device, which allocates nothing."""
+    import torch
+
+    from fusionbench_lite.models.mini import build
+
+    with torch.device("meta"):
+        assert {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()} == inventory("vit_mini").tensors
+
+
+@pytest.mark.slow
+def test_the_others_are_those_of_transformers():
+    import torch
+
+    transformers = pytest.importorskip("transformers")
+    vision = transformers.CLIPVisionConfig(patch_size=32)
+    with torch.device("meta"):
+        models = {
+            "vit_b32_hf": transformers.CLIPVisionModel(vision), "gpt2": transformers.GPT2Model(transformers.GPT2Config()),
+            "roberta_base": transformers.RobertaModel(transformers.RobertaConfig(), add_pooling_layer=False),
+        }
+        for model, module in models.items():
+            real = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
+            ours = inventory(model).tensors
+            # Embeddings of words are no part of the merged encoders, and transformers 5 dropped CLIP's outer prefix.
+            strip = {name.removeprefix("vision_model."): shape for name, shape in real.items()}
+            for name, shape in ours.items():
+                assert strip.get(name.removeprefix("vision_model.")) == shape, (model, name)

@@ -1,0 +1,126 @@
+"""Models, checkpoint families, layouts and data settings of the command line, before anything is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.finetune import Options
+from fusionbench_lite.models import clip
+from fusionbench_lite.planning.command_line import options_of, plan_of
+from fusionbench_lite.running import method_inputs
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("line", "family", "layout", "tasks"),
+    [
+        ("", "embedded", None, 8),
+        ("model=vit_b32", "ta_tall", "packed", 8),
+        ("model=vit_l14 tasks=20", "ta_tall", "packed", 20),
+        ("model=vit_b16 checkpoints=tall tasks=14", "tall", "packed", 14),
+        ("model=vit_b32 checkpoints=fusionbench", "fusionbench", "separate", 8),
+        ("model=vit_b32 checkpoints=fusionbench model.layout=packed", "fusionbench", "packed", 8),
+        ("model=vit_b32 checkpoints=ta model.layout=separate tasks=[dtd,svhn]", "ta", "separate", 2),
+    ],
+)
+def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, tasks: int):
+    plan = plan_of(line.split())
+    assert (plan.backbone.family, plan.backbone.layout, len(plan.tasks.names)) == (family, layout, tasks)
+    assert plan.backbone.variant == ("fusionbench" if family == "fusionbench" else "tall")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model=vit_b31", "did you mean 'vit_b32'"),
+        ("checkpoints=tal", "unknown checkpoints 'tal'"),
+        ("checkpoints=ta", "not of vit_mini"),
+        ("model=vit_b32 checkpoints=embedded", "checkpoints=ta_tall"),
+        ("model=vit_b32 checkpoints=own", "checkpoints.dir"),
+        ("checkpoints=own", "checkpoints.dir"),
+        ("model=vit_b32 model.layout=pakced", "did you mean 'packed'"),
+        ("+model.layout=packed", "one layout"),
+        ("model=vit_b32 checkpoints=ta tasks=20", "'stl10'"),
+        ("model=vit_b32 tasks=mini8", "'digits'"),
+        ("model=vit_b32 tasks=[sun379]", "did you mean 'sun397'"),
+        ("model=vit_b32 data.source=hup", "did you mean 'hub'"),
+        ("model=vit_b32 data.corruption=gausian_noise", "did you mean 'gaussian_noise'"),
+        ("model=vit_b32 data.source=folder", "set data_dir="),
+        ("model=vit_b32 data.corruption_from=split", "did you mean 'splits'"),
+        ("model=vit_b32 data.severity=6", "an integer of 1 to 5, got 6"),
+        ("model=vit_b32 data.skip_corrupt=-1", "at least 0, got -1"),
+        ("model=vit_b32 data.severity=3", "add data.corruption=motion_blur or another and data.corruption_from=generated"),
+        ("model=vit_b32 data.severity=3 data.corruption=contrast", "generated here: add data.corruption_from=generated, or"),
+        ("model=vit_b32 data.severity=3 data.corruption_from=generated", "corruption_from=generated names no corruption"),
+        ("model=vit_b32 data.corruption_from=generated", "add data.corruption=motion_blur or another"),
+        ("data.severity=3", "not of vit_mini"),
+        ("data.corruption_from=generated", "not of vit_mini"),
+        ("data.source=hup", "not of vit_mini"),
+        ("data.corruption=contrast", "not of vit_mini"),
+        ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be at least 1"),
+        ("model=vit_b32 checkpoints.place=disc", "did you mean 'disk'"),
+        ("model=vit_b32 checkpoints.famly=ta", "checkpoints.family"),
+        ("model=vit_b32 checkpoints.recipe={warmup:3}", "finetune.recipe"),
+    ],
+)
+def test_refusals_name_the_fix(line: str, said: str):
+    with pytest.raises(InputError, match=said.replace("[", r"\[").replace(".", r"\.")):
+        plan_of(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("method=task_arithmetic", False), ("method=regmean", True), ("method=adarank", True),
+        ("method=adarank method.adaptation.held_out=0", False), ("method=twin_merging method.adaptation.held_out=0", True),
+        ("method=twin_merging method.adaptation.held_out=0 method.router=entropy", False),
+    ],
+)
+def test_which_runs_read_training_images(line: str, expected: bool):
+    assert method_inputs.reads_training(plan_of(line.split())) == expected
+
+
+@pytest.mark.parametrize("model", list(clip.SIZES))
+def test_virtual_zeros_are_the_text_side_tensors(model: str):
+    size = clip.SIZES[model]
+    shapes = clip.text_shapes(size)
+    leftovers = 0
+    for name, shape in shapes.items():
+        if not name.startswith("transformer."):
+            count = 1
+            for side in shape:
+                count *= side
+            leftovers += count
+    for method in ("ties_merging", "pcb_merging", "tall_masks", "consensus_ties", "ties_dare", "adamerging_pp_layerwise"):
+        setting = plan_of([f"model={model}", f"method={method}"]).hyperparameters["virtual_zeros"]
+        assert setting.value == leftovers
+        assert setting.source.startswith("preset")
+        assert plan_of([f"model={model}", f"method={method}", "checkpoints=fusionbench"]).values["virtual_zeros"] == 0
+        assert plan_of([f"model={model}", f"method={method}", "method.virtual_zeros=7"]).values["virtual_zeros"] == 7
+
+
+@pytest.mark.parametrize("words", [["checkpoints=ta", "tasks=20"], ["data.severity=6"], ["data.corruption=contrats"]])
+def test_a_clip_line_is_refused_without_importing_torch(words: list[str]):
+    code = (
+        "import sys\n"
+        "from fusionbench_lite.__main__ import main\n"
+        f"sys.argv = ['fusionbench_lite', 'model=vit_b32', *{words}]\n"
+        "status = main()\n"
+        "print(status, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert done.stderr.count("\n") == 1
+
+
+def test_options_of_a_side_command_have_types():
+    given = ["finetune.lr=1e-5", "finetune.steps=7", "finetune.recipe=tall", "finetune.evaluate_every=null"]
+    assert options_of(given, "finetune.", Options) == Options(lr=1e-5, steps=7, recipe="tall")
+    refused = {"steps=1.5": "an integer", "lr=fast": "a number", "stesp=3": "did you mean 'steps'", "steps=true": "an integer"}
+    for wrong, said in refused.items():
+        with pytest.raises(InputError, match=said):
+            options_of([f"finetune.{wrong}"], "finetune.", Options)

@@ -1,0 +1,108 @@
+"""A hub with small random experts of every family and a few images, and the command line on it, in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from fusionbench_lite.__main__ import main
+from fusionbench_lite.models import clip
+from fusionbench_lite.tables import records
+from fusionbench_lite.tables.records import Record
+from tests.support import vision_data, vision_files
+from tests.support.mirror import Mirror
+
+SMALL = clip.Size(224, 56, 48, 2, 3, 24, 32, 1, 2)
+"""Few tokens and a narrow encoder; images, prompts and vocabulary are of full size."""
+TASKS = {"mnist": (40, 30), "dtd": (94, 47), "svhn": (30, 40), "stl10": (30, 20)}
+"""Training and test images by task; stl10 is none of Task Arithmetic's eight."""
+STANDARD = tuple(task for task in TASKS if task != "stl10")
+
+
+def fill(mirror: Mirror, size: clip.Size, model: str = "vit_b32", sizes: Mapping[str, tuple[int, int]] = TASKS) -> None:
+    """Put base models, experts of every family and the images of the tasks on the mirror."""
+    tasks = tuple(sizes)
+    models, standard = mirror.root / "models", tuple(task for task in tasks if task in STANDARD)
+    vision_files.write_timm(models, model, size)
+    vision_files.write_openai(models, model, size)
+    vision_files.write_ta(models / "SphereLab/vision_models_in_FDA", model, standard, size)
+    vision_files.write_tall(models / "nik-dim/tall_masks", model, tasks, size)
+    vision_files.write_fusionbench(models, model, tasks, size)
+    for task in tasks:
+        train, test = sizes[task]
+        vision_data.write_hub_task(mirror.root / "datasets", task, sizes={"train": train, "test": test})
+
+
+@dataclasses.dataclass
+class Suite:
+    """A mirror, and folders of this test for cache, results and small tables."""
+
+    mirror: Mirror
+    folder: Path
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: TASKS)
+
+    def __post_init__(self) -> None:
+        self.manifests = vision_files.write_manifests(self.folder / "manifests")
+        self.tasks_file = vision_data.small_tasks(self.folder / "tasks.yaml", self.sizes)
+        self.cache, self.results = self.folder / "cache", self.folder / "results"
+
+    def line(self, line: str) -> list[str]:
+        """The arguments of a command on this suite."""
+        given = [
+            "model=vit_b32", "tasks=[mnist,dtd]", f"checkpoints.manifest={self.manifests}", f"data.tasks_file={self.tasks_file}",
+            f"cache_dir={self.cache}", f"results_dir={self.results}", "device=cpu",
+        ]
+        own = shlex.split(line)
+        keys = {one.partition("=")[0] for one in own}
+        keys |= {"tasks"} & {f"{key}s" for key in keys}  # finetune's task=
+        return [*(one for one in given if one.partition("=")[0] not in keys), *own]
+
+    def run(self, line: str) -> Record:
+        """Run `python -m fusionbench_lite` in this process and return the record that the line made."""
+        return self._record(line, "recorded in")
+
+    def again(self, line: str) -> Record:
+        """Run a line whose record exists, and return that."""
+        return self._record(line, "found in")
+
+    def _record(self, line: str, where: str) -> Record:
+        status, said = called(main, self.line(line))
+        assert status == 0, said
+        last = said.splitlines()[-1]
+        assert last.startswith(where), said
+        return records.read(last.removeprefix(where).strip())
+
+    def refused(self, line: str) -> str:
+        """Run a line that is refused, and return the one line that says why."""
+        status, said = called(main, self.line(line))
+        assert status == 2, said
+        lines = [one for one in said.splitlines() if one.startswith("fusionbench_lite: ")]
+        assert len(lines) == 1, said
+        return lines[0]
+
+
+def called(entry, arguments: list[str]) -> tuple[int, str]:
+    """Call the main function of a command with arguments; returns its exit status and all it printed."""
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        patch.setattr(sys, "argv", ["fusionbench_lite", *arguments])
+        status = entry()
+    return status, text.getvalue()
+
+
+@pytest.fixture
+def small(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
+    """The suite with vit_b32 of a small size."""
+    from fusionbench_lite.suites import suite as suites
+
+    monkeypatch.setitem(clip.SIZES, "vit_b32", SMALL)
+    fill(mirror, SMALL)
+    yield Suite(mirror, tmp_path)
+    suites._latest.clear()

@@ -11,8 +11,8 @@ from fusionbench_lite.checkpoints.families import PACKAGED, family_of
 from fusionbench_lite.data import vision
 from fusionbench_lite.finetuning import recipes
 from fusionbench_lite.models import clip, prompts
+from fusionbench_lite.models.clip_sizes import SIZES as CLIP
 from fusionbench_lite.planning import task_sets
-from fusionbench_lite.suites.backbones import CLIP
 
 START = """# CLIP at full size
 

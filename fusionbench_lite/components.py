@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.lazy import torch
 from fusionbench_lite.planning.command_line import command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fusionbench_lite.models.inputs import Inputs
     from fusionbench_lite.planning.plan import Plan
 
 USAGE = f"usage: python -m fusionbench_lite.components [KEY=VALUE ...]\n\n{__doc__}"
@@ -64,29 +64,28 @@ def _run(plan: Plan, options: Options) -> list[Path]:
     from fusionbench_lite.adaptation.streams import Stream
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.evaluation.components import changes, matrices, start_of
-    from fusionbench_lite.suites import suite as suites
+    from fusionbench_lite.running import loading
     from fusionbench_lite.tables import component_pictures
     from fusionbench_lite.weights.experts import Experts
 
-    batches: dict[str, tuple[Tensor, Tensor | None]] = {}
+    batches: dict[str, tuple[Inputs, Tensor | None]] = {}
     with Progress() as progress:
-        suite = suites.load(plan, progress)
-        for task, data in suite.data.items():
-            chosen = Stream("epoch", len(data.test_labels), options.examples, 1, plan.seed, task).indices(0)
-            images = suite.evaluator.inputs(data.test_images[chosen])
-            batches[task] = images, torch.from_numpy(data.test_labels[chosen]).long().to(suite.device)
+        suite = loading.load(plan, progress)
+        for task in suite.tasks:
+            chosen = Stream("epoch", suite.size(task, "test"), options.examples, 1, plan.seed, task).indices(0)
+            batches[task] = suite.inputs(task, "test", chosen), suite.labels(task, "test", chosen).long()
         experts = Experts(suite.pretrained, suite.experts)
         start = start_of(plan.method, experts, plan.values)
         names = matrices(experts, str(plan.values.get("matrices", "attn_mlp")), options.matrix)
         frame = changes(
-            suite.model, experts, start, suite.evaluator.heads, batches, names, objective=options.objective,
+            suite.model, experts, start, suite.heads, batches, names, objective=options.objective,
             top=options.top, progress=progress,
         )
     folder = Path(options.out) if options.out else plan.results_dir / "pictures" / "components"
     what = "all" if options.matrix == "all" else options.matrix
     subtitle = (
-        f"{plan.model}, {plan.tasks.label}, seed {plan.seed}; {options.objective.replace('_', ' ')} on "
-        f"{min(len(inputs) for inputs, _ in batches.values())} test examples per task; "
+        f"{plan.model}, {plan.task_set}, seed {plan.seed}; {options.objective.replace('_', ' ')} on "
+        f"{min(len(labels) for _, labels in batches.values() if labels is not None)} test examples per task; "
         + (f"{len(names)} matrices together" if len(names) > 1 else names[0])
     )
     return component_pictures.draw(frame, experts.tasks, folder / f"{plan.method}-{what}.png", plan.method, subtitle)

@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.base.needs import Item, size_text
+from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.paths import nearest_existing
 from fusionbench_lite.planning.command_line import command
 from fusionbench_lite.resources.findings import Findings, as_json, as_text
-from fusionbench_lite.running import method_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
 
 USAGE = f"usage: python -m fusionbench_lite.doctor [KEY=VALUE ...]\n\n{__doc__}"
 FORMATS = ("text", "json")
+OFFLINE = "HF_HUB_OFFLINE is set, and so nothing is downloaded: unset it, or fill cache_dir on a machine with a network."
 PATIENCE = 3.0
 """Seconds in which the hub has to take a connection."""
 
@@ -66,75 +64,24 @@ def _main(plan: Plan, options: Options) -> int:
 
 def examine(plan: Plan) -> Findings:
     """Return what a plan needs; nothing is downloaded."""
-    from fusionbench_lite.paths import cache_dir
-    from fusionbench_lite.suites.suite import device_of
+    from fusionbench_lite.base.devices import device_of
 
-    device, cache = device_of(plan.device), cache_dir(plan.cache_dir)
-    layout = f" ({plan.backbone.layout})" if plan.backbone.layout else ""
-    title = f"{plan.method} on {plan.model}{layout}, {len(plan.tasks.names)} tasks, checkpoints={plan.backbone.family}"
-    items: list[Item] = []
-    caveats: list[str] = []
+    wanted, kind = plan.wanted, plan.kind
+    device = device_of(wanted.device)
+    layout = f" ({wanted.layout})" if wanted.layout else ""
+    title = f"{plan.method} on {plan.model}{layout}, {len(plan.tasks)} tasks, checkpoints={wanted.family}"
     is_offline = hub_offline()  # asked first: a hub that does not answer may do so when the run starts
-    machine = _machine(device, cache)
+    machine = _machine(device, wanted.cache)
     _existing("results_dir", plan.results_dir)
-    if plan.backbone.is_clip:
+    if kind.uses_hub:
         machine["hub"] = _hub()
-        items, caveats = _published(plan)
-        if is_offline:
-            items = [item if item.made else dataclasses.replace(item, downloadable=False) for item in items]
-    return Findings(title, machine, items, _estimate(plan, device, cache), caveats, _hints(plan, items, is_offline))
-
-
-def _hints(plan: Plan, items: Sequence[Item], is_offline: bool) -> list[str]:
-    """Return what brings that which no run brings by itself."""
-    hints, missing = [], [item for item in items if not item.present and not item.made]
-    if is_offline and missing:
-        hints.append(
-            "HF_HUB_OFFLINE is set, and so nothing is downloaded: unset it, or fill cache_dir on a machine with a network."
-        )
-    if plan.backbone.family == "own" and any(item.what in ("pretrained", "expert") for item in missing):
-        task = next((item.task for item in missing if item.task and item.what == "expert"), plan.tasks.names[0])
-        folder = plan.checkpoints["dir"]
-        backbone = plan.backbone
-        keys = [f"model={plan.model}", f"task={task}", *([f"checkpoints={backbone.stated}"] if backbone.stated else [])]
-        keys += [f"model.layout={backbone.layout}"] if backbone.layout not in (None, backbone.usual_layout) else []
-        keys.append(f"finetune.out={folder}")
-        line = shlex.join(["python", "-m", "fusionbench_lite.finetune", *keys])
-        hints.append(f"Experts and their pretrained model are made by fine-tuning: {line}")
-    return hints
-
-
-def _published(plan: Plan) -> tuple[list[Item], list[str]]:
-    from fusionbench_lite import checkpoints
-    from fusionbench_lite.checkpoints.families import caveats as of_experts
-    from fusionbench_lite.checkpoints.families import check
-    from fusionbench_lite.data import vision
-    from fusionbench_lite.suites import clip
-    from fusionbench_lite.suites.suite import wanted_of
-
-    wanted = wanted_of(plan)
-    request, sources = clip.request_of(wanted), clip.sources_of(wanted)
-    trained = _training_images(plan)
-    images = [item for task in wanted.tasks for item in vision.inventory(task, sources, trained=trained)]
-    items = [*checkpoints.inventory(request), *images]
-    if not method_inputs.reads_training(plan):
-        items = [item for item in items if item.what != "training images"]
-    variant = plan.backbone.variant
-    published = [task for task in wanted.tasks if task in vision.names()]
-    families = check(request.family, request.model, request.tasks, request.manifest)
-    notes = (*of_experts(families), *(note for task in published for note in vision.caveats(task, variant)))
-    return items, list(dict.fromkeys(notes))
-
-
-def _training_images(plan: Plan) -> int | None:
-    """Return how many training images of a task a run reads: for statistics and held out; None where its steps read them all."""
-    from fusionbench_lite import registry
-
-    method = registry.get(plan.method)
-    if method.reads_training(plan.values):
-        return None
-    statistics = plan.setting("examples") if method_inputs.is_needed(method) else 0
-    return int(statistics + (plan.setting("held_out") if "held_out" in plan.settings else 0))
+    needs = kind.needs(wanted, plan.training_examples)
+    items, hints = list(needs.items), list(needs.hints)
+    if is_offline:
+        items = [item if item.made else dataclasses.replace(item, downloadable=False) for item in items]
+        if any(not item.present and not item.made for item in items):
+            hints.insert(0, OFFLINE)
+    return Findings(title, machine, items, _estimate(plan, device), list(needs.caveats), hints)
 
 
 def _machine(device: torch.device, cache: Path) -> dict[str, str]:
@@ -179,15 +126,16 @@ def _hub() -> str:
     return now.endpoint
 
 
-def _estimate(plan: Plan, device: torch.device, cache: Path) -> list[str]:
+def _estimate(plan: Plan, device: torch.device) -> list[str]:
     """Return the plan of memory and work in words; where nothing fits, what would."""
     from fusionbench_lite import resources
     from fusionbench_lite.resources import planned
 
     try:
-        return resources.lines(planned.fitted(plan, device, cache / "scratch").estimate)
+        found = planned.fitted(plan, device)
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
+    return resources.lines(found.estimate) if found is not None else []
 
 
 if __name__ == "__main__":

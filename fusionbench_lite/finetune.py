@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.planning.command_line import command
@@ -46,11 +46,6 @@ class Options:
     checkpoint_every: int = 200
     evaluate_every: int | None = None
 
-    @property
-    def changes(self) -> dict[str, Any]:
-        """What replaces values of the recipe."""
-        return {name: value for name in ("steps", "batch", "lr", "images") if (value := getattr(self, name)) is not None}
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 bad input."""
@@ -69,45 +64,24 @@ def _check_choice(chosen: Sequence[str], plan: Plan) -> None:
     """Refuse tasks that were named twice, of which one would be dropped, and for hours of training none at all."""
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} name tasks: give one of them, such as tasks=[mnist,dtd] for several tasks")
-    if not chosen and plan.backbone.is_clip:
+    if not chosen and plan.kind.slow_training:
         raise InputError(
             f"no task is named, and every task trains {plan.model} for hours: add task=dtd for one, tasks=[mnist,dtd] for "
-            f"some, or tasks={plan.tasks.label} for all {len(plan.tasks.names)}"
+            f"some, or tasks={plan.task_set} for all {len(plan.tasks)}"
         )
 
 
 def _main(plan: Plan, options: Options) -> int:
-    if plan.backbone.is_clip:
-        _train_clip(plan, options)
-    elif options != Options():
-        raise InputError(f"finetune.* is about CLIP models; the recipe of {plan.model} is checkpoints.recipe={{...}}")
-    else:
-        _train_embedded(plan)
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.finetuning.options import Options as Asked
+
+    usual = dataclasses.asdict(Options())
+    given = {name: value for name, value in dataclasses.asdict(options).items() if value != usual[name]}
+    with Progress() as progress:
+        asked = Asked(given, chunk=plan.trainer["chunk"], overwrite=plan.overwrite)
+        trained = plan.kind.train(plan.wanted, asked, progress)
+    _show(f"Test accuracy of {trained.what} on tasks={plan.task_set}", trained.rows, trained.folder)
     return 0
-
-
-def _train_embedded(plan: Plan) -> None:
-    from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.suites import suite as suites
-
-    with Progress() as progress:
-        suite = suites.load(plan, progress)
-        rows = {
-            "pretrained": suite.evaluator.evaluate(suite.encoder(suite.pretrained)),
-            "individual": {t: suite.evaluator.task(t, suite.encoder(w)) for t, w in suite.experts.items()},
-        }
-        if suite.multitask is not None:
-            rows["traditional_mtl"] = suite.evaluator.evaluate(suite.encoder(suite.multitask))
-    _show(f"Test accuracy of the experts of tasks={plan.tasks.label}", rows, suite.folder)
-
-
-def _train_clip(plan: Plan, options: Options) -> None:
-    from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.finetuning.clip import train
-
-    with Progress() as progress:
-        rows, folder = train(plan, options, progress)
-    _show(f"Test accuracy of {plan.model} fine-tuned on tasks={plan.tasks.label}", rows, folder)
 
 
 def _show(title: str, rows: Mapping[str, Evaluation], folder: Path | None) -> None:

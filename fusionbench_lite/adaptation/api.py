@@ -18,7 +18,8 @@ from fusionbench_lite.weights.readers import open_experts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fusionbench_lite.adaptation.engine.procedure import Batch, Examples, Inputs, Procedure
+    from fusionbench_lite.adaptation.engine.procedure import Batch, Examples, Procedure
+    from fusionbench_lite.models.inputs import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +194,8 @@ class _Queue:
         return batch
 
     def _examples(self, task: str, step: int, given: Any) -> Examples:
-        from fusionbench_lite.adaptation.engine.procedure import Examples, size_of
+        from fusionbench_lite.adaptation.engine.procedure import Examples
+        from fusionbench_lite.models.inputs import size_of
 
         labels = None
         if self.procedure.reads_labels:

@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class Need:
     """One thing that a run needs.
 
     `what` is its kind ("expert", "pretrained", "head", "text tower", "test images", "training images"), `task` whose it is,
@@ -25,6 +25,15 @@ class Item:
     downloadable: bool = True
     arrived: int = 0
     made: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Everything that a run needs, what a reader of its results should know, and lines that bring what no run brings."""
+
+    items: tuple[Need, ...] = ()
+    caveats: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 def size_text(nbytes: int | None) -> str:

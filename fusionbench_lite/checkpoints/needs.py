@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from fusionbench_lite.base.needs import Item
+from fusionbench_lite.base.needs import Need
 from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Request
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, PRETRAINED, Family, check, family_of
@@ -18,7 +18,7 @@ from fusionbench_lite.hub.settings import offline as hub_offline
 _WHOLE = "image tower, text tower and projection"
 
 
-def inventory(request: Request) -> list[Item]:
+def inventory(request: Request) -> list[Need]:
     """Return the files of a request, present or not. Raises InputError for what no file can mend."""
     families = check(request.family, request.model, request.tasks, request.manifest)
     if request.family == "own":
@@ -35,7 +35,7 @@ def inventory(request: Request) -> list[Item]:
     return items
 
 
-def _own(request: Request) -> list[Item]:
+def _own(request: Request) -> list[Need]:
     folder = request.dir or Path("checkpoints.dir")
     wanted = [("pretrained", None, PRETRAINED), *(("expert", task, EXPERT.format(task=task)) for task in request.tasks)]
     items = [_local_item(what, task, folder / file) for what, task, file in wanted]
@@ -43,18 +43,18 @@ def _own(request: Request) -> list[Item]:
     known = store.shapes_of(heads) if heads.is_file() else {}
     for task in request.tasks:
         note = "" if task in known else "built from prompts"
-        items.append(Item("head", task, str(heads), str(heads), _bytes(heads), task in known, note, False, made=bool(note)))
+        items.append(Need("head", task, str(heads), str(heads), _bytes(heads), task in known, note, False, made=bool(note)))
     if any(not item.present for item in items if item.what == "head"):
         owner = "fusionbench" if release_of(folder) == "fusionbench" else "ta"
         items.append(_whole(request, family_of(owner, request.manifest), "text tower"))
     return items
 
 
-def _local_item(what: str, task: str | None, path: Path) -> Item:
-    return Item(what, task, str(path), str(path), _bytes(path), path.is_file(), "", False)
+def _local_item(what: str, task: str | None, path: Path) -> Need:
+    return Need(what, task, str(path), str(path), _bytes(path), path.is_file(), "", False)
 
 
-def _base(request: Request, family: Family) -> Item:
+def _base(request: Request, family: Family) -> Need:
     """Return the pretrained model: a file of the user's folder, else that of the base repository."""
     if request.dir is not None:
         path = locating.in_folder(request.dir, locating.local_patterns(family, request.model, None, "pretrained"), "pretrained")
@@ -63,17 +63,17 @@ def _base(request: Request, family: Family) -> Item:
     return _whole(request, family, "pretrained")
 
 
-def _whole(request: Request, family: Family, what: str) -> Item:
+def _whole(request: Request, family: Family, what: str) -> Need:
     offers = locating.base_offers(family.bases[request.model])
     if request.dir is not None:
         path = locating.in_folder(request.dir, locating.local_patterns(family, request.model, None, "base"), "base")
         if path is not None:
-            return Item(what, None, str(path), str(path), _bytes(path), True, _WHOLE)
+            return Need(what, None, str(path), str(path), _bytes(path), True, _WHOLE)
     part = "text" if what == "text tower" else "pretrained"
     return _on_hub(request, f"base-{family.base}", part, what, None, offers, _WHOLE)
 
 
-def _file(request: Request, family: Family, task: str, kind: str, note: str = "") -> Item:
+def _file(request: Request, family: Family, task: str, kind: str, note: str = "") -> Need:
     patterns = locating.local_patterns(family, request.model, task, kind)
     if request.dir is not None:
         path = locating.in_folder(request.dir, patterns, kind)
@@ -83,12 +83,12 @@ def _file(request: Request, family: Family, task: str, kind: str, note: str = ""
         offers = _offers(request, family, task, kind)
         where = ", ".join(offer.origin for offer in offers) + (f" or {family.elsewhere}" if family.elsewhere else "")
         if path is not None:
-            return Item(kind, task, where, str(path), _bytes(path), True, note)
-        return Item(kind, task, where, str(request.dir / patterns[0]), _expected(offers[0]), False, note, False)
+            return Need(kind, task, where, str(path), _bytes(path), True, note)
+        return Need(kind, task, where, str(request.dir / patterns[0]), _expected(offers[0]), False, note, False)
     return _on_hub(request, family.family, f"{kind}-{task}", kind, task, _offers(request, family, task, kind), note)
 
 
-def _head(request: Request, family: Family, task: str) -> Item | None:
+def _head(request: Request, family: Family, task: str) -> Need | None:
     """Return the shipped head; None for a family that ships none."""
     if not _offers(request, family, task, "head"):
         return None
@@ -114,7 +114,7 @@ def _offers(request: Request, family: Family, task: str, kind: str) -> list[Offe
 
 def _on_hub(
     request: Request, group: str, name: str, what: str, task: str | None, offers: list[Offer], note: str
-) -> Item:
+) -> Need:
     folder = store.folder_of(request.cache, group, request.model, request.layout)
     where = ", ".join(offer.origin for offer in offers)
     repos = tuple(f"{offer.repo}:".casefold() for offer in offers)
@@ -123,14 +123,14 @@ def _on_hub(
         metadata.get("size") == size and metadata.get("origin", "").casefold().startswith(repos)
     ))
     if kept is not None:
-        return Item(what, task, where, str(kept[0]), _bytes(kept[0]), True, note)
+        return Need(what, task, where, str(kept[0]), _bytes(kept[0]), True, note)
     hub = Hub(request.cache, None)
     for offer in offers:
         source = hub.present(offer)
         if source is not None:
-            return Item(what, task, where, str(source.path), _bytes(source.path), True, note)
+            return Need(what, task, where, str(source.path), _bytes(source.path), True, note)
     path = request.cache / "hub" / f"models--{offers[0].repo.replace('/', '--')}"
-    return Item(what, task, where, str(path), _expected(offers[0]), False, note)
+    return Need(what, task, where, str(path), _expected(offers[0]), False, note)
 
 
 def _expected(offer: Offer) -> int | None:

@@ -1,7 +1,20 @@
-"""Classification data: files of the user's own, and the embedded tasks that are drawn by code."""
+"""Examples of tasks: files of the user's own, the embedded tasks that are drawn by code, and published data sets."""
 
 from __future__ import annotations
 
-from fusionbench_lite.data.arrays import Originals, TaskData, fingerprint, load_task, normalise, originals, prepare, reads_files
+from fusionbench_lite.data.arrays import (
+    Columns,
+    Originals,
+    Stored,
+    TaskData,
+    fingerprint,
+    load_task,
+    normalise,
+    originals,
+    prepare,
+    reads_files,
+)
 
-__all__ = ["Originals", "TaskData", "fingerprint", "load_task", "normalise", "originals", "prepare", "reads_files"]
+__all__ = [
+    "Columns", "Originals", "Stored", "TaskData", "fingerprint", "load_task", "normalise", "originals", "prepare", "reads_files",
+]

@@ -7,9 +7,10 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,16 +28,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Stored = NDArray[Any] | Mapping[str, NDArray[Any]]
+"""Examples as they are kept: one array, or named arrays, of first dimension B."""
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DRAWN_WITH = ("numpy", "scipy", "scikit-learn", "matplotlib", "pillow")
 
 
+class Columns(Mapping[str, NDArray[Any]]):
+    """Named arrays [N, ...] of the same examples, such as token ids and their mask: `columns[rows]` has those of some rows."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.arrays = dict(arrays)
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, str):
+            return self.arrays[rows]
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of examples, and of numbers that one has."""
+        return len(self), sum(math.prod(array.shape[1:]) for array in self.arrays.values())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, types, shapes and content."""
+        digest = hashlib.sha256()
+        for name, array in self.arrays.items():
+            digest.update(repr((name, array.dtype.str, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData:
-    """One classification task: images uint8 [N, S, S, 3], labels int64 [N] from 0 to the number of classes - 1.
+    """One task: images uint8 [N, S, S, 3] or other inputs, labels int64 [N] from 0 to the number of classes - 1.
 
-    Images may be arrays, or array-likes that decode rows when they are read; those have a `fingerprint`, which stands for
-    their content in the hash, and may have `originals`, see `Originals`. `source` says where the test images are from, `files`
+    Inputs may be arrays, or what gives arrays for rows when they are read; those have a `fingerprint`, which stands for
+    their content in the hash. Images may have `originals`, see `Originals`. `source` says where the test images are from, `files`
     maps names of files to their SHA-256 as far as known, `caveats` are sentences that belong to every result.
     """
 
@@ -50,6 +85,15 @@ class TaskData:
     source: str = ""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+
+    def inputs(self, split: str) -> Any:
+        """Return the inputs of a split, "train" or "test", as they are stored: `inputs[rows]` are a `Stored`."""
+        return getattr(self, f"{split}_images")
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Return the labels of a split, int64 [N]."""
+        found: NDArray[np.int64] = getattr(self, f"{split}_labels")
+        return found
 
     @property
     def num_classes(self) -> int:

@@ -14,13 +14,14 @@ from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.models.heads import entropy
-from fusionbench_lite.models.modes import evaluating
+from fusionbench_lite.models.inputs import Inputs
+from fusionbench_lite.models.modes import evaluating, with_weights
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import decompose, rank_of, top_singular
 from fusionbench_lite.weights.matrices import is_factorised
 
 Head = Callable[[Tensor], Tensor]
-Batches = Mapping[str, tuple[Tensor, Tensor | None]]
+Batches = Mapping[str, tuple[Inputs, Tensor | None]]
 """Inputs and, for cross entropy, labels of each task."""
 
 
@@ -153,12 +154,11 @@ def gradients(
 
 
 def _loss(
-    model: nn.Module, weights: Mapping[str, Tensor], head: Head, inputs: Tensor,
+    model: nn.Module, weights: Mapping[str, Tensor], head: Head, inputs: Inputs,
     labels: Tensor | None, objective: str,
 ) -> Tensor:
     known = model.state_dict().keys()
-    features = torch.func.functional_call(model, {name: weights[name] for name in weights if name in known}, (inputs,))
-    logits = head(features)
+    logits = head(with_weights(model, {name: weights[name] for name in weights if name in known})(inputs))
     if objective == "entropy":
         return entropy(logits).mean()
     if labels is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionbench_lite.base.processes import gathered, own_tasks
-from fusionbench_lite.data import TaskData, fingerprint, normalise
+from fusionbench_lite.data import Stored, TaskData, fingerprint, normalise
 from fusionbench_lite.evaluation.batches import Batches
+from fusionbench_lite.models.inputs import Inputs
 
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Inputs], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,32 +45,34 @@ def average(evaluation: Evaluation) -> float:
 class Evaluator:
     """Evaluates encoders on the test examples of some tasks.
 
-    `heads[task](features)` returns logits, in float32; `prepare` turns stored images into a model's inputs. `batch_size`
-    bounds memory and does not change results beyond rounding; None takes as many images as fit. `bf16` runs encoders in
-    mixed precision.
+    `heads[task](features)` returns logits, in float32; `prepare` turns stored examples, a tensor or named tensors, into a
+    model's inputs. `batch_size` bounds memory and does not change results beyond rounding; None takes as many examples as
+    fit. `bf16` runs encoders in mixed precision.
     """
 
     data: Mapping[str, TaskData]
     heads: Mapping[str, Callable[[Tensor], Tensor]]
     device: torch.device
     batch_size: int | None = None
-    prepare: Callable[[Tensor], Tensor] = normalise
+    prepare: Callable[[Any], Inputs] = normalise
     bf16: bool = False
 
-    def inputs(self, images: NDArray[np.uint8]) -> Tensor:
-        """Return the model's inputs for stored images, on the device."""
-        return self.prepare(torch.from_numpy(images).to(self.device))
+    def inputs(self, stored: Stored) -> Inputs:
+        """Return the model's inputs for stored examples, on the device."""
+        if isinstance(stored, Mapping):
+            return self.prepare({name: torch.from_numpy(array).to(self.device) for name, array in stored.items()})
+        return self.prepare(torch.from_numpy(stored).to(self.device))
 
     @functools.cached_property
     def batches(self) -> Batches:
         """How many examples run at once."""
-        pixels = max(int(np.prod(entry.test_images.shape[1:3])) for entry in self.data.values())
+        pixels = max(int(np.prod(entry.inputs("test").shape[1:3])) for entry in self.data.values())
         return Batches(self.batch_size, pixels, self.device)
 
     def task(self, task: str, encode: Encode) -> TaskResult:
         """Return the predictions of one task; the first of equal logits wins."""
-        images = self.data[task].test_images
-        return self.rows(task, lambda rows: encode(self.inputs(images[rows])))
+        stored = self.data[task].inputs("test")
+        return self.rows(task, lambda rows: encode(self.inputs(stored[rows])))
 
     def rows(self, task: str, features: Callable[[NDArray[np.int64]], Tensor]) -> TaskResult:
         """Return the predictions of one task from the features of rows of its test examples."""
@@ -77,18 +81,18 @@ class Evaluator:
     def evaluate(self, encode: Encode, tasks: Iterable[str] | None = None) -> Evaluation:
         """Return the predictions of one encoder on the given tasks, all by default.
 
-        Tasks with the same test images share one pass. Processes of one run share the tasks.
+        Tasks with the same test inputs share one pass. Processes of one run share the tasks.
         """
         groups: dict[object, list[str]] = {}
         for task in self.data if tasks is None else tasks:
-            images = self.data[task].test_images
-            groups.setdefault(fingerprint(images) or id(images), []).append(task)
+            stored = self.data[task].inputs("test")
+            groups.setdefault(fingerprint(stored) or id(stored), []).append(task)
         mine = own_tasks([members[0] for members in groups.values()])
         found: dict[str, TaskResult] = {}
         for members in groups.values():
             if members[0] in mine:
-                images = self.data[members[0]].test_images
-                found |= self._predictions(members, lambda rows, images=images: encode(self.inputs(images[rows])))  # type: ignore[misc]
+                stored = self.data[members[0]].inputs("test")
+                found |= self._predictions(members, lambda rows, stored=stored: encode(self.inputs(stored[rows])))  # type: ignore[misc]
         everyone = gathered(found)
         return {task: everyone[task] for task in (self.data if tasks is None else tasks)}
 
@@ -103,11 +107,11 @@ class Evaluator:
             return [self.heads[task](encoded.float()).argmax(-1).cpu() for task in tasks]
 
         with torch.inference_mode():
-            for found in self.batches.run(predict, len(self.data[tasks[0]].test_labels)):
+            for found in self.batches.run(predict, len(self.data[tasks[0]].labels("test"))):
                 for task, part in zip(tasks, found, strict=True):
                     parts[task].append(part)
         results = {}
         for task in tasks:
             predictions = torch.cat(parts[task]).numpy().astype(np.int64)
-            results[task] = TaskResult(predictions, predictions == self.data[task].test_labels)
+            results[task] = TaskResult(predictions, predictions == self.data[task].labels("test"))
         return results

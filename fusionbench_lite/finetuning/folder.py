@@ -65,7 +65,7 @@ class Folder:
                 self._save(HEADS, {**known, **new}, manifest)
             scale = next(iter(heads.values())).scale
             own = {"format": 1, "model": self.model, "base_sha256": self.base, "head_scale": scale}
-            manifest |= own if self.layout is None else {**own, "layout": self.layout}
+            manifest |= {**own, **({"layout": self.layout} if self.layout else {})}
             if self.family is not None:
                 manifest.setdefault("family", self.family)  # ta and tall share base and rules: the first one stays
 

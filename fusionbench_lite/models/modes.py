@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.models.inputs import Inputs
+
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -21,12 +23,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return the model as a function of its inputs with these weights in place of its own; they are read here, once."""
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Inputs], Tensor]:
+    """Return the model as a function of its inputs with these weights in place of its own; they are read here, once.
+
+    Inputs are a tensor, or named tensors, which the model takes as keyword arguments.
+    """
     own = dict(weights)
 
-    def encode(inputs: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(model, own, (inputs,))
+    def encode(inputs: Inputs) -> Tensor:
+        named = isinstance(inputs, Mapping)
+        output: Tensor = torch.func.functional_call(model, own, () if named else (inputs,), dict(inputs) if named else {})
         return output
 
     return encode

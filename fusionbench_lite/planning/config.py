@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf
 
+from fusionbench_lite import suites
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import config_dir
 
@@ -97,8 +98,12 @@ class Config:
 
 
 def register() -> None:
-    """Make the typed configuration known to Hydra."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    """Make the typed configuration known to Hydra, and every model that has no file in conf/model/."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name in suites.model_names():
+        if not (config_dir() / "model" / f"{name}.yaml").is_file():
+            store.store(group="model", name=name, node={"name": name})
 
 
 def composed(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:

@@ -3,62 +3,84 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fusionbench_lite import registry
+from fusionbench_lite import registry, suites
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.paths import cache_dir
 from fusionbench_lite.planning import presets, task_sets
 from fusionbench_lite.planning import settings as method_settings
-from fusionbench_lite.planning.config import Config, Precision
+from fusionbench_lite.planning.config import Config, Data, Precision
 from fusionbench_lite.planning.settings import Sourced
-from fusionbench_lite.planning.task_sets import TaskSet
-from fusionbench_lite.running import method_inputs
-from fusionbench_lite.suites import backbones
-from fusionbench_lite.suites.backbones import Backbone
+from fusionbench_lite.suites import SuiteKind, Wanted
 
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
 _DEVICES = ("auto", "cpu", "cuda")
 _PLACES = ("auto", "device", "cpu", "disk")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One run, resolved. `settings` are those of the adaptation or of the statistics (empty where there is neither)."""
+    """One run, resolved. `settings` are those of the adaptation or of the statistics (empty where there is neither); `wanted`
+    is the suite that it works on, `task_set` the label of its tasks, `experts` those that are merged, None for all; `place` is
+    where what a method makes of the experts stays; `config` is the configuration as it is recorded."""
 
     method: str
     hyperparameters: Mapping[str, Sourced]
     settings: Mapping[str, Sourced]
-    backbone: Backbone
-    tasks: TaskSet
-    data_dir: Path | None
-    seed: int
-    checkpoints_seed: int
-    limit: int | None
+    wanted: Wanted
+    task_set: str
+    experts: tuple[str, ...] | None
+    place: str
     select: str
-    device: str
-    precision: str
     overwrite: bool
     results_dir: Path
-    cache_dir: str | None
     trainer: Mapping[str, Any]
     logger: Mapping[str, Any]
-    checkpoints: Mapping[str, Any]
-    data: Mapping[str, Any]
     config: Mapping[str, Any]
+
+    @property
+    def kind(self) -> SuiteKind:
+        """The modality of the run."""
+        return suites.kind_of(self.model)
 
     @property
     def model(self) -> str:
         """The name of the model."""
-        return self.backbone.model
+        return self.wanted.model
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks in order."""
+        return self.wanted.tasks
+
+    @property
+    def seed(self) -> int:
+        """The seed of draws and streams."""
+        return self.wanted.seed
+
+    @property
+    def reads_training(self) -> bool:
+        """Whether the run reads examples of the training split: for statistics, held out, or what it learns from."""
+        return self.training_examples != 0
+
+    @property
+    def training_examples(self) -> int | None:
+        """How many training examples of a task the run reads; None where its steps may read all."""
+        method = registry.get(self.method)
+        if method.reads_training(self.values):
+            return None
+        statistics = self.setting("examples") if method_settings.needs_statistics(method) else 0
+        return int(statistics + (self.setting("held_out") if "held_out" in self.settings else 0))
 
     @property
     def config_precision(self) -> str:
         """Lightning's name of the precision."""
-        return str(Precision[self.precision].value)
+        return str(Precision[self.wanted.precision].value)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -76,32 +98,51 @@ def resolve(config: DictConfig) -> Plan:
     for key in plain:
         if key not in _KEYS:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
-    data_dir = Path(plain["data_dir"]).expanduser() if plain["data_dir"] else None
-    backbone = backbones.choose(plain["model"], plain["checkpoints"])
-    plain["tasks"] = backbones.DEFAULT_TASKS[backbone.model] if plain["tasks"] is None else plain["tasks"]
-    tasks = task_sets.resolve(plain["tasks"], data_dir)
-    backbones.check_tasks(backbone, tasks, plain["tasks"], data_dir)
-    backbones.check_data(plain["data"], backbone, data_dir)
+    wanted, task_set = _wanted(plain, config.precision.name)
     given = dict(plain["method"])
     method = registry.get(_method_id(given))
     adaptation = given.pop("adaptation", None) or {}
-    statistics = (given.pop("statistics", None) or {}) if method_inputs.is_needed(method) else {}
-    preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.release, backbone.layout, backbone.stated)
+    statistics = (given.pop("statistics", None) or {}) if method_settings.needs_statistics(method) else {}
+    preset = presets.lookup(method.id, wanted, task_set, plain["preset"])
     hyperparameters = method_settings.hyperparameters(method, given, preset, named=plain["preset"] is not None)
     settings = method_settings.settings(method, adaptation, statistics, plain["steps"], preset)
     hyperparameters = method_settings.within(hyperparameters, settings)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
     _check_integers(plain)
-    checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
     plan = Plan(
-        method.id, hyperparameters, settings, backbone, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
-        plain["limit"], config.select.name, plain["device"], config.precision.name, plain["overwrite"],
-        Path(plain["results_dir"]).expanduser(), plain["cache_dir"], plain["trainer"], plain["logger"] or {},
-        checkpoints, plain["data"], _jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
+        method=method.id, hyperparameters=hyperparameters, settings=settings, wanted=wanted, task_set=task_set,
+        experts=_experts(plain["checkpoints"]["experts"], wanted.tasks, method), place=plain["checkpoints"]["place"],
+        select=config.select.name, overwrite=plain["overwrite"], results_dir=Path(plain["results_dir"]).expanduser(),
+        trainer=plain["trainer"], logger=plain["logger"] or {},
+        config=_jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
     )
     base_of(plan)  # a base that cannot be is refused before anything is loaded
     return plan
+
+
+def _wanted(plain: dict[str, Any], precision: str) -> tuple[Wanted, str]:
+    """Return the checked suite of a configuration and the label of its tasks, which become the configuration's where it names
+    none."""
+    model, checkpoints, trainer = plain["model"], plain["checkpoints"], plain["trainer"]
+    data_dir = _path(plain["data_dir"])
+    kind = suites.kind_of(model.get("name"))
+    plain["tasks"] = kind.models[model["name"]] if plain["tasks"] is None else plain["tasks"]
+    tasks = task_sets.resolve(plain["tasks"], data_dir, kind.tasks(data_dir))
+    usual = dataclasses.asdict(Data())
+    wanted = kind.check(Wanted(
+        model=model["name"], tasks=tasks.names, family=checkpoints["family"], layout=model.get("layout"), data_dir=data_dir,
+        cache=cache_dir(plain["cache_dir"]), seed=plain["seed"], checkpoints_seed=checkpoints["seed"],
+        recipe=tuple(sorted((checkpoints["recipe"] or {}).items())), checkpoints=_path(checkpoints["dir"]),
+        manifest=_path(checkpoints["manifest"]),
+        data=tuple(sorted((name, value) for name, value in plain["data"].items() if value != usual[name])),
+        limit=plain["limit"], device=plain["device"], precision=precision, eval_batch=trainer["eval_batch"],
+    ))
+    return wanted, tasks.label
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name).expanduser() if name else None
 
 
 def base_of(plan: Plan) -> Plan | None:
@@ -114,8 +155,7 @@ def base_of(plan: Plan) -> Plan | None:
     method = registry.get(plan.values["base"])
     if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
-    own = plan.backbone
-    preset = presets.lookup(method.id, plan.model, plan.tasks, family=own.release, layout=own.layout, stated=own.stated)
+    preset = presets.lookup(method.id, plan.wanted, plan.task_set)
     settings = method_settings.settings(method, {}, {}, plan.setting("base_steps") if method.adaptive else None, preset)
     return dataclasses.replace(
         plan, method=method.id, hyperparameters=method_settings.hyperparameters(method, {}, preset), settings=settings,
@@ -137,26 +177,26 @@ def _method_id(given: dict[str, Any]) -> str:
     return f"{id}_{base}"
 
 
-def _experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> list[str] | None:
+def _experts(chosen: Any, tasks: Sequence[str], method: registry.Method) -> tuple[str, ...] | None:
     """Return the tasks whose experts are merged, None for all.
 
     Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
     """
     if chosen is None:
         return None
-    if isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= len(tasks.names):
-        chosen = list(tasks.names[:chosen])
+    if isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= len(tasks):
+        chosen = list(tasks[:chosen])
     if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) < len(chosen):
-        wanted = f"a number from 1 to {len(tasks.names)} or a list of different tasks"
+        wanted = f"a number from 1 to {len(tasks)} or a list of different tasks"
         raise InputError(f"checkpoints.experts must be {wanted}, got {chosen!r}")
     for name in chosen:
-        if name not in tasks.names:
-            hint = did_you_mean(str(name), tasks.names)
+        if name not in tasks:
+            hint = did_you_mean(str(name), tasks)
             raise InputError(f"checkpoints.experts has {name!r}, which is none of the tasks: {hint}")
-    if len(chosen) < len(tasks.names) and (method.adaptive or method.per_task):
+    if len(chosen) < len(tasks) and (method.adaptive or method.per_task):
         reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
         raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={chosen}")
-    return chosen
+    return tuple(chosen)
 
 
 def _check_integers(plain: Mapping[str, Any]) -> None:

@@ -9,18 +9,15 @@ import yaml
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import config_dir
-from fusionbench_lite.planning.task_sets import TaskSet
+from fusionbench_lite.suites import Wanted
 
 
-def lookup(
-    method: str, model: str, tasks: TaskSet, name: str | None = None, family: str | None = None, layout: str | None = None,
-    stated: str | None = None,
-) -> dict[str, tuple[Any, str]]:
+def lookup(method: str, wanted: Wanted, task_set: str, name: str | None = None) -> dict[str, tuple[Any, str]]:
     """Return {setting: (value, source)} of every preset that fits; a later entry of the table wins.
 
-    `stated` is the family where the manifest of a folder of experts names it: the source of what goes by it says so.
-    Entries with a `name` hold only where that name is asked for, and then over all others. Raises InputError for a name
-    that no entry of the method has.
+    Where the manifest of a folder of experts names their family, the source of what goes by it says so. Entries with a
+    `name` hold only where that name is asked for, and then over all others. Raises InputError for a name that no entry of
+    the method has.
     """
     found: dict[str, tuple[Any, str]] = {}
     named: dict[str, tuple[Any, str]] = {}
@@ -31,14 +28,14 @@ def lookup(
         when = entry["when"]
         fits = (
             method in _listed(when.get("method", method))
-            and model in _listed(when.get("model", model))
-            and family in _listed(when.get("checkpoints", family))
-            and layout in _listed(when.get("layout", layout))
-            and bool({tasks.label, len(tasks.names)} & set(_listed(when.get("tasks", tasks.label))))
+            and wanted.model in _listed(when.get("model", wanted.model))
+            and wanted.release in _listed(when.get("checkpoints", wanted.release))
+            and wanted.layout in _listed(when.get("layout", wanted.layout))
+            and bool({task_set, len(wanted.tasks)} & set(_listed(when.get("tasks", task_set))))
         )
         if fits and entry.get("name") in (None, name):
             target = named if "name" in entry else found
-            by = f"; the experts' manifest.json says family {stated}" if stated and "checkpoints" in when else ""
+            by = f"; the experts' manifest.json says family {wanted.stated}" if wanted.stated and "checkpoints" in when else ""
             target |= {setting: (value, entry["source"] + by) for setting, value in entry["set"].items()}
     return found | named
 

@@ -10,12 +10,13 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import KINDS
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.evaluation.selection import RULES
-from fusionbench_lite.running import method_inputs
-from fusionbench_lite.suites.backbones import Backbone
 
 Preset = Mapping[str, tuple[Any, str]]
 """Values of a preset and where they are from, by name."""
 
+STATISTICS = ("fisher", "gram")
+SETTINGS = ("examples", "batch_size", "order")
+ORDERS = ("stored", "shuffled")
 _ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
 _BASE_DEFAULTS = {"base_select": "last", "base_steps": None}
 """Of a base that adapts: the selection rule, and the steps, its preset's where None."""
@@ -53,27 +54,30 @@ def hyperparameters(
     return {name: dataclasses.replace(setting, value=values[name]) for name, setting in chosen.items()}
 
 
+def needs_statistics(method: registry.Method) -> bool:
+    """Say whether the method reads statistics of training examples."""
+    return any(name in STATISTICS for name in method.inputs)
+
+
 def settings(
     method: registry.Method, adaptation: Mapping[str, Any], statistics: Mapping[str, Any], steps: Any, preset: Preset
 ) -> dict[str, Sourced]:
     """Return the checked settings of the method's adaptation or of its statistics, empty where it has neither."""
     found = _of_adaptation(method, adaptation, steps, preset)
-    if method_inputs.is_needed(method):
-        found = _sourced(method, "statistics", method_inputs.SETTINGS, statistics, preset)
+    if needs_statistics(method):
+        found = _sourced(method, "statistics", SETTINGS, statistics, preset)
         for name, setting in found.items():
-            method_inputs.check(name, setting.value)
+            _check_statistics(name, setting.value)
     return found
 
 
-def caveats(chosen: Mapping[str, Sourced], backbone: Backbone) -> tuple[str, ...]:
-    """Return the sentences that a result needs because of how its method was set."""
-    zeros = chosen.get("virtual_zeros")
-    if zeros is None or zeros.source != "default" or not backbone.is_clip or backbone.release != "own":
-        return ()
-    return (
-        "virtual_zeros is 0: nothing says which release these experts stand in for, and with experts of ta and tall this method "
-        "counts the zeros of the text side. The manifest.json of a fine-tuning says it (family).",
-    )
+def _check_statistics(name: str, value: Any) -> None:
+    """Raise InputError for a setting that cannot be: `examples` and `batch_size` count, `order` is one of ORDERS."""
+    if name == "order":
+        if value not in ORDERS:
+            raise InputError(f"unknown order {value!r}: {did_you_mean(str(value), ORDERS)}")
+    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def within(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Sourced]) -> dict[str, Sourced]:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fusionbench_lite.base.task_sets import task_sets
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.paths import config_dir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +19,16 @@ class TaskSet:
     names: tuple[str, ...]
 
 
-def resolve(value: Any, data_dir: Path | None) -> TaskSet:
+def resolve(value: Any, data_dir: Path | None, others: Sequence[str] = ()) -> TaskSet:
     """Return the task set that the `tasks` key means.
 
-    A number or name is looked up in the configuration's task_sets.yaml; a list holds task names. Raises InputError for
+    A number or name is looked up in the configuration's task_sets.yaml; a list holds names of tasks of these sets or of
+    `others`. Raises InputError for
     an unknown set or task with the nearest one, for an empty or repeated task, for a missing data directory.
     """
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"data_dir {data_dir} is not a directory: give the folder that holds NAME.npz and NAME.json")
-    sets = _sets()
+    sets = task_sets()
     if isinstance(value, bool) or not isinstance(value, (int, str, Sequence)):
         raise InputError(f"tasks must be a number, a name or a list of task names, got {value!r}")
     if isinstance(value, (int, str)):
@@ -40,7 +39,7 @@ def resolve(value: Any, data_dir: Path | None) -> TaskSet:
     names = tuple(str(name) for name in value)
     if not names:
         raise InputError("tasks is empty: give at least one task name")
-    known = _known_tasks(sets, data_dir)
+    known = sorted({name for entry in sets.values() for name in entry["tasks"]} | set(others))
     for name in names:
         if name not in known:
             choices = [*sets, *known] if len(names) == 1 else known
@@ -54,14 +53,3 @@ def _named(label: str, entry: dict[str, Any], data_dir: Path | None) -> TaskSet:
     if entry.get("needs_data_dir") and data_dir is None:
         raise InputError(f"tasks={label} reads NAME.npz and NAME.json files: add data_dir=FOLDER")
     return TaskSet(label, tuple(entry["tasks"]))
-
-
-def _sets() -> dict[str, dict[str, Any]]:
-    return {str(label): entry for label, entry in yaml.safe_load((config_dir() / "task_sets.yaml").read_text()).items()}
-
-
-def _known_tasks(sets: dict[str, dict[str, Any]], data_dir: Path | None) -> list[str]:
-    known = {name for entry in sets.values() for name in entry["tasks"]}
-    if data_dir is not None:
-        known |= {path.stem for path in data_dir.glob("*.npz")}
-    return sorted(known)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from fusionbench_lite.base.needs import Item, size_text
+from fusionbench_lite.base.needs import Need, size_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,18 +16,18 @@ class Findings:
 
     title: str
     machine: dict[str, str]
-    items: list[Item]
+    items: list[Need]
     estimate: list[str]
     caveats: list[str]
     hints: list[str]
 
     @property
-    def missing(self) -> list[Item]:
+    def missing(self) -> list[Need]:
         """What is not here."""
         return [item for item in self.items if not item.present]
 
     @property
-    def by_hand(self) -> list[Item]:
+    def by_hand(self) -> list[Need]:
         """What is not here and is neither downloaded nor made by the run."""
         return [item for item in self.missing if not item.downloadable and not item.made]
 
@@ -79,7 +79,7 @@ def as_text(found: Findings) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
-def _here(item: Item) -> str:
+def _here(item: Need) -> str:
     if item.present:
         return "yes"
     return f"{size_text(item.arrived)} of it" if item.arrived else "no"

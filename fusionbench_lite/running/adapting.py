@@ -16,19 +16,17 @@ from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
 from fusionbench_lite.base.processes import own_tasks
-from fusionbench_lite.data import prepare
 from fusionbench_lite.evaluation.evaluator import TaskResult
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
-from fusionbench_lite.paths import cache_dir
 from fusionbench_lite.running import course
 from fusionbench_lite.running.recording import Outcome, Selection
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.evaluation.suite import Suite
     from fusionbench_lite.planning.plan import Plan
-    from fusionbench_lite.running.run import Clock
-    from fusionbench_lite.suites.suite import Suite
+    from fusionbench_lite.running.clock import Clock
 
 TRAJECTORY_POINTS = 100
 """Merging coefficients are kept at about so many steps of a run."""
@@ -42,8 +40,8 @@ class Source:
         self.plan, self.suite, self.procedure = plan, suite, procedure
         self._known: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
-        self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks.names}
-        self.pools = {task: self._pool(task) for task in plan.tasks.names}
+        self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks}
+        self.pools = {task: self._pool(task) for task in plan.tasks}
 
     def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
         """Return the examples of the tasks for every draw of a step."""
@@ -83,21 +81,17 @@ class Source:
             )
         return self._streams[task, draw.role]
 
-    def _images(self, task: str, split: str) -> NDArray[np.uint8]:
-        data = self.suite.data[task]
-        return data.test_images if split == "test" else data.train_images
-
     def _held_out_rows(self, task: str) -> Rows:
         if not self.plan.setting("held_out"):
             return np.empty(0, dtype=np.int64)
-        size = len(self._images(task, "train"))
+        size = self.suite.size(task, "train")
         rows = subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
-        prepare(self._images(task, "train"), rows)
+        self.suite.prepare(task, "train", rows)
         return rows
 
     def _pool(self, task: str) -> Rows:
         """Return the rows that steps read: a seeded part of the split, without what is held out."""
-        size, rows = len(self._images(task, self.procedure.split)), None
+        size, rows = self.suite.size(task, self.procedure.split), None
         if self.procedure.split == "train":
             rows = np.setdiff1d(np.arange(size), self.held_out_rows[task])
             size = len(rows)
@@ -105,21 +99,14 @@ class Source:
         chosen = np.arange(size) if wanted >= size else subset(size, wanted, self.plan.seed, task, "fraction")
         if rows is None:
             return chosen
-        prepare(self._images(task, "train"), rows[chosen])
+        self.suite.prepare(task, "train", rows[chosen])
         return rows[chosen]
 
     def _examples(self, task: str, split: str, rows: Rows) -> Examples:
         known = self._look_up(task, split, rows)
-        inputs = self._inputs(task, split, rows) if self.procedure.reads_inputs or known is None else None
-        labels = None
-        if self.procedure.reads_labels:
-            data = self.suite.data[task]
-            labels = torch.from_numpy((data.test_labels if split == "test" else data.train_labels)[rows])
-            labels = labels.to(self.suite.device)
+        inputs = self.suite.inputs(task, split, rows) if self.procedure.reads_inputs or known is None else None
+        labels = self.suite.labels(task, split, rows) if self.procedure.reads_labels else None
         return Examples(inputs, known, labels)
-
-    def _inputs(self, task: str, split: str, rows: Rows) -> Tensor:
-        return self.suite.evaluator.inputs(self._images(task, split)[rows])
 
     def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
         """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
@@ -127,7 +114,7 @@ class Source:
             probe = self._compute(task, split, rows[:1])
             if probe is None:
                 return None
-            size = len(self._images(task, split))
+            size = self.suite.size(task, split)
             wanted = np.arange(size)
             if split == "train":
                 read = [self.held_out_rows[task], *([self.pools[task]] if self.procedure.split == "train" else [])]
@@ -149,7 +136,7 @@ class Source:
         # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
         device, bf16 = self.suite.device.type, self.suite.evaluator.bf16
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            return self.procedure.known(task, self._inputs(task, split, rows))
+            return self.procedure.known(task, self.suite.inputs(task, split, rows))
 
 
 def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None = None) -> Procedure:
@@ -160,10 +147,9 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
     experts = Experts(suite.pretrained, suite.experts)
     experts.check_unread()
     extra = {} if merged is None else {"merged": merged}
-    first = suite.data[plan.tasks.names[0]].test_images[:1]
-    example = suite.evaluator.inputs(first)
-    context = Context(suite.model, suite.evaluator.heads, plan.setting("steps"), suite.chunk, example=example)
-    with placing(suite.place, cache_dir(plan.cache_dir) / "scratch"):
+    example = suite.inputs(plan.tasks[0], "test", np.arange(1))
+    context = Context(suite.model, suite.heads, plan.setting("steps"), suite.chunk, example=example)
+    with placing(suite.place, plan.wanted.cache / "scratch"):
         procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
     return procedure
 
@@ -182,7 +168,7 @@ def adapt(
 
     def batches_of(step: int) -> Sequence[Batch]:
         progress(f"adapting {plan.method}", step + 1, steps)
-        return source.batches_of(step, own_tasks(plan.tasks.names))
+        return source.batches_of(step, own_tasks(plan.tasks))
 
     evaluations = Evaluations(
         source.predict, plan.setting("eval_every"), steps, source.held_out if plan.setting("held_out") else None

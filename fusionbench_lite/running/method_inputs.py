@@ -1,7 +1,7 @@
-"""What a data-free method reads besides the weights: the multi-task model, and statistics of training images.
+"""What a data-free method reads besides the weights: the multi-task model, and statistics of training examples.
 
 The statistics belong to one task each: they are computed with the expert's own weights and, for Fisher, its head, on
-unlabelled images of the task's training split. Test images are never read here.
+unlabelled examples of the task's training split. Test examples are never read here.
 """
 
 from __future__ import annotations
@@ -14,41 +14,17 @@ import numpy as np
 
 from fusionbench_lite import registry
 from fusionbench_lite.base.randomness import generator
-from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.errors import InputError, MergeError
+from fusionbench_lite.planning.settings import SETTINGS, STATISTICS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fusionbench_lite.data import TaskData
+    from fusionbench_lite.evaluation.suite import Suite
     from fusionbench_lite.planning.plan import Plan
-    from fusionbench_lite.suites.suite import Suite
 
-STATISTICS = ("fisher", "gram")
-SETTINGS = ("examples", "batch_size", "order")
-ORDERS = ("stored", "shuffled")
 VERSION = 1
 """Changes when the same settings no longer give the same statistics."""
-
-
-def is_needed(method: registry.Method) -> bool:
-    """Say whether the method reads statistics of training images."""
-    return any(name in STATISTICS for name in method.inputs)
-
-
-def reads_training(plan: Plan) -> bool:
-    """Say whether a run reads images of the training split: for statistics, held-out images, or what it learns from."""
-    held_out = "held_out" in plan.settings and plan.setting("held_out") > 0
-    method = registry.get(plan.method)
-    return is_needed(method) or held_out or method.reads_training(plan.values)
-
-
-def check(name: str, value: Any) -> None:
-    """Raise InputError for a setting that cannot be: `examples` and `batch_size` count, `order` is one of ORDERS."""
-    if name == "order":
-        if value not in ORDERS:
-            raise InputError(f"unknown order {value!r}: {did_you_mean(str(value), ORDERS)}")
-    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
@@ -68,34 +44,30 @@ def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
     return found
 
 
-def chosen(data: TaskData, order: str, examples: int, seed: int) -> np.ndarray:
-    """Return the indices of the training images that are used, int64 [examples].
+def chosen(task: str, size: int, order: str, examples: int, seed: int) -> np.ndarray:
+    """Return the indices of the training examples that are used of `size`, int64 [examples].
 
     `stored`: the first ones in stored order, as in FusionBench's Fisher merging of CLIP models. `shuffled`: the first
     ones of a permutation drawn from (seed, task), as in its RegMean.
     """
-    size = len(data.train_labels)
     if size == 0:
-        raise InputError(f"task {data.name!r} has no training images, which the method's statistics are made of: add them")
+        raise InputError(f"task {task!r} has no training images, which the method's statistics are made of: add them")
     if examples > size:
-        raise InputError(
-            f"examples={examples}, but task {data.name!r} has {size} training images: set method.statistics.examples"
-        )
+        raise InputError(f"examples={examples}, but task {task!r} has {size} training images: set method.statistics.examples")
     if order == "stored":
         return np.arange(examples)
-    return generator(seed, data.name, "statistics").permutation(size)[:examples]
+    return generator(seed, task, "statistics").permutation(size)[:examples]
 
 
 def _statistics(name: str, plan: Plan, suite: Suite) -> dict[str, dict[str, Tensor]]:
     """Return the statistic of every task, {task: {tensor name: values}}, on the device of the run."""
-    from fusionbench_lite.paths import cache_dir
     from fusionbench_lite.weights.experts import Experts
     from fusionbench_lite.weights.tensor_cache import cached
 
     Experts(suite.pretrained, suite.experts).check_unread()
-    folder = cache_dir(plan.cache_dir) / "statistics"
+    folder = plan.wanted.cache / "statistics"
     indices = {
-        task: chosen(suite.data[task], plan.setting("order"), plan.setting("examples"), plan.seed)
+        task: chosen(task, suite.size(task, "train"), plan.setting("order"), plan.setting("examples"), plan.seed)
         for task in suite.experts
     }
     found = {}
@@ -110,7 +82,6 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     import torch
 
     import fusionbench_lite
-    from fusionbench_lite.data import fingerprint
 
     key: dict[str, Any] = {
         "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
@@ -121,10 +92,10 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     }
     if name == "fisher":
         key["heads"] = suite.head_hashes[task]
-        key["head_scale"] = getattr(suite.evaluator.heads[task], "scale", None)
-    if plan.backbone.layout is not None:
-        key["layout"] = plan.backbone.layout
-        key["training"] = fingerprint(suite.data[task].train_images)
+        key["head_scale"] = getattr(suite.heads[task], "scale", None)
+    key |= suite.details
+    if suite.by_content:
+        key["training"] = suite.training_hash(task)
     if plan.setting("order") == "shuffled":
         key["seed"] = plan.seed
     return key
@@ -134,20 +105,15 @@ def _computation(
     name: str, plan: Plan, suite: Suite, task: str, indices: np.ndarray
 ) -> Callable[[], Mapping[str, Tensor]]:
     def compute() -> Mapping[str, Tensor]:
-        from fusionbench_lite.data import prepare
         from fusionbench_lite.statistics import diagonal_fisher, gram_matrices
 
         model, size = _expert(suite, task), plan.setting("batch_size")
-        images = suite.data[task].train_images
-        prepare(images, indices)
-        batches = (
-            suite.evaluator.inputs(images[indices[start : start + size]])
-            for start in range(0, len(indices), size)
-        )
+        suite.prepare(task, "train", indices)
+        batches = (suite.inputs(task, "train", indices[start : start + size]) for start in range(0, len(indices), size))
         try:
             if name == "fisher":
-                return diagonal_fisher(model, suite.evaluator.heads[task], batches, examples=len(indices))
-            found = gram_matrices(model, batches, examples=len(indices))
+                return diagonal_fisher(model, suite.heads[task], batches, examples=len(indices), named=True)
+            found = gram_matrices(model, batches, examples=len(indices), named=True)
             return {tensor: values for tensor, values in found.items() if tensor in suite.pretrained}  # what is merged
         except MergeError as error:
             raise MergeError(f"task {task!r}: {error}") from error

@@ -16,17 +16,14 @@ import torch
 
 import fusionbench_lite
 from fusionbench_lite import registry
-from fusionbench_lite.data import fingerprint
 from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.evaluator import Evaluation, average
 from fusionbench_lite.planning import plan as planning
-from fusionbench_lite.planning import settings
 from fusionbench_lite.planning.plan import Plan
-from fusionbench_lite.running import method_inputs
 from fusionbench_lite.tables import records, schema, statistics
 
 if TYPE_CHECKING:
-    from fusionbench_lite.suites.suite import Suite
+    from fusionbench_lite.evaluation.suite import Suite
 
 RESULTS_SINCE = "0.2.0"
 """The first version whose results are those of this one: part of every key, to be raised when a method's results change."""
@@ -62,12 +59,13 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     """
     own: dict[str, Any] = {} if base is None else {"base": base}
     checkpoints: Any = dict(suite.files)
-    if plan.backbone.layout is not None:  # published files count by what they hold, wherever they lie
+    own |= suite.details
+    if suite.by_content:  # published files count by what they hold, wherever they lie
         checkpoints = [sorted(suite.files.values()), dict(suite.expert_hashes), dict(suite.head_hashes)]
-        own["layout"] = plan.backbone.layout
-        if method_inputs.reads_training(plan):
-            own["training"] = {task: fingerprint(entry.train_images) for task, entry in suite.data.items()}
-    if plan.precision == "bf16":
+        if plan.reads_training:
+            own["training"] = {task: suite.training_hash(task) for task in suite.tasks}
+    wanted = plan.wanted
+    if wanted.precision == "bf16":
         own["evaluation"] = "bf16"
     return own | {
         "schema": schema.VERSION,
@@ -76,15 +74,15 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
         "hyperparameters": registry.get(plan.method).known_by(plan.values),
         "settings": {name: setting.value for name, setting in plan.settings.items()},
         "model": plan.model,
-        "tasks": list(plan.tasks.names),
+        "tasks": list(plan.tasks),
         "checkpoints": checkpoints,
         "experts": list(suite.experts),
-        "recipe": dict(plan.checkpoints["recipe"] or {}),
+        "recipe": dict(wanted.recipe),
         "data": suite.data_hashes,
         "seed": plan.seed,
-        "limit": plan.limit,
+        "limit": wanted.limit,
         "device": torch.device(suite.device).type,
-        "precision": plan.precision,
+        "precision": wanted.precision,
         "chunk": plan.trainer["chunk"],
     }
 
@@ -95,7 +93,8 @@ def result(
     """Return the content of result.json (design section 6)."""
     base = planning.base_of(plan)
     chosen = {**(base.hyperparameters if base else {}), **plan.hyperparameters}
-    caveats = [*suite.caveats, *settings.caveats(chosen, plan.backbone)]
+    defaults = {name: setting.value for name, setting in chosen.items() if setting.source == "default"}
+    caveats = [*suite.caveats, *plan.kind.caveats(plan.wanted, defaults)]
     return {
         "schema_version": schema.VERSION,
         "key": key,
@@ -105,23 +104,23 @@ def result(
             name: dataclasses.asdict(setting) for name, setting in {**plan.hyperparameters, **plan.settings}.items()
         },
         "model": plan.model,
-        "tasks": list(plan.tasks.names),
-        "task_set": plan.tasks.label,
+        "tasks": list(plan.tasks),
+        "task_set": plan.task_set,
         "checkpoints": {
-            "family": suite.family, "layout": plan.backbone.layout, "files": dict(suite.files),
+            "family": suite.family, "layout": suite.details.get("layout"), "files": dict(suite.files),
             "sources": dict(suite.sources),
         },
         "data": suite.data_hashes,
         **_images(suite),
         **({"caveats": caveats} if caveats else {}),
         "select": plan.select,
-        "seeds": {"seed": plan.seed, "checkpoints": plan.checkpoints_seed},
-        "limit": plan.limit,
+        "seeds": {"seed": plan.seed, "checkpoints": plan.wanted.checkpoints_seed},
+        "limit": plan.wanted.limit,
         "versions": _versions(),
         "git_revision": _git_revision(),
         "device": str(suite.device),
         "device_name": _device_name(suite.device),
-        "precision": plan.precision,
+        "precision": plan.wanted.precision,
         "selections": {name: _selection(chosen) for name, chosen in outcome.selections.items()},
         "storage": dict(outcome.storage),
         "warnings": list(outcome.warnings),
@@ -133,7 +132,7 @@ def result(
 
 def _images(suite: Suite) -> dict[str, Any]:
     """Return where the images of every task come from, where that is known."""
-    known = {task: {"source": entry.source, "files": dict(entry.files)} for task, entry in suite.data.items() if entry.source}
+    known = {task: {"source": entry.source, "files": dict(entry.files)} for task, entry in suite.tasks.items() if entry.source}
     return {"images": known} if known else {}
 
 

@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -18,36 +17,20 @@ from fusionbench_lite.base.processes import agreed, connect, gathered, is_connec
 from fusionbench_lite.base.progress import Progress
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.evaluation.evaluator import Evaluation
+from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.methods.api import merge
-from fusionbench_lite.paths import cache_dir, locked
+from fusionbench_lite.paths import locked
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.running import adapting, method_inputs, recording
+from fusionbench_lite.running.clock import Clock
+from fusionbench_lite.running.loading import load
 from fusionbench_lite.running.recording import Outcome, Selection
-from fusionbench_lite.suites.suite import Suite, load
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.weights.decompositions import cached_in
 
 log = logging.getLogger(__name__)
-
-
-class Clock:
-    """Seconds spent in each stage of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to the stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def total(self) -> dict[str, float]:
-        """Return the seconds of every stage and their sum."""
-        return {**self.seconds, "total": sum(self.seconds.values())}
 
 
 def main(plan: Plan) -> None:
@@ -75,7 +58,7 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     """
     clock = Clock()
     with clock.stage("load"):
-        suite = _with_chosen_experts(load(plan, progress), plan.checkpoints["experts"])
+        suite = _with_chosen_experts(load(plan, progress), plan.experts)
     base = Base(plan, suite, progress)
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
     with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
@@ -137,7 +120,7 @@ class Base:
         return merge(self.plan.method, self.suite.pretrained, self.suite.experts, **self.plan.values, **inputs).state_dict()
 
 
-def _with_chosen_experts(suite: Suite, chosen: list[str] | None) -> Suite:
+def _with_chosen_experts(suite: Suite, chosen: Sequence[str] | None) -> Suite:
     return suite if chosen is None else dataclasses.replace(suite, experts={task: suite.experts[task] for task in chosen})
 
 
@@ -147,7 +130,7 @@ def _partial(plan: Plan, key: str) -> Path:
 
 
 def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress) -> Outcome:
-    with cached_in(cache_dir(plan.cache_dir) / "decompositions"), warnings.catch_warnings(record=True) as caught:
+    with cached_in(plan.wanted.cache / "decompositions"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
             outcome = adapting.adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress, base.weights())
@@ -174,8 +157,8 @@ def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
         evaluation: Evaluation
         if merged.per_task:
             evaluation = gathered({
-                task: suite.evaluator.task(task, suite.encoder(merged.state_dict(task))) for task in own_tasks(plan.tasks.names)
+                task: suite.judge(task, suite.encoder(merged.state_dict(task))) for task in own_tasks(plan.tasks)
             })
         else:
-            evaluation = suite.evaluator.evaluate(suite.encoder(merged.state_dict()))
+            evaluation = suite.evaluate(suite.encoder(merged.state_dict()))
     return Outcome({"last": Selection(0, False, evaluation)}, {}, merged.storage)

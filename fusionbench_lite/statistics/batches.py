@@ -8,17 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.inputs import Inputs, part_of, size_of
 
 _NAMES = ("x", "inputs", "images", "pixel_values")
 
 
-def inputs_of(batches: Iterable[Any], examples: int | None) -> Iterator[Tensor]:
-    """Yield the input tensor [B, …] of each batch, in order, until `examples` examples were yielded.
+def inputs_of(batches: Iterable[Any], examples: int | None, *, named: bool = False) -> Iterator[Inputs]:
+    """Yield the inputs [B, …] of each batch, in order, until `examples` examples were yielded.
 
     A batch is a tensor, a tuple or list that starts with one, or a mapping with one under x, inputs, images or
-    pixel_values (or with a single tensor). The last batch is cut to reach `examples` exactly, and no batch after it is
-    fetched; None takes all batches. Batches without examples are passed over. Raises MergeError: no examples, fewer
-    than `examples`, or something that is no batch.
+    pixel_values (or with a single tensor); where `named`, mappings are all of a model's named inputs. The last batch is cut
+    to reach `examples` exactly, and no batch after it is fetched; None takes all batches. Batches without examples are
+    passed over. Raises MergeError: no examples, fewer than `examples`, or something that is no batch.
     """
     if examples is not None and (isinstance(examples, bool) or not isinstance(examples, int) or examples < 1):
         raise MergeError(f"examples must be an integer of at least 1 or None, got {examples!r}")
@@ -26,11 +27,11 @@ def inputs_of(batches: Iterable[Any], examples: int | None) -> Iterator[Tensor]:
         raise MergeError(f"batches must be an iterable of batches, got {type(batches).__name__}: pass x.split(32)")
     seen = 0
     for batch in batches:
-        inputs = _inputs(batch)
+        inputs: Inputs = batch if named and isinstance(batch, Mapping) else _inputs(batch)
         if examples is not None:
-            inputs = inputs[: examples - seen]
-        if len(inputs):
-            seen += len(inputs)
+            inputs = part_of(inputs, 0, examples - seen)
+        if size := size_of(inputs):
+            seen += size
             yield inputs
         if seen == examples:
             return

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.models.inputs import Inputs, call, each, part_of, size_of
 from fusionbench_lite.models.modes import evaluating
 from fusionbench_lite.statistics.batches import inputs_of
 
@@ -20,12 +21,13 @@ Terms = Iterator[tuple[float, Sequence[Tensor | None]]]
 
 def diagonal_fisher(
     model: nn.Module, logits: Callable[[Tensor], Tensor], batches: Iterable[Any], *, examples: int | None = None,
-    variant: str = "batch",
+    variant: str = "batch", named: bool = False,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information F of every floating-point tensor of `model.state_dict()`, float32.
 
     `logits(model(x))` are the logits [B, C] of the task, C ≥ 2; `batches` yields unlabelled training inputs x [B, …],
-    or tuples and mappings that hold them. N = `examples` of them are used, all by default.
+    or tuples and mappings that hold them; where `named`, mappings are the model's named inputs themselves. N = `examples` of
+    them are used, all by default.
 
     `batch`: F = (1/N) Σ_B g_B² with g_B = ∇ Σ_{b∈B} Σ_c √p_bc · log p_bc and the p under the root held constant, as in
     the code of MergeLM and FusionBench. The square of the sum has terms across examples and classes, so F depends on
@@ -47,9 +49,9 @@ def diagonal_fisher(
     terms_of = _batch_terms if variant == "batch" else _true_terms
     seen = 0
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model), _differentiable(parameters):
-        for inputs in inputs_of(batches, examples):
-            seen += len(inputs)
-            usable = inputs.clone() if inputs.is_inference() else inputs
+        for inputs in inputs_of(batches, examples, named=named):
+            seen += size_of(inputs)
+            usable = each(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
             for weight, gradients in terms_of(model, logits, usable, parameters):
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
@@ -66,7 +68,7 @@ def diagonal_fisher(
 
 
 def _batch_terms(
-    model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[Tensor]
+    model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Inputs, parameters: Sequence[Tensor]
 ) -> Terms:
     log_p = _log_probabilities(model, logits, inputs)
     root = log_p.detach().exp().sqrt()
@@ -74,26 +76,26 @@ def _batch_terms(
 
 
 def _true_terms(
-    model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[Tensor]
+    model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Inputs, parameters: Sequence[Tensor]
 ) -> Terms:
-    for index in range(len(inputs)):
-        log_p = _log_probabilities(model, logits, inputs[index : index + 1])[0]
+    for index in range(size_of(inputs)):
+        log_p = _log_probabilities(model, logits, part_of(inputs, index, index + 1))[0]
         last = len(log_p) - 1
         for number, p in enumerate(log_p.detach().exp()):
             yield float(p), torch.autograd.grad(log_p[number], parameters, retain_graph=number < last, allow_unused=True)
 
 
-def _log_probabilities(model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def _log_probabilities(model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Inputs) -> Tensor:
     """Return log p [B, C] in float32 or float64."""
-    values = logits(model(inputs))
-    if not isinstance(values, Tensor) or values.dim() != 2 or len(values) != len(inputs):
+    values, count = logits(call(model, inputs)), size_of(inputs)
+    if not isinstance(values, Tensor) or values.dim() != 2 or len(values) != count:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise MergeError(f"logits must give [{len(inputs)}, classes] for a batch of {len(inputs)}, got {got}")
+        raise MergeError(f"logits must give [{count}, classes] for a batch of {count}, got {got}")
     if values.shape[1] < 2:
         raise MergeError(f"the Fisher information needs at least 2 classes, the logits have {values.shape[1]}")
-    count = int((~torch.isfinite(values)).sum())
-    if count:
-        raise MergeError(f"{count} of {values.numel()} logits are not finite: check the checkpoint and the inputs")
+    broken = int((~torch.isfinite(values)).sum())
+    if broken:
+        raise MergeError(f"{broken} of {values.numel()} logits are not finite: check the checkpoint and the inputs")
     if not values.requires_grad:
         raise MergeError("the logits do not depend on the model's parameters: call neither detach nor no_grad in it")
     return torch.log_softmax(values.to(_at_least_float32(values)), dim=-1)

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.inputs import call
 from fusionbench_lite.models.modes import evaluating
 from fusionbench_lite.statistics.batches import inputs_of
 
 
-def gram_matrices(model: nn.Module, batches: Iterable[Any], *, examples: int | None = None) -> dict[str, Tensor]:
+def gram_matrices(
+    model: nn.Module, batches: Iterable[Any], *, examples: int | None = None, named: bool = False
+) -> dict[str, Tensor]:
     """Return G = (1/N_tok) Σ x xᵀ [n, n] of the inputs x of every linear layer, by the name of its weight, float32.
 
-    `batches` yields unlabelled training inputs [B, …], or tuples and mappings that hold them; `examples` of them are
-    used, all by default. The sum runs over all examples and all N_tok positions that the layer sees, in float64.
+    `batches` yields unlabelled training inputs [B, …], or tuples and mappings that hold them; where `named`, mappings are
+    the model's named inputs themselves. `examples` of them are used, all by default. The sum runs over all examples and all
+    N_tok positions that the layer sees, in float64.
 
     Layers are `torch.nn.Linear` and transformers' `Conv1D` (whose weight is [n, m]) that are called. The projections
     of `torch.nn.MultiheadAttention` are not among them, as in the released code: in_proj is one packed tensor, and
@@ -52,8 +56,8 @@ def gram_matrices(model: nn.Module, batches: Iterable[Any], *, examples: int | N
     handles = [layer.register_forward_hook(add, with_kwargs=True) for layer in layers.values()]
     try:
         with torch.no_grad(), evaluating(model):
-            for inputs in inputs_of(batches, examples):
-                model(inputs)
+            for inputs in inputs_of(batches, examples, named=named):
+                call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, size_of
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples
 from fusionbench_lite.adaptation.engine.ties import aliases, distinct
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.inputs import Inputs, size_of
 from fusionbench_lite.models.modes import evaluating
 
 Segment = tuple[str, int, int]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.core import call
-from fusionbench_lite.adaptation.engine.procedure import Context, Examples, Inputs
+from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.blocks import blocks, hidden, with_hidden
+from fusionbench_lite.models.inputs import Inputs
 
 Change = Callable[[Tensor, int], Tensor]
 """`change(states, number)` returns the hidden states that leave block `number` (from 0) in place of `states`."""

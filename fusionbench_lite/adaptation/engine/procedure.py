@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.models.inputs import Inputs, each, size_of
+
 if TYPE_CHECKING:
     from fusionbench_lite.weights.experts import Experts
 
 Head = Callable[[Tensor], Tensor]
-Inputs = Tensor | Mapping[str, Tensor]
-"""The inputs of a batch of examples: a tensor, or named tensors that the model takes as keyword arguments."""
 
 
 class Update(Protocol):
@@ -54,21 +54,12 @@ class Examples:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Examples:
-        inputs = self.inputs
-        if isinstance(inputs, Mapping):
-            inputs = {name: function(tensor) for name, tensor in inputs.items()}
-        elif inputs is not None:
-            inputs = function(inputs)
+        inputs = None if self.inputs is None else each(function, self.inputs)
         known, labels = (None if tensor is None else function(tensor) for tensor in (self.known, self.labels))
         return Examples(inputs, known, labels)
 
 
 Batch = Mapping[str, Examples]
-
-
-def size_of(inputs: Inputs) -> int:
-    """Return the number of examples."""
-    return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.core import in_chunks
 from fusionbench_lite.adaptation.engine.probe import example_of
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update
 from fusionbench_lite.adaptation.learners.bottlenecks import Bottlenecks, portions
 from fusionbench_lite.adaptation.learners.frozen import Frozen
+from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fusionbench_lite.adaptation.draws import uniform
 from fusionbench_lite.adaptation.engine.core import Segment, in_groups, pieces_of
 from fusionbench_lite.adaptation.engine.probe import call_hooked, example_of, states, token_mean, widths
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
 from fusionbench_lite.adaptation.learners.frozen import Frozen, linear_start, parameters
 from fusionbench_lite.models.blocks import blocks
+from fusionbench_lite.models.inputs import Inputs, size_of
 from fusionbench_lite.weights.experts import Experts
 
 

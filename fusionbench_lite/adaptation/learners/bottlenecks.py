@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fusionbench_lite.adaptation.draws import normal
 from fusionbench_lite.adaptation.engine.core import call
 from fusionbench_lite.adaptation.engine.probe import call_hooked, widths
-from fusionbench_lite.adaptation.engine.procedure import Examples, Inputs
+from fusionbench_lite.adaptation.engine.procedure import Examples
 from fusionbench_lite.adaptation.learners.frozen import Frozen, parameters
 from fusionbench_lite.models.blocks import blocks
+from fusionbench_lite.models.inputs import Inputs
 
 INITIAL = 1e-3
 """Standard deviation of the weights at the start."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.core import call, in_chunks
-from fusionbench_lite.adaptation.engine.procedure import Context, Examples, Inputs
+from fusionbench_lite.adaptation.engine.procedure import Context, Examples
+from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict, work_dtype
 

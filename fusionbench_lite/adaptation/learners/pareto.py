@@ -12,10 +12,11 @@ from fusionbench_lite.adaptation.engine.core import MergedEncoder, concatenated
 from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update, size_of
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update
 from fusionbench_lite.adaptation.learners.preferred import Distances, Preferred
 from fusionbench_lite.base.processes import own_tasks
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.models.inputs import size_of
 from fusionbench_lite.models.modes import unmixed
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fusionbench_lite.adaptation.engine.probe import example_of, widths
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
 from fusionbench_lite.adaptation.learners.feature_adapters import Adapter
 from fusionbench_lite.adaptation.learners.frozen import Frozen, parameters
+from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.models.modes import unmixed
 from fusionbench_lite.weights.experts import Experts
 

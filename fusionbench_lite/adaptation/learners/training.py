@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.core import Segment, call, in_groups, pieces_of
 from fusionbench_lite.adaptation.engine.objectives import objective
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
+from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 
 

@@ -13,12 +13,13 @@ from fusionbench_lite.adaptation.draws import uniform
 from fusionbench_lite.adaptation.engine.core import in_chunks, restoring
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.probe import states, token_mean
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
 from fusionbench_lite.adaptation.learners.frozen import Frozen
 from fusionbench_lite.adaptation.learners.lazy_weights import LazyModel, LowRank, Vectors, Whole
 from fusionbench_lite.base.processes import gathered
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.blocks import blocks
+from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of, top_singular
 

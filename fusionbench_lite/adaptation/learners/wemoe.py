@@ -14,11 +14,12 @@ from fusionbench_lite.adaptation.draws import normal
 from fusionbench_lite.adaptation.engine.core import MergedEncoder, Segment
 from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Inputs, Procedure, Update, size_of
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
 from fusionbench_lite.adaptation.learners.frozen import Frozen
 from fusionbench_lite.adaptation.learners.mixture import Gates, MixedLinear, frozen_copy, is_linear
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.blocks import perceptrons
+from fusionbench_lite.models.inputs import Inputs, size_of
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

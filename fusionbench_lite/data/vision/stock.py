@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fusionbench_lite import hub
-from fusionbench_lite.base.needs import Item
+from fusionbench_lite.base.needs import Need
 from fusionbench_lite.data.vision import decoding, tasks
 from fusionbench_lite.data.vision.archive import PublishedArchive
 from fusionbench_lite.data.vision.folders import FolderSource
@@ -23,7 +23,7 @@ from fusionbench_lite.hub.settings import offline as hub_offline
 _WHAT = {"train": "training images"}
 
 
-def inventory(task: str, sources: Sources, size: int = decoding.SIZE, trained: int | None = 0) -> list[Item]:
+def inventory(task: str, sources: Sources, size: int = decoding.SIZE, trained: int | None = 0) -> list[Need]:
     """Return what a run on this task needs: test images, training images, and the decoded squares of those that it reads.
 
     `trained` is how many training images the run reads, None where it may be all of them.
@@ -43,32 +43,32 @@ def inventory(task: str, sources: Sources, size: int = decoding.SIZE, trained: i
     return items
 
 
-def _decoded(task: Task, sources: Sources, split: str, count: int, size: int, note: str = "") -> Item:
+def _decoded(task: Task, sources: Sources, split: str, count: int, size: int, note: str = "") -> Need:
     """Return the room for the squares of `count` images of a split."""
     folders = sources.cache / "images"
     published = (task.train,) if split == "train" else task.test_sizes
     sizes = published if local_source(task, sources, split) is None else ()
     here = any(_complete(path, count, sizes) for path in sorted(folders.glob(f"{task.name}-{split}-*")))
     what = f"decoded {_what(split)}"
-    return Item(what, task.name, "made from them on first use", str(folders), count * size * size * 3, here, note, made=True)
+    return Need(what, task.name, "made from them on first use", str(folders), count * size * size * 3, here, note, made=True)
 
 
 def _what(split: str) -> str:
     return _WHAT.get(split, "test images" if split == "test" else f"test images with {split}")
 
 
-def _split(task: Task, sources: Sources, split: str) -> list[Item]:
+def _split(task: Task, sources: Sources, split: str) -> list[Need]:
     note = "" if split != "train" else "read by methods with training or held-out images only"
     local = local_source(task, sources, split)
     if isinstance(local, FolderSource):
         local.classes(split)  # a run would refuse them only when other files have been fetched
     if local is not None:
-        return [Item(_what(split), task.name, str(sources.data_dir), str(sources.data_dir), None, True, note)]
+        return [Need(_what(split), task.name, str(sources.data_dir), str(sources.data_dir), None, True, note)]
     try:
         place = find(task, sources, split)
     except InputError as error:
         where = str(sources.data_dir) if sources.data_dir is not None else "data_dir"
-        return [Item(_what(split), task.name, str(error), where, None, False, note, False)]
+        return [Need(_what(split), task.name, str(error), where, None, False, note, False)]
     if isinstance(place, PublishedArchive):
         return [_archived(place, split, note)]
     if not isinstance(place, HubSource):
@@ -77,13 +77,13 @@ def _split(task: Task, sources: Sources, split: str) -> list[Item]:
         entries = place.entries(split)
     except InputError as error:
         note = "; ".join(["its size is known with the hub" if hub_offline() else str(error), *([note] if note else [])])
-        return [Item(_what(split), task.name, place.hub.repo, str(sources.cache / "hub"), None, False, note)]
+        return [Need(_what(split), task.name, place.hub.repo, str(sources.cache / "hub"), None, False, note)]
     items = []
     for entry in entries:
         found = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
         path = str(found.path if found else sources.cache / "hub")
         arrived = 0 if found else hub.arrived(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256)
-        items.append(Item(
+        items.append(Need(
             _what(split), task.name, f"{place.hub.repo}:{entry.path}", path, entry.size, found is not None, note,
             arrived=min(arrived, entry.size or 0),
         ))
@@ -91,20 +91,20 @@ def _split(task: Task, sources: Sources, split: str) -> list[Item]:
     return items
 
 
-def _archived(place: PublishedArchive, split: str, note: str) -> Item:
+def _archived(place: PublishedArchive, split: str, note: str) -> Need:
     """Return what is to be done for a split of an archive: it is fetched once, whole, with the test images."""
     what, name, url = _what(split), place.task.name, place.archive.url
     if place.present() is not None:
         size = sum(member.size for member in place.members[split])
-        return Item(what, name, url, str(place.root), size, True, note)
+        return Need(what, name, url, str(place.root), size, True, note)
     path = web.place(place.file, place.cache)
     if split == "train":  # hashing the archive once, for the test images, is enough
-        return Item(what, name, url, str(path), 0, path.is_file(), f"in the archive of the test images; {note}")
+        return Need(what, name, url, str(path), 0, path.is_file(), f"in the archive of the test images; {note}")
     packed = web.present(place.file, place.cache) is not None
     about = place.archive.about
     arrived = 0 if packed else min(web.arrived(place.file, place.cache), about)
     note = "to be unpacked" if packed else "one archive of both splits, of about this size"
-    return Item(what, name, url, str(path), about, packed, note, arrived=arrived)
+    return Need(what, name, url, str(path), about, packed, note, arrived=arrived)
 
 
 def _complete(folder: Path, count: int, sizes: tuple[int, ...]) -> bool:

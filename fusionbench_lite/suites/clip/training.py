@@ -1,4 +1,4 @@
-"""Fine-tuning CLIP on the images of its tasks: what `python -m fusionbench_lite.finetune` does for a CLIP model."""
+"""Fine-tuning CLIP on the images of its tasks."""
 
 from __future__ import annotations
 
@@ -10,60 +10,65 @@ import numpy as np
 from torch import Tensor
 
 from fusionbench_lite import checkpoints
+from fusionbench_lite.base.devices import device_of
 from fusionbench_lite.data import TaskData, vision
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.evaluator import Encode, Evaluation
 from fusionbench_lite.finetuning import Settings, Status, finetune
+from fusionbench_lite.finetuning.options import Options, Trained
 from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.models.modes import with_weights
-from fusionbench_lite.suites import clip
-from fusionbench_lite.suites.suite import Wanted, device_of, wanted_of
+from fusionbench_lite.suites import Wanted
+from fusionbench_lite.suites.clip import layout_of, loading, request_of, sources_of, variant_of
 from fusionbench_lite.weights.readers import SafetensorsWeights
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.checkpoints import Found
-    from fusionbench_lite.finetune import Options
-    from fusionbench_lite.planning.plan import Plan
 
 Rows = dict[str, Evaluation]
 
 
-def train(plan: Plan, options: Options, progress: Progress) -> tuple[Rows, Path]:
-    """Train an expert of every task, or one model of all, and return test accuracies by row and the folder of the files."""
-    return _Training(plan, options, progress).run()
+CHANGES = ("steps", "batch", "lr", "images")
+"""Options that replace values of the recipe."""
+CHECKPOINT_EVERY = 200
+
+
+def train(wanted: Wanted, options: Options, progress: Progress) -> Trained:
+    """Train an expert of every task, or one model of all."""
+    rows, folder = _Training(wanted, options, progress).run()
+    return Trained(f"{wanted.model} fine-tuned", rows, folder)
 
 
 class _Training:
     """The encoder, heads and images that all trainings of a command share."""
 
-    def __init__(self, plan: Plan, options: Options, progress: Progress) -> None:
-        if plan.backbone.family == "own":
+    def __init__(self, wanted: Wanted, options: Options, progress: Progress) -> None:
+        if wanted.family == "own":
             raise InputError("checkpoints=own reads experts that are there: choose the recipe's family, as checkpoints=tall")
-        self.plan, self.options, self.progress = plan, options, progress
-        self.wanted: Wanted = wanted_of(plan)
-        self.device = device_of(plan.device)
-        self.recipe: Recipe = recipe_of(options.recipe or _recipe(plan), **options.changes)
-        request = clip.request_of(self.wanted)
+        self.wanted, self.options, self.given, self.progress = wanted, options, options.given, progress
+        self.device = device_of(wanted.device)
+        changes = {name: self.given[name] for name in CHANGES if name in self.given}
+        self.recipe: Recipe = recipe_of(self.given.get("recipe") or _recipe(wanted), **changes)
+        request, sources = request_of(wanted), sources_of(wanted)
         self.found: Found = checkpoints.find_base(request, progress)
-        sources = clip.sources_of(self.wanted)
-        self.data: Mapping[str, TaskData] = {task: vision.load(task, sources, progress) for task in self.wanted.tasks}
+        self.data: Mapping[str, TaskData] = {task: vision.load(task, sources, progress) for task in wanted.tasks}
         self.heads: Mapping[str, ZeroShotHead] = {
-            task: clip.head(task, entry, self.found, request, plan.backbone.variant, self.device)
+            task: loading.head(task, entry, self.found, request, variant_of(wanted), self.device)
             for task, entry in self.data.items()
         }
         self.pretrained = dict(SafetensorsWeights(self.found.pretrained))
-        self.constants = dict(clip.constants(self.found))
+        self.constants = dict(loading.constants(self.found))
         if self.constants and self.recipe.trained != "tower":  # experts of the family do not have the projection
-            self.recipe = recipe_of(self.recipe.name, **options.changes, trained="tower")
-        self.model = clip.encoder(plan.backbone, self.pretrained, self.found).to(self.device)
-        self.evaluator = clip.evaluator_of(self.wanted, self.data, self.heads, self.device)
+            self.recipe = recipe_of(self.recipe.name, **changes, trained="tower")
+        self.model = loading.encoder(wanted, self.pretrained, self.found).to(self.device)
+        self.evaluator = loading.evaluator_of(wanted, self.data, self.heads, self.device)
 
     def run(self) -> tuple[Rows, Path]:
         """Train what the folder lacks, then evaluate."""
-        plan, tasks = self.plan, list(self.data)
+        tasks = list(self.data)
         rows: Rows = {"zero-shot": self.evaluator.evaluate(self._encoder(self.pretrained))}
         if self.recipe.joint:
             path = self._file(tasks)
@@ -73,12 +78,14 @@ class _Training:
         for task in tasks:
             path = self._file([task])
             own[task] = self.evaluator.task(task, self._encoder(dict(SafetensorsWeights(path))))
-        return rows | {"individual": own}, self._folder(plan)
+        return rows | {"individual": own}, self._folder()
 
     def _file(self, tasks: list[str]) -> Path:
-        plan, options = self.plan, self.options
+        wanted = self.wanted
         settings = Settings(
-            plan.seed, plan.precision, plan.trainer["chunk"], options.checkpoint_every, options.evaluate_every, plan.overwrite
+            seed=wanted.seed, precision=wanted.precision, chunk=self.options.chunk,
+            checkpoint_every=self.given.get("checkpoint_every", CHECKPOINT_EVERY),
+            evaluate_every=self.given.get("evaluate_every"), overwrite=self.options.overwrite,
         )
 
         def report(status: Status) -> None:
@@ -86,9 +93,9 @@ class _Training:
 
         return finetune(
             self.model, self.pretrained, {task: self.heads[task] for task in tasks}, {task: self.data[task] for task in tasks},
-            self.recipe, settings, folder=self._folder(plan), model_name=plan.model, layout=plan.backbone.layout,
+            self.recipe, settings, folder=self._folder(), model_name=wanted.model, layout=layout_of(wanted),
             inputs=self.found.files, report=report, validation=self._validation(tasks), constants=self.constants,
-            family=plan.backbone.family,
+            family=wanted.family,
         )
 
     def _validation(self, tasks: list[str]) -> dict[str, np.ndarray] | None:
@@ -98,15 +105,15 @@ class _Training:
         others = [task for task in tasks if task != "eurosat"]
         return {task: vision.validation_rows(len(self.data[task].train_labels))[1] for task in others}
 
-    def _folder(self, plan: Plan) -> Path:
-        if self.options.out:
-            return Path(self.options.out).expanduser()
-        return self.wanted.cache / "finetuned" / f"{plan.model}-{plan.backbone.layout}-{plan.backbone.variant}"
+    def _folder(self) -> Path:
+        if "out" in self.given:
+            return Path(self.given["out"]).expanduser()
+        wanted = self.wanted
+        return wanted.cache / "finetuned" / f"{wanted.model}-{layout_of(wanted)}-{variant_of(wanted)}"
 
     def _encoder(self, weights: Mapping[str, Tensor]) -> Encode:
         return with_weights(self.model, {name: tensor.to(self.device) for name, tensor in weights.items()})
 
 
-def _recipe(plan: Plan) -> str:
-    family = plan.backbone.family
-    return family if family in ("ta", "fusionbench") else "tall"
+def _recipe(wanted: Wanted) -> str:
+    return wanted.family if wanted.family in ("ta", "fusionbench") else "tall"

@@ -12,44 +12,45 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite import checkpoints, models
+from fusionbench_lite.base.devices import device_of
 from fusionbench_lite.checkpoints import Found, Request
 from fusionbench_lite.data import TaskData, fingerprint, vision
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.evaluation.evaluator import Evaluator
+from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.models import clip, prompts, text_heads
 from fusionbench_lite.models.heads import ZeroShotHead
-from fusionbench_lite.suites.backbones import Backbone
+from fusionbench_lite.suites import Wanted
+from fusionbench_lite.suites.clip import layout_of, request_of, sources_of, variant_of
 from fusionbench_lite.weights.placed import PlacedWeights
 from fusionbench_lite.weights.readers import SafetensorsWeights, checksum
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.suites.suite import Suite, Wanted
 
 
 def load(wanted: Wanted, progress: Progress) -> Suite:
     """Return the suite, downloading, converting and decoding what the cache lacks."""
-    from fusionbench_lite.suites.suite import Suite, device_of
-
     device, request, images = device_of(wanted.device), request_of(wanted), sources_of(wanted)
     found = checkpoints.find(request, progress)
     data = {task: vision.load(task, images, progress) for task in wanted.tasks}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
-        heads = {task: head(task, data[task], found, request, wanted.backbone.variant, device) for task in wanted.tasks}
+        heads = {task: head(task, data[task], found, request, variant_of(wanted), device) for task in wanted.tasks}
     pretrained = _placed(found.pretrained, device)
-    model = encoder(wanted.backbone, pretrained, found).to(device).eval()
+    model = encoder(wanted, pretrained, found).to(device).eval()
     head_hashes = {task: checksum("head", {"weight": made.weight}) for task, made in heads.items()}
     evaluator = evaluator_of(wanted, data, heads, device)
     doubts = [f"{warning.message}." for warning in caught if issubclass(warning.category, MergeWarning)]
     notes = dict.fromkeys((*found.caveats, *(note for entry in data.values() for note in entry.caveats), *doubts))
     return Suite(
-        found.family, data, {task: _test_hash(entry) for task, entry in data.items()},
-        {**found.files, **{f"head of {task}": sha256 for task, sha256 in head_hashes.items()}},
-        found.expert_hashes, head_hashes, pretrained,
-        {task: _placed(path, device) for task, path in found.experts.items()},
-        _placed(found.multitask, device) if found.multitask is not None else None, model, evaluator, device,
-        None, found.sources, tuple(notes), constants=frozenset(constants(found)),
+        family=found.family, tasks=data, data_hashes={task: _test_hash(entry) for task, entry in data.items()},
+        files={**found.files, **{f"head of {task}": sha256 for task, sha256 in head_hashes.items()}},
+        expert_hashes=found.expert_hashes, head_hashes=head_hashes, pretrained=pretrained,
+        experts={task: _placed(path, device) for task, path in found.experts.items()},
+        multitask=_placed(found.multitask, device) if found.multitask is not None else None, model=model, evaluator=evaluator,
+        device=device, sources=found.sources, caveats=tuple(notes), constants=frozenset(constants(found)),
+        details={"layout": layout_of(wanted)}, by_content=True,
     )
 
 
@@ -58,27 +59,7 @@ def evaluator_of(
 ) -> Evaluator:
     """Return the evaluator of CLIP models on these images; the heads are moved to the device."""
     placed = {task: made.to(device) for task, made in heads.items()}
-    return Evaluator(data, placed, device, wanted.batch_size, clip.normalise, wanted.precision == "bf16")
-
-
-def request_of(wanted: Wanted) -> Request:
-    """Return what a run asks of the checkpoints."""
-    backbone = wanted.backbone
-    return Request(
-        backbone.model, clip.SIZES[backbone.model], backbone.layout or "packed", backbone.family, wanted.tasks, wanted.cache,
-        wanted.checkpoints, wanted.manifest,
-    )
-
-
-def sources_of(wanted: Wanted) -> vision.Sources:
-    """Return where the images of a run come from."""
-    settings = dict(wanted.data)
-    return vision.Sources(
-        variant=wanted.backbone.variant, cache=wanted.cache, data_dir=wanted.data_dir, source=settings["source"],
-        skip_corrupt=settings["skip_corrupt"], corruption=settings["corruption"],
-        corruption_from=settings["corruption_from"], severity=settings["severity"], seed=wanted.seed, limit=wanted.limit,
-        tasks_file=Path(settings["tasks_file"]).expanduser() if settings["tasks_file"] else None,
-    )
+    return Evaluator(data, placed, device, wanted.eval_batch, clip.normalise, wanted.precision == "bf16")
 
 
 def head(task: str, data: TaskData, found: Found, request: Request, variant: str, device: torch.device) -> ZeroShotHead:
@@ -114,9 +95,9 @@ def _placed(path: Path, device: torch.device) -> PlacedWeights:
     return PlacedWeights(SafetensorsWeights(path), device, "disk")
 
 
-def encoder(backbone: Backbone, pretrained: Mapping[str, Tensor], found: Found) -> nn.Module:
+def encoder(wanted: Wanted, pretrained: Mapping[str, Tensor], found: Found) -> nn.Module:
     """Return the encoder with the pretrained weights, and with those that the family does not merge."""
-    model = models.build(backbone.model, backbone.layout)
+    model = models.build(wanted.model, layout_of(wanted))
     model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **constants(found)})
     return model.requires_grad_(False)
 

@@ -1,0 +1,187 @@
+"""CLIP's image encoders at full size: published experts, zero-shot heads, and the images of twenty tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fusionbench_lite.base.needs import Need, Needs
+from fusionbench_lite.base.task_sets import tasks_of
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES
+from fusionbench_lite.suites import Extent, SuiteKind, Wanted
+
+if TYPE_CHECKING:
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.checkpoints import Request
+    from fusionbench_lite.data import vision
+    from fusionbench_lite.evaluation.suite import Suite
+    from fusionbench_lite.finetuning.options import Options, Trained
+
+FAMILIES = ("ta", "tall", "ta_tall", "fusionbench", "own")
+"""Families of checkpoints; the first three hold open_clip's tensors, fusionbench transformers'."""
+ANY_TEST, ANY_CLASSES = 1000, 10
+"""Test images and classes of a task of one's own, for plans."""
+
+
+class Clip(SuiteKind):
+    """ViT-B/32, B/16 and L/14."""
+
+    models = dict.fromkeys(SIZES, 8)
+    uses_hub = True
+    slow_training = True
+
+    def check(self, wanted: Wanted) -> Wanted:
+        """Resolve family, layout and the family that one's own experts stand in for."""
+        found = _resolved(wanted)
+        _check_tasks(found)
+        given = {name: value for name, value in wanted.data if name != "tasks_file"}  # the file is read where the tasks are
+        if given:
+            from fusionbench_lite.data.vision import Sources  # late: a line without such settings does not wait for its imports
+
+            Sources(variant_of(found), wanted.cache, wanted.data_dir, **given)
+        return found
+
+    def load(self, wanted: Wanted, progress: Progress) -> Suite:
+        """Return the suite, downloading, converting and decoding what the cache lacks."""
+        from fusionbench_lite.suites.clip import loading
+
+        return loading.load(wanted, progress)
+
+    def needs(self, wanted: Wanted, training: int | None) -> Needs:
+        """Return files, images and caveats of the experts and tasks."""
+        from fusionbench_lite import checkpoints
+        from fusionbench_lite.checkpoints.families import caveats as of_experts
+        from fusionbench_lite.checkpoints.families import check
+        from fusionbench_lite.data import vision
+
+        request, sources = request_of(wanted), sources_of(wanted)
+        images = [item for task in wanted.tasks for item in vision.inventory(task, sources, trained=training)]
+        items = [*checkpoints.inventory(request), *images]
+        if training == 0:
+            items = [item for item in items if item.what != "training images"]
+        published = [task for task in wanted.tasks if task in vision.names()]
+        families = check(request.family, request.model, request.tasks, request.manifest)
+        notes = (*of_experts(families), *(note for task in published for note in vision.caveats(task, variant_of(wanted))))
+        return Needs(tuple(items), tuple(dict.fromkeys(notes)), tuple(_hints(wanted, items)))
+
+    def extent(self, wanted: Wanted) -> Extent:
+        """Return the published sizes of the tasks where all are published."""
+        from fusionbench_lite.data import vision
+
+        count = len(wanted.tasks)
+        classes, tests = (ANY_CLASSES,) * count, (wanted.limit or ANY_TEST,) * count
+        if set(wanted.tasks) <= set(vision.names()):
+            known = [vision.task(name, variant_of(wanted)) for name in wanted.tasks]
+            classes = tuple(task.classes for task in known)
+            tests = tuple(min(task.test, wanted.limit or task.test) for task in known)
+        return Extent(classes=classes, test_examples=tests, experts="disk", tower_alone=wanted.release == "fusionbench")
+
+    def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:
+        """Return what is not known of experts whose release nothing says."""
+        if "virtual_zeros" not in defaults or wanted.release != "own":
+            return ()
+        return (
+            "virtual_zeros is 0: nothing says which release these experts stand in for, and with experts of ta and tall this "
+            "method counts the zeros of the text side. The manifest.json of a fine-tuning says it (family).",
+        )
+
+    def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
+        """Fine-tune an expert of every task, or one model of all."""
+        from fusionbench_lite.suites.clip import training
+
+        return training.train(wanted, options, progress)
+
+
+KIND = Clip()
+
+
+def variant_of(wanted: Wanted) -> str:
+    """Return the variant of the data sets and prompts that the experts were trained with."""
+    return "fusionbench" if wanted.release == "fusionbench" else "tall"
+
+
+def usual_layout(wanted: Wanted) -> str:
+    """Return the layout that the experts were published in."""
+    return "separate" if wanted.release == "fusionbench" else "packed"
+
+
+def layout_of(wanted: Wanted) -> str:
+    """Return the layout of a checked request."""
+    return wanted.layout or usual_layout(wanted)
+
+
+def request_of(wanted: Wanted) -> Request:
+    """Return what a run asks of the checkpoints."""
+    from fusionbench_lite.checkpoints import Request
+
+    return Request(
+        model=wanted.model, size=SIZES[wanted.model], layout=layout_of(wanted), family=wanted.family, tasks=wanted.tasks,
+        cache=wanted.cache, dir=wanted.checkpoints, manifest=wanted.manifest,
+    )
+
+
+def sources_of(wanted: Wanted) -> vision.Sources:
+    """Return where the images of a run come from."""
+    from pathlib import Path
+
+    from fusionbench_lite.data.vision import Sources
+
+    given = dict(wanted.data)
+    if "tasks_file" in given:
+        given["tasks_file"] = Path(given["tasks_file"]).expanduser()
+    return Sources(
+        variant=variant_of(wanted), cache=wanted.cache, data_dir=wanted.data_dir, seed=wanted.seed, limit=wanted.limit, **given
+    )
+
+
+def _resolved(wanted: Wanted) -> Wanted:
+    name, family, own = wanted.model, wanted.family, wanted.checkpoints
+    if wanted.layout not in (None, *LAYOUTS):
+        raise InputError(f"unknown model.layout {wanted.layout!r}: {did_you_mean(str(wanted.layout), LAYOUTS)}")
+    if wanted.recipe:
+        raise InputError(f"checkpoints.recipe trains embedded experts, not {name}: leave it out; fine-tuning has finetune.recipe")
+    if family == "embedded":
+        raise InputError(f"checkpoints=embedded holds experts of vit_mini, not of {name}: set checkpoints=ta_tall")
+    if family == "auto":
+        family = "own" if own is not None and (own / "pretrained.safetensors").is_file() else "ta_tall"
+    if family not in FAMILIES:
+        raise InputError(f"unknown checkpoints.family {family!r}: {did_you_mean(str(family), ('auto', 'embedded', *FAMILIES))}")
+    if family == "own" and own is None:
+        raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
+    stated = None
+    if family == "own" and own is not None:
+        from fusionbench_lite.checkpoints.release import release_of  # late: few lines need it
+
+        stated = release_of(own)
+    found = dataclasses.replace(wanted, family=family, stated=stated)
+    return dataclasses.replace(found, layout=layout_of(found))
+
+
+def _check_tasks(wanted: Wanted) -> None:
+    """Raise InputError where the family has no expert of one of the tasks."""
+    if wanted.family == "own":
+        return
+    published, eight = tasks_of("20"), tasks_of("8")
+    for name in wanted.tasks:
+        if name not in published:
+            hint = "tasks=8" if name in tasks_of("mini8") else did_you_mean(name, published)
+            raise InputError(
+                f"checkpoints={wanted.family} has no expert of task {name!r}: {hint} (checkpoints=own reads your own)"
+            )
+        if wanted.family == "ta" and name not in eight:
+            raise InputError(f"checkpoints=ta has experts of eight tasks, not of {name!r}: set checkpoints=ta_tall or tall")
+
+
+def _hints(wanted: Wanted, items: Sequence[Need]) -> list[str]:
+    """Return the line that makes experts of one's own."""
+    missing = [item for item in items if not item.present and not item.made]
+    if wanted.family != "own" or not any(item.what in ("pretrained", "expert") for item in missing):
+        return []
+    task = next((item.task for item in missing if item.task and item.what == "expert"), wanted.tasks[0])
+    keys = [f"model={wanted.model}", f"task={task}", *([f"checkpoints={wanted.stated}"] if wanted.stated else [])]
+    keys += [f"model.layout={wanted.layout}"] if layout_of(wanted) != usual_layout(wanted) else []
+    line = shlex.join(["python", "-m", "fusionbench_lite.finetune", *keys, f"finetune.out={wanted.checkpoints}"])
+    return [f"Experts and their pretrained model are made by fine-tuning: {line}"]

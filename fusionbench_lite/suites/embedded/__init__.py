@@ -1,0 +1,76 @@
+"""The embedded suite: a small vision transformer, and tasks that are drawn by code or come from files of one's own.
+
+Experts are trained on first use and kept in the cache, or read from a folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fusionbench_lite.base.task_sets import tasks_of
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.suites import Extent, SuiteKind, Wanted
+
+if TYPE_CHECKING:
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.evaluation.suite import Suite
+    from fusionbench_lite.finetuning.options import Options, Trained
+
+TEST, CLASSES = 1000, 10
+"""Test images and classes of a drawn task."""
+
+
+class Embedded(SuiteKind):
+    """ViT mini on images of 32 x 32 pixels."""
+
+    models: ClassVar[Mapping[str, Any]] = {"vit_mini": "mini8"}
+
+    def tasks(self, data_dir: Path | None) -> Sequence[str]:
+        """Return the tasks of the files in a folder."""
+        return sorted(path.stem for path in data_dir.glob("*.npz")) if data_dir is not None else ()
+
+    def check(self, wanted: Wanted) -> Wanted:
+        """Resolve the family: that of the experts trained here, or "own"."""
+        name, own = wanted.model, wanted.checkpoints is not None
+        if wanted.family not in ("auto", "embedded", "own"):
+            raise InputError(
+                f"checkpoints={wanted.family} holds experts of CLIP models, not of {name}: set model=vit_b32 or leave it out"
+            )
+        if wanted.layout is not None:
+            raise InputError(f"model {name} has one layout: leave model.layout out")
+        if wanted.family == "own" and not own:
+            raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
+        drawn = tasks_of("mini8")
+        for task in wanted.tasks:
+            if wanted.data_dir is None and task not in drawn:
+                raise InputError(
+                    f"model {name} has no data for task {task!r}: use tasks=mini8, or add data_dir with {task}.npz and {task}.json"
+                )
+        if about := [key for key, _ in wanted.data if key != "tasks_file"]:
+            raise InputError(f"data.{about[0]} is about images of CLIP models, not of {name}: leave it out")
+        return dataclasses.replace(wanted, family="own" if own else "embedded")
+
+    def load(self, wanted: Wanted, progress: Progress) -> Suite:
+        """Return the suite, training the experts on first use."""
+        from fusionbench_lite.suites.embedded import loading
+
+        return loading.load(wanted, progress)
+
+    def extent(self, wanted: Wanted) -> Extent:
+        """Return what drawn tasks have; everything fits everywhere."""
+        count = len(wanted.tasks)
+        return Extent(classes=(CLASSES,) * count, test_examples=(wanted.limit or TEST,) * count, small=True)
+
+    def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
+        """Train what the cache lacks of all experts of the tasks."""
+        if options.given:
+            raise InputError(f"finetune.* is about CLIP models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
+        from fusionbench_lite.suites.embedded import loading
+
+        return loading.train(wanted, progress)
+
+
+KIND = Embedded()

@@ -1,0 +1,71 @@
+"""The embedded suite, loaded: tasks, experts and heads on the device of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fusionbench_lite import models
+from fusionbench_lite.base.devices import device_of
+from fusionbench_lite.base.progress import Progress
+from fusionbench_lite.data import TaskData, load_task, reads_files
+from fusionbench_lite.evaluation.evaluator import Evaluator
+from fusionbench_lite.evaluation.suite import Suite
+from fusionbench_lite.finetuning import zoo
+from fusionbench_lite.finetuning.embedded import DRAWN, FILES, recipe_with
+from fusionbench_lite.finetuning.options import Trained
+from fusionbench_lite.suites import Wanted
+
+
+def load(wanted: Wanted, progress: Progress) -> Suite:
+    """Return the suite of a checked request."""
+    device, seed = device_of(wanted.device), wanted.checkpoints_seed
+    data = {}
+    for number, name in enumerate(wanted.tasks):
+        progress("loading tasks", number, len(wanted.tasks))
+        data[name] = load_task(name, data_dir=wanted.data_dir, seed=seed, cache_dir=wanted.cache)
+    progress("loading tasks", len(wanted.tasks), len(wanted.tasks))
+    base = FILES if any(reads_files(name, wanted.data_dir) for name in wanted.tasks) else DRAWN
+    recipe = recipe_with(base, dict(wanted.recipe))
+    if wanted.checkpoints is not None:
+        found = zoo.load_from(wanted.checkpoints, list(wanted.tasks), recipe.head_scale)
+    else:
+        found = zoo.load_or_build(wanted.model, data, wanted.cache, seed, recipe, progress)
+    model = models.build(wanted.model).to(device).eval()
+    heads = {task: head.to(device) for task, head in found.heads.items()}
+    evaluator = Evaluator(_limited(data, wanted.limit), heads, device, wanted.eval_batch, bf16=wanted.precision == "bf16")
+    return Suite(
+        family="embedded" if wanted.checkpoints is None else "own files", tasks=evaluator.data,
+        data_hashes={name: entry.sha256 for name, entry in data.items()}, files=found.files,
+        expert_hashes={task: found.files[zoo.expert_file(task)] for task in wanted.tasks},
+        head_hashes=dict.fromkeys(wanted.tasks, found.files["heads.safetensors"]), pretrained=_on(found.pretrained, device),
+        experts={task: _on(weights, device) for task, weights in found.experts.items()},
+        multitask=_on(found.multitask, device) if found.multitask is not None else None, model=model, evaluator=evaluator,
+        device=device, folder=found.path,
+    )
+
+
+def train(wanted: Wanted, progress: Progress) -> Trained:
+    """Train what the cache lacks and evaluate all models."""
+    suite = load(wanted, progress)
+    rows = {
+        "pretrained": suite.evaluate(suite.encoder(suite.pretrained)),
+        "individual": {task: suite.judge(task, suite.encoder(weights)) for task, weights in suite.experts.items()},
+    }
+    if suite.multitask is not None:
+        rows["traditional_mtl"] = suite.evaluate(suite.encoder(suite.multitask))
+    return Trained("the experts", rows, suite.folder)
+
+
+def _limited(data: Mapping[str, TaskData], limit: int | None) -> dict[str, TaskData]:
+    return {
+        name: dataclasses.replace(entry, test_images=entry.test_images[:limit], test_labels=entry.test_labels[:limit])
+        for name, entry in data.items()
+    }
+
+
+def _on(weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in weights.items()}

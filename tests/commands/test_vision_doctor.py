@@ -11,7 +11,7 @@ import pytest
 from fusionbench_lite import doctor
 from fusionbench_lite.data.vision import stock
 from fusionbench_lite.data.vision.sources import Sources
-from fusionbench_lite.suites import suite as suites
+from fusionbench_lite.running import loading
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.vision_suite import Suite, called, small  # noqa: F401  (a fixture)
 
@@ -49,7 +49,7 @@ def test_without_a_network_downloads_are_to_be_fetched_by_hand(
     status, found = told(small, line)
     assert (status, found["hints"]) == (0, [])
     assert missing(found) <= {"head"}
-    suites._latest.clear()
+    loading._latest.clear()
     small.run(f"checkpoints={family} method=weight_averaging")
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fusionbench_lite import finetune
 from fusionbench_lite.models import clip_sizes
-from fusionbench_lite.suites import suite as suites
+from fusionbench_lite.running import loading
 from tests.support import vision_data
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.vision_suite import TASKS, Suite, called, small  # noqa: F401  (a fixture)
@@ -59,7 +59,7 @@ def test_fusionbench_experts_are_trained_and_merged(small: Suite):  # noqa: F811
     joint = trained(small, f"checkpoints=fusionbench finetune.recipe=joint finetune.images=square finetune.out={folder}")
     assert "traditional_mtl" in joint
     assert set(load_file(folder / "traditional_mtl.safetensors")) == set(base)  # the projection stays, whatever the recipe
-    suites._latest.clear()  # the file is new
+    loading._latest.clear()  # the file is new
     small.run(f"method=traditional_mtl checkpoints=own checkpoints.dir={folder}")
 
 

@@ -13,7 +13,7 @@ from fusionbench_lite.adaptation.streams import subset
 from fusionbench_lite.evaluation.selection import RULES, choose
 from fusionbench_lite.planning.command_line import plan_of
 from fusionbench_lite.running.adapting import Source, procedure_of
-from fusionbench_lite.suites.suite import load
+from fusionbench_lite.running.loading import load
 from fusionbench_lite.tables import frame, records
 
 SMALL = (

@@ -20,7 +20,7 @@ from fusionbench_lite.__main__ import main
 from fusionbench_lite.checkpoints.locating import in_listing
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip, prompts
-from fusionbench_lite.suites import suite as suites
+from fusionbench_lite.running import loading
 from tests.support import vision_data, vision_files
 from tests.support.mirror import Mirror, mirror  # noqa: F401  (a fixture)
 from tests.support.vision_data import encoded, picture, write_parquet
@@ -47,7 +47,7 @@ def small(mirror: Mirror, filled: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(clip.SIZES, "vit_b32", SMALL)
     shutil.copytree(filled, mirror.root)
     yield Suite(mirror, tmp_path, SIZES)
-    suites._latest.clear()
+    loading._latest.clear()
 
 
 class Canary:
@@ -193,7 +193,7 @@ def test_a_folder_without_one_class_is_refused_by_its_name(small: Suite):
     shutil.rmtree(folder / "train" / CLASSES[7])
     small.run(f"{RUN} {given(small)}")
     assert f"'{CLASSES[7]}' of task 'dtd' is missing in {folder / 'train'}" in small.refused(f"{STATISTICS} {given(small)}")
-    suites._latest.clear()
+    loading._latest.clear()
     shutil.rmtree(folder / "test" / CLASSES[5])
     assert f"'{CLASSES[5]}' of task 'dtd' is missing in {folder / 'test'}" in small.refused(f"{RUN} {given(small)}")
 

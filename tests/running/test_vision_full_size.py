@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from fusionbench_lite.models import clip
-from fusionbench_lite.suites import suite as suites
+from fusionbench_lite.running import loading
 from fusionbench_lite.tables import records
 from tests.conftest import ROOT
 from tests.support.mirror import UNSET, Mirror
@@ -46,7 +46,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         huggingface_hub.close_session()
         yield Suite(served, folder, SIZES)
         served.close()
-        suites._latest.clear()
+        loading._latest.clear()
     huggingface_hub.close_session()
 
 

@@ -13,7 +13,7 @@ from fusionbench_lite import doctor, finetune, registry
 from fusionbench_lite.__main__ import main
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.models import clip
-from fusionbench_lite.suites import suite as suites
+from fusionbench_lite.running import loading
 from tests.support import vision_files
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.vision_data import encoded, picture, write_parquet
@@ -68,7 +68,7 @@ def test_the_second_run_reads_no_image_and_asks_nothing(small: Suite, monkeypatc
     record = small.run("method=tsv_m")
     small.mirror.log.clear()
     small.mirror.close()
-    suites._latest.clear()
+    loading._latest.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert small.again("method=tsv_m").path == record.path
     small.run("method=cart")
@@ -90,7 +90,7 @@ def test_an_adaptation_that_was_stopped_ends_with_the_same_bits(small: Suite):  
         patch.setattr(Adaptation, "training_step", stopping)
         with pytest.raises(RuntimeError, match="stopped"):
             called(main, small.line(f"{line} overwrite=true"))
-    suites._latest.clear()
+    loading._latest.clear()
     small.run(f"{line} overwrite=true")
     for name, content in kept.items():
         assert (whole.path / name).read_bytes() == content, name
@@ -198,7 +198,7 @@ def test_a_record_is_found_by_what_was_read_wherever_it_lies(small: Suite):  # n
     repo = small.mirror.root / "datasets" / "tanganke" / "dtd"
     (file,) = (repo / "data").glob("train-*.parquet")
     write_parquet(file, [encoded(picture(row % 47, row + 5000)) for row in range(94)], [row % 47 for row in range(94)], None)
-    suites._latest.clear()
+    loading._latest.clear()
     elsewhere = f"checkpoints=ta cache_dir={small.folder / 'other'}"
     assert small.again(f"{elsewhere} method=weight_averaging").key == first.key
     assert small.run(f"{elsewhere} {statistics}").key != fisher.key
@@ -207,13 +207,13 @@ def test_a_record_is_found_by_what_was_read_wherever_it_lies(small: Suite):  # n
 def test_predictions_are_those_of_the_published_weights(small: Suite):  # noqa: F811
     """From the tensors that the files were written from, with a forward pass and a head of this test's own."""
     record, other = small.run("checkpoints=ta method=individual"), small.run("checkpoints=ta method=pretrained")
-    (suite,) = suites._latest.values()
+    (suite,) = loading._latest.values()
     different = 0
     for task in ("mnist", "dtd"):
         state = vision_files.expert_state(SMALL, task)
         model = clip.build(SMALL, "packed").eval()
         model.load_state_dict({name.removeprefix("visual."): t for name, t in state.items() if name.startswith("visual.")})
-        images = clip.normalise(torch.from_numpy(suite.data[task].test_images[:]))
+        images = clip.normalise(torch.from_numpy(suite.tasks[task].test_images[:]))
         head = vision_files.head_weight(SMALL, task, vision_files.classes_of(task))
         with torch.no_grad():
             logits = torch.nn.functional.normalize(model(images), dim=-1) @ head.T
@@ -225,6 +225,6 @@ def test_predictions_are_those_of_the_published_weights(small: Suite):  # noqa: 
 
 def test_mixed_precision_reaches_the_evaluation(small: Suite):  # noqa: F811
     record = small.run("checkpoints=ta method=weight_averaging precision=bf16")
-    (suite,) = suites._latest.values()
+    (suite,) = loading._latest.values()
     assert suite.evaluator.bf16
     assert record.key != small.run("checkpoints=ta method=weight_averaging").key

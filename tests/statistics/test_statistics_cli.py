@@ -15,13 +15,13 @@ from fusionbench_lite import __main__ as cli
 from fusionbench_lite import models, statistics
 from fusionbench_lite.base.progress import Progress
 from fusionbench_lite.errors import InputError, MergeError
+from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.finetuning import zoo
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning import plan
 from fusionbench_lite.planning.settings import Sourced
-from fusionbench_lite.running import method_inputs, recording
-from fusionbench_lite.suites import suite
+from fusionbench_lite.running import loading, method_inputs, recording
 from fusionbench_lite.tables import records
 
 SMALL = (
@@ -53,10 +53,10 @@ def resolve():
 def loaded(resolve, shared_cache):
     """Return plan and suite of some overrides, on the small experts of the test session."""
 
-    def run(*overrides: str) -> tuple[plan.Plan, suite.Suite]:
+    def run(*overrides: str) -> tuple[plan.Plan, Suite]:
         resolved = resolve(*SMALL, "device=cpu", f"cache_dir={shared_cache}", *overrides)
         with Progress() as progress:
-            return resolved, suite.load(resolved, progress)
+            return resolved, loading.load(resolved, progress)
 
     return run
 
@@ -123,6 +123,10 @@ def test_settings_are_checked_without_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
+def _cached_in(resolved: plan.Plan, folder) -> plan.Plan:
+    return dataclasses.replace(resolved, wanted=dataclasses.replace(resolved.wanted, cache=folder))
+
+
 # ---------------------------------------------------------------- what is computed
 
 
@@ -130,7 +134,7 @@ def _images(data, indices) -> torch.Tensor:
     return torch.from_numpy((data.train_images[indices].astype(np.float32) / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
 
 
-def _expert(loaded_suite: suite.Suite, task: str) -> torch.nn.Module:
+def _expert(loaded_suite: Suite, task: str) -> torch.nn.Module:
     model = models.build("vit_mini")
     model.load_state_dict(load_file(loaded_suite.folder / zoo.expert_file(task)))
     return model.eval()
@@ -142,7 +146,7 @@ def test_fisher_is_that_of_each_expert_on_its_first_training_images(loaded):
     assert list(fisher) == ["digits", "signs", "land"]
     for task in fisher:
         head = ZeroShotHead(load_file(found.folder / "heads.safetensors")[task], 20.0)
-        model, x = _expert(found, task), _images(found.data[task], np.arange(10))
+        model, x = _expert(found, task), _images(found.tasks[task], np.arange(10))
         expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
         for batch in (x[:4], x[4:8], x[8:]):
             log_p = head(model(batch)).log_softmax(-1)
@@ -159,13 +163,13 @@ def test_gram_is_that_of_each_expert_on_shuffled_training_images(loaded):
     resolved, found = loaded("method=regmean", *FEW)
     gram = method_inputs.inputs(resolved, found)["gram"]
     for task in ("digits", "signs", "land"):
-        indices = method_inputs.chosen(found.data[task], "shuffled", 10, resolved.seed)
+        indices = method_inputs.chosen(task, found.size(task, "train"), "shuffled", 10, resolved.seed)
         assert len(set(indices)) == 10
         assert indices.max() > 10
         model, rows = _expert(found, task), []
         model.transformer.resblocks[3].mlp.c_proj.register_forward_hook(lambda m, args, out, rows=rows: rows.append(args[0]))
         with torch.no_grad():
-            model(_images(found.data[task], indices))
+            model(_images(found.tasks[task], indices))
         x = rows[0].reshape(-1, 512).double()
         torch.testing.assert_close(
             gram[task]["transformer.resblocks.3.mlp.c_proj.weight"], (x.T @ x / len(x)).float(), rtol=1e-4, atol=1e-6
@@ -179,10 +183,10 @@ def test_test_images_and_labels_are_not_read(loaded, tmp_path, method):
     expected = method_inputs.inputs(resolved, found)
     hidden = {
         task: dataclasses.replace(data, test_images=None, test_labels=None, train_labels=np.full_like(data.train_labels, -1))
-        for task, data in found.data.items()
+        for task, data in found.tasks.items()
     }
-    blind = dataclasses.replace(found, data=hidden)
-    again = method_inputs.inputs(dataclasses.replace(resolved, cache_dir=str(tmp_path)), blind)
+    blind = dataclasses.replace(found, tasks=hidden)
+    again = method_inputs.inputs(_cached_in(resolved, tmp_path), blind)
     assert len(list((tmp_path / "statistics").glob("*.safetensors"))) == 3
     for name, tasks in expected.items():
         for task, tensors in tasks.items():
@@ -194,7 +198,7 @@ def test_test_images_and_labels_are_not_read(loaded, tmp_path, method):
 def test_an_entry_is_found_again_by_what_decides_it(loaded, tmp_path, monkeypatch, method):
     def inputs(*overrides: str) -> dict:
         resolved, found = loaded(f"method={method}", *FEW, *overrides)
-        return method_inputs.inputs(dataclasses.replace(resolved, cache_dir=str(tmp_path)), found)
+        return method_inputs.inputs(_cached_in(resolved, tmp_path), found)
 
     def entries() -> int:
         return len(list((tmp_path / "statistics").glob("*.safetensors")))
@@ -240,7 +244,7 @@ def test_more_examples_than_there_are_is_one_line(loaded, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bad_expert_is_one_line(loaded, tmp_path, method):
     resolved, found = loaded(f"method={method}", *FEW)
-    resolved = dataclasses.replace(resolved, cache_dir=str(tmp_path))
+    resolved = _cached_in(resolved, tmp_path)
     broken = {name: tensor.clone() for name, tensor in found.experts["signs"].items()}
     broken["conv1.weight"][0] = torch.nan
     with pytest.raises(MergeError, match="expert 'signs': 'conv1.weight' has .* non-finite of"):

@@ -100,9 +100,9 @@ def called(entry, arguments: list[str]) -> tuple[int, str]:
 @pytest.fixture
 def small(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
     """The suite with vit_b32 of a small size."""
-    from fusionbench_lite.suites import suite as suites
+    from fusionbench_lite.running import loading
 
     monkeypatch.setitem(clip.SIZES, "vit_b32", SMALL)
     fill(mirror, SMALL)
     yield Suite(mirror, tmp_path)
-    suites._latest.clear()
+    loading._latest.clear()

@@ -11,7 +11,7 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetune import Options
 from fusionbench_lite.models import clip
 from fusionbench_lite.planning.command_line import options_of, plan_of
-from fusionbench_lite.running import method_inputs
+from fusionbench_lite.suites.clip import variant_of
 from tests.conftest import ROOT
 
 
@@ -27,10 +27,10 @@ from tests.conftest import ROOT
         ("model=vit_b32 checkpoints=ta model.layout=separate tasks=[dtd,svhn]", "ta", "separate", 2),
     ],
 )
-def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, tasks: int):
+def test_the_suite_of_a_line(line: str, family: str, layout: str | None, tasks: int):
     plan = plan_of(line.split())
-    assert (plan.backbone.family, plan.backbone.layout, len(plan.tasks.names)) == (family, layout, tasks)
-    assert plan.backbone.variant == ("fusionbench" if family == "fusionbench" else "tall")
+    assert (plan.wanted.family, plan.wanted.layout, len(plan.tasks)) == (family, layout, tasks)
+    assert variant_of(plan.wanted) == ("fusionbench" if family == "fusionbench" else "tall")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_refusals_name_the_fix(line: str, said: str):
     ],
 )
 def test_which_runs_read_training_images(line: str, expected: bool):
-    assert method_inputs.reads_training(plan_of(line.split())) == expected
+    assert plan_of(line.split()).reads_training == expected
 
 
 @pytest.mark.parametrize("model", list(clip.SIZES))

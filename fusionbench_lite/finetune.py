@@ -98,7 +98,7 @@ def _train_embedded(plan: Plan) -> None:
         }
         if suite.multitask is not None:
             rows["traditional_mtl"] = suite.evaluator.evaluate(suite.encoder(suite.multitask))
-    _show(f"Test accuracy of the experts of tasks={plan.tasks.label}", rows, suite.folder)
+    _show(f"the experts of tasks={plan.tasks.label}", rows, suite.folder)
 
 
 def _train_clip(plan: Plan, options: Options) -> None:
@@ -107,18 +107,24 @@ def _train_clip(plan: Plan, options: Options) -> None:
 
     with Progress() as progress:
         rows, folder = train(plan, options, progress)
-    _show(f"Test accuracy of {plan.model} fine-tuned on tasks={plan.tasks.label}", rows, folder)
+    _show(f"{plan.model} fine-tuned on tasks={plan.tasks.label}", rows, folder)
 
 
-def _show(title: str, rows: Mapping[str, Evaluation], folder: Path | None) -> None:
+def _show(what: str, rows: Mapping[str, Evaluation], folder: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    tasks = list(next(iter(rows.values())))
-    table = Table("model", *tasks, "average", title=title)
+    from fusionbench_lite.evaluation.results import shared
+
+    first = next(iter(rows.values()))
+    measure = shared(first)
+    heads = [t if r.measure == measure else f"{t} ({r.measure.label})" for t, r in first.items()]
+    table = Table("model", *heads, "average", title=f"Test {measure.label if measure else 'results'} of {what}")
     for name, evaluation in rows.items():
-        values = [100 * result.accuracy for result in evaluation.values()]
-        table.add_row(name, *(f"{value:.1f}" for value in values), f"{sum(values) / len(values):.1f}")
+        values = [result.measure.scale * result.value for result in evaluation.values()]
+        mean = f"{sum(values) / len(values):.{measure.decimals}f}" if measure else ""
+        printed = (f"{value:.{r.measure.decimals}f}" for value, r in zip(values, evaluation.values(), strict=True))
+        table.add_row(name, *printed, mean)
     console = Console()
     console.print(table)
     console.print(f"experts in {folder}", style="dim", highlight=False, soft_wrap=True)

@@ -37,7 +37,8 @@ class TaskData:
 
     Images may be arrays, or array-likes that decode rows when they are read; those have a `fingerprint`, which stands for
     their content in the hash, and may have `originals`, see `Originals`. `source` says where the test images are from, `files`
-    maps names of files to their SHA-256 as far as known, `caveats` are sentences that belong to every result.
+    maps names of files to their SHA-256 as far as known, `caveats` are sentences that belong to every result. `metric` names
+    what the task is judged by (evaluation/metrics.py).
     """
 
     name: str
@@ -50,6 +51,7 @@ class TaskData:
     source: str = ""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+    metric: str = "accuracy"
 
     @property
     def num_classes(self) -> int:

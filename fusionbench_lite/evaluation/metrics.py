@@ -105,6 +105,8 @@ def _matthews(predictions: Array, labels: Array) -> float:
     """Matthews correlation (Gorodkin 2004 for more than two classes); 0 where predictions or labels are of one class."""
     from sklearn.metrics import matthews_corrcoef
 
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
     return float(matthews_corrcoef(labels, predictions))
 
 

@@ -57,6 +57,11 @@ class Table:
         """The columns of values: the tasks, then the average."""
         return (*self.tasks, AVERAGE)
 
+    @property
+    def average(self) -> Measure:
+        """What the average over tasks is."""
+        return self.measures.get(AVERAGE, ACCURACY)
+
     def decimals(self, column: str) -> int:
         """The decimals that a column of values is printed with."""
         return self.measures.get(column, ACCURACY).decimals

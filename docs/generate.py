@@ -18,6 +18,7 @@ import method_page
 import vision_page
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation.measures import shared
 from fusionbench_lite.paths import atomic_file, config_dir
 from fusionbench_lite.running import experiment as experiments
 from fusionbench_lite.running.experiment import Experiment
@@ -181,7 +182,9 @@ def differences(rows: Rows, main: Mapping[str, str], results_dir: str) -> Iterat
     """Yield paired differences of the methods' `main` rows on the same test examples, where both have records."""
     records = load_records(results_dir, rows)
     there = {row.name for row in rows.rows if any(record.key in row.keys for record in records)}
-    yield "Points of average accuracy, 95 % paired bootstrap interval over test examples within tasks."
+    measure = shared(each for record in records for each in record.measures().values())
+    named = measure.label if measure else "value"
+    yield f"Points of average {named}, 95 % paired bootstrap interval over test examples within tasks."
     yield ""
     yield "| first | second | difference | interval | seeds |"
     yield "|---|---|---|---|---|"
@@ -189,11 +192,8 @@ def differences(rows: Rows, main: Mapping[str, str], results_dir: str) -> Iterat
         if first not in there or second not in there:
             continue
         result = compare(rows, records, str(first), str(second))
-        low, high = result.paired.interval
-        yield (
-            f"| {result.a} | {result.b} | {100 * result.paired.difference:+.2f} | {100 * low:+.2f} to {100 * high:+.2f} | "
-            f"{result.seeds} |"
-        )
+        points, low, high = result.points
+        yield f"| {result.a} | {result.b} | {points:+.2f} | {low:+.2f} to {high:+.2f} | {result.seeds} |"
 
 
 def stamp_headers(experiment: Experiment, table: Table, folder: Path) -> None:

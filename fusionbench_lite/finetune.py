@@ -80,19 +80,25 @@ def _main(plan: Plan, options: Options) -> int:
     with Progress() as progress:
         asked = Asked(given, chunk=plan.trainer["chunk"], overwrite=plan.overwrite)
         trained = plan.kind.train(plan.wanted, asked, progress)
-    _show(f"Test accuracy of {trained.what} on tasks={plan.task_set}", trained.rows, trained.folder)
+    _show(f"{trained.what} on tasks={plan.task_set}", trained.rows, trained.folder)
     return 0
 
 
-def _show(title: str, rows: Mapping[str, Evaluation], folder: Path | None) -> None:
+def _show(what: str, rows: Mapping[str, Evaluation], folder: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    tasks = list(next(iter(rows.values())))
-    table = Table("model", *tasks, "average", title=title)
+    from fusionbench_lite.evaluation.results import shared
+
+    first = next(iter(rows.values()))
+    measure = shared(first)
+    heads = [t if r.measure == measure else f"{t} ({r.measure.label})" for t, r in first.items()]
+    table = Table("model", *heads, "average", title=f"Test {measure.label if measure else 'results'} of {what}")
     for name, evaluation in rows.items():
-        values = [100 * result.accuracy for result in evaluation.values()]
-        table.add_row(name, *(f"{value:.1f}" for value in values), f"{sum(values) / len(values):.1f}")
+        values = [result.measure.scale * result.value for result in evaluation.values()]
+        mean = f"{sum(values) / len(values):.{measure.decimals}f}" if measure else ""
+        printed = (f"{value:.{r.measure.decimals}f}" for value, r in zip(values, evaluation.values(), strict=True))
+        table.add_row(name, *printed, mean)
     console = Console()
     console.print(table)
     console.print(f"experts in {folder}", style="dim", highlight=False, soft_wrap=True)

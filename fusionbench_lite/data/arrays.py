@@ -71,8 +71,9 @@ class TaskData:
     """One task: images uint8 [N, S, S, 3] or other inputs, labels int64 [N] from 0 to the number of classes - 1.
 
     Inputs may be arrays, or what gives arrays for rows when they are read; those have a `fingerprint`, which stands for
-    their content in the hash. Images may have `originals`, see `Originals`. `source` says where the test images are from, `files`
-    maps names of files to their SHA-256 as far as known, `caveats` are sentences that belong to every result.
+    their content in the hash. Images may have `originals`, see `Originals`. `source` says where the test images are from,
+    `files` maps names of files to their SHA-256 as far as known, `caveats` are sentences that belong to every result.
+    `metric` names what the task is judged by (evaluation/metrics.py).
     """
 
     name: str
@@ -85,6 +86,7 @@ class TaskData:
     source: str = ""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+    metric: str = "accuracy"
 
     def inputs(self, split: str) -> Any:
         """Return the inputs of a split, "train" or "test", as they are stored: `inputs[rows]` are a `Stored`."""

@@ -14,31 +14,15 @@ from torch import Tensor
 
 from fusionbench_lite.base.processes import gathered, own_tasks
 from fusionbench_lite.data import Stored, TaskData, fingerprint, normalise
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation import metrics
 from fusionbench_lite.evaluation.batches import Batches
+from fusionbench_lite.evaluation.results import Evaluation as Evaluation
+from fusionbench_lite.evaluation.results import TaskResult as TaskResult
+from fusionbench_lite.evaluation.results import average as average
 from fusionbench_lite.models.inputs import Inputs
 
 Encode = Callable[[Inputs], Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """`predictions` int64 [N] and `correct` bool [N], in the order of the test examples."""
-
-    predictions: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-
-    @property
-    def accuracy(self) -> float:
-        """The part of the examples that is classified correctly."""
-        return float(self.correct.mean())
-
-
-Evaluation = Mapping[str, TaskResult]
-
-
-def average(evaluation: Evaluation) -> float:
-    """Return the unweighted mean accuracy over tasks."""
-    return float(np.mean([result.accuracy for result in evaluation.values()]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +83,13 @@ class Evaluator:
     def _predictions(
         self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]
     ) -> dict[str, TaskResult]:
+        for task in tasks:
+            metric = metrics.get(self.data[task].metric)
+            if metric.kind != metrics.CLASSES:
+                raise InputError(
+                    f"task {task!r} is judged by {metric.measure.label}, which needs {metric.kind}, and its head gives classes: "
+                    "choose a metric of classes, or a suite with a judge of its own"
+                )
         parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
 
         def predict(rows: NDArray[np.int64]) -> list[Tensor]:
@@ -112,6 +103,6 @@ class Evaluator:
                     parts[task].append(part)
         results = {}
         for task in tasks:
-            predictions = torch.cat(parts[task]).numpy().astype(np.int64)
-            results[task] = TaskResult(predictions, predictions == self.data[task].labels("test"))
+            entry = self.data[task]
+            results[task] = TaskResult(torch.cat(parts[task]).numpy(), np.asarray(entry.labels("test")), entry.metric)
         return results

@@ -16,7 +16,7 @@ from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
 from fusionbench_lite.base.processes import own_tasks
-from fusionbench_lite.evaluation.evaluator import TaskResult
+from fusionbench_lite.evaluation.results import TaskResult
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.running import course
 from fusionbench_lite.running.recording import Outcome, Selection
@@ -55,15 +55,14 @@ class Source:
                 batches.append({task: self._examples(task, self.procedure.split, rows[task][cut]) for task in tasks})
         return batches
 
-    def predict(self, procedure: Procedure, tasks: Iterable[str]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-        """Return predictions and correctness on all test examples of the tasks."""
-        found = {}
-        for task in tasks:
-            result = self.suite.evaluator.rows(
+    def predict(self, procedure: Procedure, tasks: Iterable[str]) -> dict[str, TaskResult]:
+        """Return the results on all test examples of the tasks."""
+        return {
+            task: self.suite.evaluator.rows(
                 task, lambda rows, task=task: procedure.encode(task, self._examples(task, "test", rows))  # type: ignore[misc]
             )
-            found[task] = (result.predictions, result.correct)
-        return found
+            for task in tasks
+        }
 
     def held_out(self, tasks: Iterable[str]) -> Batch:
         """Return the held-out examples of the tasks: from the training split, and read by no step."""
@@ -182,7 +181,7 @@ def adapt(
     clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
     supervised = procedure.reads_labels or _base_rule(plan) in USES_TEST_LABELS
     selections = {
-        rule: Selection(step, supervised or rule in USES_TEST_LABELS, _results(evaluations.predictions[step]))
+        rule: Selection(step, supervised or rule in USES_TEST_LABELS, evaluations.results(step))
         for rule, step in evaluations.chosen.items()
     }
     return Outcome(
@@ -207,10 +206,6 @@ def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dic
 
 def _base_rule(plan: Plan) -> str | None:
     return plan.setting("base_select") if "base_select" in plan.settings else None
-
-
-def _results(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, TaskResult]:
-    return {task: TaskResult(found.numpy(), correct.numpy()) for task, (found, correct) in predictions.items()}
 
 
 def _loggers(plan: Plan) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
@@ -19,14 +20,20 @@ LEARNED = "learned.safetensors"
 
 
 def evaluations(kept: Evaluations) -> list[dict[str, Any]]:
-    """Return every evaluation of an adaptation: step, accuracies, and the loss on held-out unlabelled examples."""
+    """Return every evaluation of an adaptation: step, values, and the loss on held-out unlabelled examples."""
     return [
         {
-            "step": step, "average": sum(per_task.values()) / len(per_task), "per_task": dict(per_task),
+            "step": step, "average": _average(kept, step), "per_task": dict(per_task),
             "held_out_loss": kept.held_out_losses.get(step),
         }
-        for step, per_task in kept.accuracies.items()
+        for step, per_task in kept.values.items()
     ]
+
+
+def _average(kept: Evaluations, step: int) -> float | None:
+    """The mean over tasks, None where units or directions of their metrics differ."""
+    values = kept.values[step].values()
+    return None if kept.average(step) is None else sum(values) / len(values)
 
 
 def writers(
@@ -60,28 +67,35 @@ def _write_history(path: Path, module: Adaptation, kept: Evaluations) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["step", "loss", *(f"loss/{t}" for t in tasks), "average", *(f"accuracy/{t}" for t in tasks), "held_out"]
+            [
+                "step", "loss", *(f"loss/{t}" for t in tasks), "average", *(f"{kept.metrics[t]}/{t}" for t in tasks),
+                "held_out",
+            ]
         )
         for step in range(module.completed + 1):
             losses: list[Any] = [""] * (1 + len(tasks))
             if step:
                 losses = [history.losses[step - 1], *(history.task_losses[task][step - 1] for task in tasks)]
-            accuracies: list[Any] = [""] * (1 + len(tasks))
-            if step in kept.accuracies:
-                values = [kept.accuracies[step][task] for task in tasks]
-                accuracies = [sum(values) / len(values), *values]
-            writer.writerow([step, *losses, *accuracies, kept.held_out_losses.get(step, "")])
+            values: list[Any] = [""] * (1 + len(tasks))
+            if step in kept.values:
+                average = _average(kept, step)
+                values = ["" if average is None else average, *(kept.values[step][task] for task in tasks)]
+            writer.writerow([step, *losses, *values, kept.held_out_losses.get(step, "")])
 
 
 def _write_evaluations(path: Path, kept: Evaluations) -> None:
-    """Write the predictions of every evaluation, `<step>/<task>` [N] in the smallest integer type that holds them."""
+    """Write the predictions of every evaluation, `<step>/<task>` [N]; classes in the smallest integer type that holds them."""
     arrays = {
-        f"{step}/{task}": found.numpy().astype(np.min_scalar_type(int(found.max())))
-        for step, per_task in kept.predictions.items()
-        for task, (found, _) in per_task.items()
+        f"{step}/{task}": _small(result.predictions)
+        for step in kept.predictions
+        for task, result in kept.results(step).items()
     }
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _small(predictions: NDArray[Any]) -> NDArray[Any]:
+    return predictions.astype(np.min_scalar_type(int(predictions.max()))) if predictions.dtype.kind == "i" else predictions
 
 
 def _write_trajectory(path: Path, procedure: Procedure, trajectory: Trajectory) -> None:

@@ -17,10 +17,11 @@ import torch
 import fusionbench_lite
 from fusionbench_lite import registry
 from fusionbench_lite.evaluation.batches import earlier_peak
-from fusionbench_lite.evaluation.evaluator import Evaluation, average
+from fusionbench_lite.evaluation.measures import ACCURACY
+from fusionbench_lite.evaluation.results import Evaluation, TaskResult, average
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
-from fusionbench_lite.tables import records, schema, statistics
+from fusionbench_lite.tables import records, schema
 
 if TYPE_CHECKING:
     from fusionbench_lite.evaluation.suite import Suite
@@ -67,6 +68,9 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     wanted = plan.wanted
     if wanted.precision == "bf16":
         own["evaluation"] = "bf16"
+    judged = {task: entry.metric for task, entry in suite.tasks.items() if entry.metric != ACCURACY.name}
+    if judged:
+        own["metrics"] = judged
     return own | {
         "schema": schema.VERSION,
         "version": RESULTS_SINCE,
@@ -137,12 +141,13 @@ def _images(suite: Suite) -> dict[str, Any]:
 
 
 def samples(selections: Mapping[str, Selection]) -> dict[str, Any]:
-    """Return the arrays of samples.npz: predictions and correctness per selection rule, task and example."""
+    """Return the arrays of samples.npz: predictions per selection rule, task and example, beside them correctness; for a metric
+    of the whole set the labels, so that records can be compared without the data."""
     return {
         f"{name}/{task}/{part}": getattr(outcome, part)
         for name, chosen in selections.items()
         for task, outcome in chosen.evaluation.items()
-        for part in ("predictions", "correct")
+        for part in ("predictions", "labels" if outcome.correct is None else "correct")
     }
 
 
@@ -152,17 +157,20 @@ def write(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
 
 
 def _selection(chosen: Selection) -> dict[str, Any]:
-    per_task = {}
-    for task, outcome in chosen.evaluation.items():
-        correct, examples = int(outcome.correct.sum()), len(outcome.correct)
-        low, high = statistics.wilson(correct, examples)
-        per_task[task] = {
-            "metric": "accuracy", "value": correct / examples, "correct": correct, "examples": examples,
-            "interval": [low, high],
-        }
     return {
-        "step": chosen.step, "uses_test_labels": chosen.uses_test_labels, "per_task": per_task,
+        "step": chosen.step, "uses_test_labels": chosen.uses_test_labels,
+        "per_task": {task: _cell(outcome) for task, outcome in chosen.evaluation.items()},
         "average": average(chosen.evaluation),
+    }
+
+
+def _cell(outcome: TaskResult) -> dict[str, Any]:
+    """Return the entry of a task; what is not accuracy says how its numbers are read."""
+    measure, correct = outcome.measure, outcome.correct
+    return {
+        "metric": outcome.metric, "value": outcome.value, **({} if correct is None else {"correct": int(correct.sum())}),
+        "examples": len(outcome.labels), "interval": list(outcome.interval),
+        **({} if measure == ACCURACY else {"label": measure.label, "unit": measure.unit, "direction": measure.direction}),
     }
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fusionbench_lite.evaluation.measures import Measure, shared
 from fusionbench_lite.tables import style
 from fusionbench_lite.tables.learned import Floats, describe, name_of, read_history
 from fusionbench_lite.tables.records import Record
@@ -21,7 +22,7 @@ from fusionbench_lite.tables.style import CYCLE, DASHES, INK, MARGIN, SOFT, Shee
 PARTS = 20
 """A running mean covers this part of the steps."""
 
-LOSS, AVERAGE, HELD_OUT, ACCURACY = "loss", "average", "held_out", "accuracy/"
+LOSS, AVERAGE, HELD_OUT = "loss", "average", "held_out"
 
 
 def window_of(steps: int) -> int:
@@ -53,12 +54,14 @@ def objective(record: Record) -> str:
 
 
 def draw_course(record: Record, history: pd.DataFrame, path: Path) -> list[Path]:
-    """Draw the losses, in total and per task, and below them accuracy and held-out loss; returns the files written."""
+    """Draw the losses, in total and per task, and below them the metrics and held-out loss; returns the files written."""
     tasks = [task for task in record.tasks if f"{LOSS}/{task}" in history]
     columns = min(4, max(len(tasks), 1))
     rows = -(-len(tasks) // columns)
     held = HELD_OUT in history and bool(history[HELD_OUT].notna().any())
-    judged = history[[name for name in history if name == AVERAGE or name.startswith(ACCURACY)]].dropna(how="all")
+    measures = record.measures()
+    names = {AVERAGE, *(f"{measure.name}/{task}" for task, measure in measures.items())}
+    judged = history[[name for name in history if name in names]].dropna(how="all")
     width = 8.9
     small = (width - 2 * MARGIN - 0.4 - 0.35 * (columns - 1)) / columns
     high = 1.05
@@ -82,7 +85,7 @@ def draw_course(record: Record, history: pd.DataFrame, path: Path) -> list[Path]
     top += rows * (high + 0.4) + 0.1
     if held or len(judged):
         half = (width - 2 * MARGIN - 0.4) * (0.56 if held else 1)
-        _accuracies(sheet.axes(left, top, half - 1.1, tall), judged, record.tasks)
+        _values(sheet.axes(left, top, half - 1.1, tall), judged, measures)
         if held:
             axes = sheet.axes(left + half + 0.45, top, width - MARGIN - left - half - 0.45, tall)
             _held_out(axes, history[HELD_OUT].dropna())
@@ -103,22 +106,24 @@ def _loss(axes: Axes, values: pd.Series | None, window: int, colour: str) -> Non
     axes.margins(x=0.01)
 
 
-def _accuracies(axes: Axes, judged: pd.DataFrame, tasks: Sequence[str]) -> None:
-    """Every task's accuracy as a thin line with its name at the end, the average as a thick one."""
-    style.heading(axes, "accuracy on the test split (%)")
+def _values(axes: Axes, judged: pd.DataFrame, measures: Mapping[str, Measure]) -> None:
+    """Every task's metric as a thin line with its name at the end, the average, where it means something, as a thick one."""
+    whole = shared(measures.values())
+    style.heading(axes, f"{whole.label} on the test split{whole.axis}" if whole else "metrics on the test split, units differ")
     style.grid(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ends: list[tuple[str, float, str, str]] = []
-    for number, task in enumerate(tasks):
-        if ACCURACY + task in judged:
-            line = 100 * judged[ACCURACY + task].dropna()
+    for number, (task, measure) in enumerate(measures.items()):
+        if f"{measure.name}/{task}" in judged:
+            line = measure.scale * judged[f"{measure.name}/{task}"].dropna()
             colour = CYCLE[number % 7]
             axes.plot(line.index, line, color=colour, linewidth=1, linestyle=DASHES[number // 7 % 4], alpha=0.85)
-            ends.append((task, float(line.iloc[-1]), colour, "normal"))
-    if AVERAGE in judged:
-        line = 100 * judged[AVERAGE].dropna()
+            named = task if measure == whole or measure.label == "accuracy" else f"{task} ({measure.label})"
+            ends.append((named, float(line.iloc[-1]), colour, "normal"))
+    if whole is not None and AVERAGE in judged:
+        line = whole.scale * judged[AVERAGE].dropna()
         axes.plot(line.index, line, color=INK, linewidth=2.2, marker="o", markersize=4, markeredgecolor="white")
-        ends.append((f"average {line.iloc[-1]:.1f}", float(line.iloc[-1]), INK, "bold"))
+        ends.append((f"average {line.iloc[-1]:.{whole.decimals}f}", float(line.iloc[-1]), INK, "bold"))
     _end_labels(axes, ends)
 
 
@@ -145,12 +150,16 @@ def _held_out(axes: Axes, values: pd.Series) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity of one row over the steps: mean and sample standard deviation over seeds (nan for one seed)."""
+    """A quantity of one row over the steps: mean and sample standard deviation over seeds (nan for one seed).
+
+    `measure` says what the average over tasks is.
+    """
 
     row: str
     quantity: str
     objective: str
     frame: pd.DataFrame
+    measure: Measure | None = None
 
 
 def curves(rows: Rows, records: Mapping[str, Record], seed: int | None = None) -> list[Curve]:
@@ -164,15 +173,18 @@ def curves(rows: Rows, records: Mapping[str, Record], seed: int | None = None) -
             series = [history[quantity].dropna() for _, history in pairs if quantity in history]
             series = [one for one in series if len(one)]
             if series:
-                found.append(Curve(row.name, quantity, objective(pairs[0][0]), _over_seeds(series, quantity)))
+                run = pairs[0][0]
+                whole = shared(run.measures().values())
+                scale = whole.scale if whole is not None and quantity == AVERAGE else 1
+                found.append(Curve(row.name, quantity, objective(run), _over_seeds(series, quantity, scale), whole))
     return found
 
 
-def _over_seeds(series: Sequence[pd.Series], quantity: str) -> pd.DataFrame:
+def _over_seeds(series: Sequence[pd.Series], quantity: str, scale: int) -> pd.DataFrame:
     if quantity == LOSS:
         series = [pd.Series(running_mean(one.to_numpy(), window_of(len(one))), one.index) for one in series]
-    if quantity == AVERAGE:
-        series = [100 * one for one in series]
+    if scale != 1:
+        series = [scale * one for one in series]
     together = pd.concat(series, axis=1, join="inner")
     return pd.DataFrame({"mean": together.mean(axis=1), "std": together.std(axis=1, ddof=1), "seeds": len(series)})
 
@@ -188,7 +200,7 @@ def draw_experiment(rows: Rows, found: Sequence[Curve], path: Path, note: str = 
     seeds = int(max(curve.frame["seeds"].max() for curve in found))
     sheet = Sheet(
         2 * MARGIN + 0.4 + 2 * (wide + tag) + 0.5, sum(highs) + 0.55 * len(highs) + 0.1, rows.title,
-        f"Adaptive rows of {rows.experiment}: running means of the loss, average accuracy at the evaluations"
+        f"Adaptive rows of {rows.experiment}: running means of the loss, {_averages(found)} at the evaluations"
         + (f"; mean of {seeds} seeds, bands ± one standard deviation" if seeds > 1 else "; one seed") + note,
     )
     for number, (title, chosen) in enumerate(panels):
@@ -201,7 +213,7 @@ def draw_experiment(rows: Rows, found: Sequence[Curve], path: Path, note: str = 
 
 
 def _panels(found: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
-    """Return (title, curves): losses of one kind and the accuracies first, then held-out losses and other kinds."""
+    """Return (title, curves): losses of one kind and the averages over tasks first, then held-out losses and other kinds."""
 
     def of(quantity: str, kind: str | None = None) -> list[Curve]:
         return [c for c in found if c.quantity == quantity and kind in (None, c.objective)]
@@ -210,9 +222,23 @@ def _panels(found: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
     for kind in dict.fromkeys(curve.objective for curve in found):
         panels.append((f"loss: {kind}, summed over tasks", of(LOSS, kind)))
         if len(panels) == 1:
-            panels.append(("average accuracy (%)", of(AVERAGE)))
+            panels.extend((f"average {name}{axis}", chosen) for (name, axis), chosen in _by_measure(of(AVERAGE)).items())
         panels.append((f"held-out loss: {kind}", of(HELD_OUT, kind)))
     return [panel for panel in panels if panel[1]]
+
+
+def _by_measure(found: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
+    """Return the averages that share an axis, by label and unit."""
+    axes: dict[tuple[str, str], list[Curve]] = {}
+    for curve in found:
+        if curve.measure is not None:
+            axes.setdefault((curve.measure.label, curve.measure.axis), []).append(curve)
+    return axes
+
+
+def _averages(found: Sequence[Curve]) -> str:
+    names = dict.fromkeys(curve.measure.label for curve in found if curve.measure is not None)
+    return "average " + (" or ".join(names) or "results")
 
 
 def _overlay(axes: Axes, title: str, chosen: Sequence[Curve], inks: Mapping[str, tuple[str, Any]]) -> None:

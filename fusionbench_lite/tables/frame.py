@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation.measures import ACCURACY, Measure, shared, stated
 from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.tables.compare import compare, find_row
 from fusionbench_lite.tables.families import REFERENCE, SOME, family, label
@@ -28,12 +30,14 @@ DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be shown: `frame` has one line per row (index: label), accuracies in percent.
+    """A table ready to be shown: `frame` has one line per row (index: label), values as printed: what is in percent times 100.
 
     Columns of `frame`: DETAILS, then per task and for the average NAME, NAME_low, NAME_high, NAME_std (mean over seeds,
     95 % interval, sample standard deviation over seeds), then `seconds` (merge and adapt: what the method itself costs),
     `seconds_total` (with loading and evaluation), with a baseline DIFFERENCE (points of average), and `records`.
-    `long` has one line per row, seed and task. Reference rows come first in `frame`; the others keep their order.
+    `long` has one line per row, seed and task. `measures` says of every column of values what it is, by the records; the
+    average has none, and is nan, where units or directions of the tasks differ. Reference rows come first in `frame`; the
+    others keep their order.
     """
 
     name: str
@@ -46,11 +50,25 @@ class Table:
     notes: tuple[str, ...]
     trial: bool = False
     baseline: str | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of accuracies: the tasks, then the average."""
+        """The columns of values: the tasks, then the average."""
         return (*self.tasks, AVERAGE)
+
+    @property
+    def average(self) -> Measure:
+        """What the average over tasks is."""
+        return self.measures.get(AVERAGE, ACCURACY)
+
+    def decimals(self, column: str) -> int:
+        """The decimals that a column of values is printed with."""
+        return self.measures.get(column, ACCURACY).decimals
+
+    def higher(self, column: str) -> bool:
+        """Whether higher values of a column are better."""
+        return self.measures.get(column, ACCURACY).higher
 
     @property
     def seeds(self) -> int:
@@ -71,7 +89,7 @@ def build(rows: Rows, records: Iterable[Record], select: str = "last", *, baseli
         raise InputError(f"experiment {rows.experiment}: none of its {len(rows.keys)} records is there; run it first")
     trial = all(record.limit is not None for record in wanted.values())
     kept = {key: record for key, record in wanted.items() if trial or record.limit is None}
-    tasks = _tasks(rows, kept)
+    tasks, measures = _tasks(rows, kept)
     long = _long(rows, kept, select)
     frame = _wide(rows, long, tasks)
     if baseline is not None:
@@ -79,7 +97,8 @@ def build(rows: Rows, records: Iterable[Record], select: str = "last", *, baseli
         frame = _with_difference(frame, rows, kept, baseline, select)
     remarks = notes(rows, frame, list(wanted.values()), trial=trial, select=select, baseline=baseline)
     return Table(
-        rows.experiment, rows.title, rows.question, select, tasks, frame, long, remarks, trial=trial, baseline=baseline
+        rows.experiment, rows.title, rows.question, select, tasks, frame, long, remarks, trial=trial, baseline=baseline,
+        measures=measures,
     )
 
 
@@ -106,7 +125,8 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     return frame.fillna({"select": "", "records": ""})
 
 
-def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[str, ...]:
+def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[tuple[str, ...], dict[str, Measure]]:
+    """Return the tasks of all rows, and the measure of every column of values."""
     first = next(record for key in rows.keys if (record := kept.get(key)) is not None)
     for record in kept.values():
         if set(record.tasks) != set(first.tasks):
@@ -114,11 +134,19 @@ def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[str, ...]:
                 f"averages over different tasks do not compare: {first.path.name} has {first.tasks}, "
                 f"{record.path.name} has {record.tasks}; put them in tables of their own"
             )
+        for task, measure in record.measures().items():
+            if measure != first.measures()[task]:
+                raise InputError(
+                    f"task '{task}' is judged by {first.measures()[task].phrase} in {first.path.name} and by {measure.phrase} in "
+                    f"{record.path.name}; put them in tables of their own"
+                )
     reserved = {*DETAILS, *TIMES, *DIFFERENCE, AVERAGE, "records", "label"}
     clash = reserved.intersection(first.tasks)
     if clash:
         raise InputError(f"a task called '{clash.pop()}' would hide the table's own column of that name; rename it")
-    return tuple(first.tasks)
+    found = first.measures()
+    whole = shared(found.values())
+    return tuple(first.tasks), found | ({AVERAGE: whole} if whole is not None else {})
 
 
 def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
@@ -139,17 +167,23 @@ def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
                 "seconds": sum(record.data["seconds"].get(part, 0.0) for part in ("merge", "adapt")),
                 "seconds_total": record.data["seconds"].get("total"),
             }
-            cells = selection["per_task"]
-            for task, cell in cells.items():
-                low, high = cell["interval"]
-                lines.append({**common, "task": task, "value": cell["value"], "low": low, "high": high})
-            values = [cell["value"] for cell in cells.values()]
-            low, high = average_interval(values, [(cell["interval"][0], cell["interval"][1]) for cell in cells.values()])
-            lines.append({**common, "task": AVERAGE, "value": sum(values) / len(values), "low": low, "high": high})
+            for task, (scale, value, low, high) in _numbers(selection["per_task"]).items():
+                lines.append({**common, "task": task, "value": scale * value, "low": scale * low, "high": scale * high})
     long = pd.DataFrame(lines)
     # Ten decimals: enough for any count, and 0.57 * 100 reads 57 instead of 56.99999999999999.
-    long[["value", "low", "high"]] = (100 * long[["value", "low", "high"]]).round(10)
+    long[["value", "low", "high"]] = long[["value", "low", "high"]].round(10)
     return long
+
+
+def _numbers(cells: Mapping[str, Any]) -> dict[str, tuple[int, float, float, float]]:
+    """Return scale, value and interval of every task and of their average, which is nan where it means nothing."""
+    found = {task: (stated(cell).scale, cell["value"], *cell["interval"]) for task, cell in cells.items()}
+    whole = shared(stated(cell) for cell in cells.values())
+    if whole is None:
+        return found | {AVERAGE: (1, math.nan, math.nan, math.nan)}
+    values = [cell["value"] for cell in cells.values()]
+    low, high = average_interval(values, [(cell["interval"][0], cell["interval"][1]) for cell in cells.values()])
+    return found | {AVERAGE: (whole.scale, sum(values) / len(values), low, high)}
 
 
 def _wide(rows: Rows, long: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
@@ -195,7 +229,9 @@ def _with_difference(
     lines = {}
     for name in frame.index[frame["seeds"] > 0]:
         if name != baseline:
-            paired = compare(rows, kept.values(), name, baseline, select).paired
-            values = (paired.difference, *paired.interval)
-            lines[name] = {column: round(100 * value, 10) for column, value in zip(DIFFERENCE, values, strict=True)}
+            found = compare(rows, kept.values(), name, baseline, select)
+            values = (found.paired.difference, *found.paired.interval)
+            lines[name] = {
+                column: round(found.measure.scale * value, 10) for column, value in zip(DIFFERENCE, values, strict=True)
+            }
     return frame.join(pd.DataFrame.from_dict(lines, orient="index", columns=list(DIFFERENCE)).astype(float))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusionbench_lite.evaluation.measures import Measure, shared
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Rows
 
@@ -48,18 +49,35 @@ def notes(
 
 def _reading(frame: Any, kept: Sequence[Record]) -> str:
     sizes = {cell["examples"] for r in kept for cell in r.data["selections"]["last"]["per_task"].values()}
-    metrics = {cell["metric"] for r in kept for cell in r.data["selections"]["last"]["per_task"].values()}
-    measure = "Accuracy" if metrics == {"accuracy"} else "Values"
+    measures = kept[0].measures()
+    whole = shared(measures.values())
     examples = f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
     counts = sorted({int(n) for n in frame["seeds"] if n})
     seeds = ""
     if counts and counts[-1] > 1:
         spread = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         seeds = f", mean ± standard deviation over {spread} seeds"
+    means = "" if len(set(measures.values())) == 1 else f" {_by_metric(measures)}."
+    if whole is None:
+        return f"Values on {examples} test examples per task{seeds}.{means} Their units or directions differ: no average."
+    if means:
+        means += " The average is the unweighted mean over them, as in GLUE's tables."
     return (
-        f"{measure} in percent on {examples} test examples per task{seeds}. The 95% interval of the average covers "
-        "the sampling of test examples only, not training or seeds."
+        f"{whole.phrase[0].upper()}{whole.phrase[1:]} on {examples} test examples per task{seeds}.{means} The 95% interval of the "
+        "average covers the sampling of test examples only, not training or seeds."
     )
+
+
+def _by_metric(measures: Mapping[str, Measure]) -> str:
+    """Say which tasks each metric judges; the most frequent one judges "the others"."""
+    tasks: dict[Measure, list[str]] = {}
+    for task, measure in measures.items():
+        tasks.setdefault(measure, []).append(task)
+    *few, (most, own) = sorted(tasks.items(), key=lambda entry: len(entry[1]))
+    parts = [f"{measure.phrase} for {', '.join(names)}" for measure, names in few]
+    parts.append(f"{most.phrase} for {'the others' if len(own) > 2 else ', '.join(own)}")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]
 
 
 def _without(rows: Rows, kept: Sequence[Record], select: str) -> list[str]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from fusionbench_lite.evaluation.measures import PERCENT
 from fusionbench_lite.tables.families import (
     ADAPTERS,
     ADAPTIVE,
@@ -145,15 +146,23 @@ def _titles(figure: Figure, layout: _Layout, table: Table, subtitle: list[str], 
 
 def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
     """The average of every row as a dot in its family's colour, its 95 % interval as a line, one tick per seed."""
-    frame = table.frame
-    low, high = float(frame[f"{AVERAGE}_low"].min()), float(frame[f"{AVERAGE}_high"].max())
-    span = max(high - low, 2.0)
+    frame, measure = table.frame, table.measures.get(AVERAGE)
+    if measure is None:
+        low, high = 0.0, 1.0
+    else:
+        low, high = float(frame[f"{AVERAGE}_low"].min()), float(frame[f"{AVERAGE}_high"].max())
+    span = max(high - low, 2.0 if measure is None or measure.unit == PERCENT else 1e-6)
     axes.set_xlim(low - 0.05 * span, high + 0.16 * span)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", color=_FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     ticks = ", ticks: single seeds" if table.seeds > 1 else ""
-    axes.set_xlabel(f"Average over tasks (%), 95% interval{ticks}", fontsize=8.5, color=_SOFT)
+    if measure is None:
+        axes.set_xticks([])
+        about = "No average: units or directions differ"
+    else:
+        about = f"Average over tasks{measure.axis}, 95% interval{ticks}"
+    axes.set_xlabel(about, fontsize=8.5, color=_SOFT)
     best = ranks(table)[AVERAGE_HEADER]
     for position, (row, name) in enumerate(zip(frame.itertuples(), names, strict=True)):
         y, colour = layout.y(position), COLOURS[str(row.family)]
@@ -172,7 +181,8 @@ def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
             color=_SOFT if row.family == REFERENCE else _INK,
         )
         if math.isnan(value):
-            axes.annotate("no record", (low, y), va="center_baseline", fontsize=8, color=_SOFT)
+            if not row.seeds:
+                axes.annotate("no record", (low, y), va="center_baseline", fontsize=8, color=_SOFT)
             continue
         if row.family == REFERENCE:
             axes.plot([value, value], [y, layout.body], color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
@@ -183,7 +193,7 @@ def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
             axes.plot(seeds, [y] * len(seeds), "|", color=_INK, markersize=6, markeredgewidth=0.9, zorder=4)
             right = max(right, float(seeds.max()))
         axes.annotate(
-            f"{value:.1f}",
+            f"{value:.{table.decimals(AVERAGE)}f}",
             (right, y),
             xytext=(6, 0),
             textcoords="offset points",
@@ -195,14 +205,21 @@ def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
         )
 
 
+def _ends(table: Table, task: str) -> tuple[float, float]:
+    """Return the lowest and highest value of the tasks in the unit and direction of this one, which share their shades."""
+    kinds = {name: (m.unit, m.direction) for name, m in table.measures.items()}
+    values = table.frame[[name for name in table.tasks if kinds.get(name) == kinds.get(task)]]
+    return float(values.min().min()), float(values.max().max())
+
+
 def _heat(axes: Axes, layout: _Layout, table: Table) -> None:
-    """Every task's number on its shade; the best of the ranked rows bold."""
+    """Every task's number on its shade, dark for good; the best of the ranked rows bold."""
     values = table.frame[list(table.tasks)]
-    low, high = float(values.min().min()), float(values.max().max())
     ranked = ranks(table)
     axes.set_xlim(0, len(table.tasks))
     axes.set_xticks([])
     for column, task in enumerate(table.tasks):
+        low, high = _ends(table, task)
         axes.annotate(
             task,
             (column + 0.5, 0),
@@ -219,6 +236,7 @@ def _heat(axes: Axes, layout: _Layout, table: Table) -> None:
             if math.isnan(value):
                 continue
             shade = (value - low) / (high - low) if high > low else 0.5
+            shade = shade if table.higher(task) else 1 - shade
             top = layout.y(position) - layout.row / 2
             axes.fill(
                 [column + 0.02, column + 0.98, column + 0.98, column + 0.02],
@@ -229,7 +247,7 @@ def _heat(axes: Axes, layout: _Layout, table: Table) -> None:
             axes.text(
                 column + 0.5,
                 layout.y(position),
-                f"{value:.1f}",
+                f"{value:.{table.decimals(task)}f}",
                 ha="center",
                 va="center_baseline",
                 fontsize=8.5,

@@ -2,7 +2,8 @@
 
     <results_dir>/records/<method>-<model>-<tasks label>-<key>/
         result.json     everything about the run (schema version 1, checked by `schema.check`)
-        samples.npz     <selection>/<task>/predictions int64 [N] and <selection>/<task>/correct bool [N]
+        samples.npz     <selection>/<task>/predictions [N] and <selection>/<task>/correct bool [N]; for a metric of the
+                        whole set <selection>/<task>/labels [N] in place of correctness
         ...             what else the run leaves: history.csv and learned.safetensors of adaptive methods
 
 A reader takes nothing on trust: a directory whose name, result.json and samples.npz do not agree is no record.
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation.measures import Measure, stated
 from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.tables import schema
 
@@ -81,11 +83,25 @@ class Record:
         found = name if name in selections else "last"
         return found, selections[found]
 
+    def measures(self) -> dict[str, Measure]:
+        """Name, unit and direction of every task's metric."""
+        return {task: stated(cell) for task, cell in self.data["selections"]["last"]["per_task"].items()}
+
     def correct(self, selection: str) -> dict[str, NDArray[np.bool_]]:
-        """Per task, whether each test example was answered correctly: bool [N], in the order of the test split."""
-        used, _ = self.selection(selection)
+        """Per task, whether each test example was answered correctly: bool [N], in the order of the test split.
+
+        Tasks that are judged by a metric of the whole set are left out.
+        """
+        used, chosen = self.selection(selection)
         with np.load(self.path / SAMPLES) as samples:
-            return {task: samples[f"{used}/{task}/correct"] for task in self.tasks}
+            return {t: samples[f"{used}/{t}/correct"] for t in self.tasks if schema.per_example(chosen["per_task"][t])}
+
+    def answers(self, selection: str) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """Predictions and labels [N] of the tasks that are judged by a metric of the whole set."""
+        used, chosen = self.selection(selection)
+        tasks = [task for task in self.tasks if not schema.per_example(chosen["per_task"][task])]
+        with np.load(self.path / SAMPLES) as samples:
+            return {t: (samples[f"{used}/{t}/predictions"], samples[f"{used}/{t}/labels"]) for t in tasks}
 
 
 def key(identity: Mapping[str, Any]) -> str:
@@ -115,7 +131,7 @@ def write(
 ) -> Path:
     """Write a record atomically and return its directory; an existing record of the same key is replaced.
 
-    samples: arrays named <selection>/<task>/predictions|correct, nested in any way ({"last": {"digits": {...}}}).
+    samples: arrays named <selection>/<task>/predictions|correct|labels, nested in any way ({"last": {"digits": {...}}}).
     extra_files: {file name: function that writes it to the path it is given}.
     Raises InputError when the record breaks the schema, when its samples contradict it, or when the disk refuses.
     """

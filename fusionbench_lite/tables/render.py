@@ -7,6 +7,7 @@ import math
 
 import pandas as pd
 
+from fusionbench_lite.evaluation.measures import ACCURACY
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.tables.families import REFERENCE, UNRANKED
 from fusionbench_lite.tables.frame import AVERAGE, Table
@@ -34,7 +35,7 @@ def reference(table: Table) -> list[bool]:
 
 
 def cells(table: Table, *, std: bool = True) -> pd.DataFrame:
-    """The table as strings, one decimal: tasks, average, interval, difference to the baseline, seconds.
+    """The table as strings, percent with one decimal: tasks, average, interval, difference to the baseline, seconds.
 
     Rows whose step was chosen on test labels carry a dagger. std: show standard deviations where there are several seeds.
     """
@@ -42,13 +43,15 @@ def cells(table: Table, *, std: bool = True) -> pd.DataFrame:
     for name in table.columns:
         header = AVERAGE_HEADER if name == AVERAGE else name
         spread = table.frame[f"{name}_std"] if std else [math.nan] * len(table.frame)
-        shown[header] = [_number(value, deviation) for value, deviation in zip(table.frame[name], spread, strict=True)]
+        digits = table.decimals(name)
+        shown[header] = [_number(value, deviation, digits) for value, deviation in zip(table.frame[name], spread, strict=True)]
     ends = zip(table.frame[f"{AVERAGE}_low"], table.frame[f"{AVERAGE}_high"], strict=True)
-    shown[INTERVAL_HEADER] = [ABSENT if math.isnan(low) else f"{low:.1f}–{high:.1f}" for low, high in ends]
+    digits = table.decimals(AVERAGE)
+    shown[INTERVAL_HEADER] = [ABSENT if math.isnan(low) else f"{low:.{digits}f}–{high:.{digits}f}" for low, high in ends]
     if table.baseline is not None:
         columns = (table.frame[column] for column in ("difference", "difference_low", "difference_high"))
         shown[f"vs {table.baseline}"] = [
-            ABSENT if math.isnan(value) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+            ABSENT if math.isnan(value) else f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
             for value, low, high in zip(*columns, strict=True)
         ]
     shown[SECONDS_HEADER] = [_seconds(value) for value in table.frame["seconds"]]
@@ -56,9 +59,10 @@ def cells(table: Table, *, std: bool = True) -> pd.DataFrame:
 
 
 def ranks(table: Table) -> pd.DataFrame:
-    """Per accuracy column: BEST, SECOND or 0, in the shape of `cells` (other columns are 0).
+    """Per column of values: BEST, SECOND or 0, in the shape of `cells` (other columns are 0).
 
-    Numbers are compared as printed, so two that read the same share their rank; the second is the next number below.
+    Numbers are compared as printed, so two that read the same share their rank; the second is the next number below, or
+    above where lower is better.
     Rows of the unranked families, references among them, have no rank, nor have rows that read test labels where the
     table's selection rule does not; a column with one ranked row has no best.
     """
@@ -68,8 +72,8 @@ def ranks(table: Table) -> pd.DataFrame:
     rows = zip(table.frame["family"], table.frame["uses_test_labels"], strict=True)
     methods = [family not in UNRANKED and (ruled or not reads) for family, reads in rows]
     for name in table.columns:
-        printed = table.frame[name].round(1).where(methods)
-        distinct = sorted(printed.dropna().unique(), reverse=True)
+        printed = table.frame[name].round(table.decimals(name)).where(methods)
+        distinct = sorted(printed.dropna().unique(), reverse=table.higher(name))
         if printed.notna().sum() < 2:
             continue
         for rank, value in zip((BEST, SECOND), distinct, strict=False):
@@ -78,8 +82,15 @@ def ranks(table: Table) -> pd.DataFrame:
 
 
 def to_csv(table: Table) -> str:
-    """Plain numbers at full precision, percent; `select` and `uses_test_labels` say how each row's step was chosen."""
-    text: str = table.frame.to_csv(lineterminator="\n")
+    """Plain numbers at full precision; `select` and `uses_test_labels` say how each row's step was chosen.
+
+    Accuracies, in percent, need no more words; other tables have a last column `metrics`, task=metric, with the unit.
+    """
+    frame = table.frame
+    if any(table.measures.get(task, ACCURACY) != ACCURACY for task in table.tasks):
+        of = ((task, table.measures[task]) for task in table.tasks)
+        frame = frame.assign(metrics=" ".join(f"{task}={m.name}{'_' * bool(m.unit)}{m.unit}" for task, m in of))
+    text: str = frame.to_csv(lineterminator="\n")
     return text
 
 
@@ -121,10 +132,10 @@ def _flags(table: Table) -> list[tuple[str, bool]]:
     return [(str(name), bool(flag)) for name, flag in table.frame["uses_test_labels"].items()]
 
 
-def _number(value: float, deviation: float) -> str:
+def _number(value: float, deviation: float, digits: int) -> str:
     if math.isnan(value):
         return ABSENT
-    return f"{value:.1f}" if math.isnan(deviation) else f"{value:.1f} ± {deviation:.1f}"
+    return f"{value:.{digits}f}" if math.isnan(deviation) else f"{value:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _seconds(value: float) -> str:

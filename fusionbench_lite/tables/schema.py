@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation import measures
+from fusionbench_lite.evaluation.metrics import METRICS
 
 VERSION = 1
 
@@ -40,7 +42,7 @@ _SELECTION: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "uses_test_labels": bool,
     "per_task": dict,
-    "average": (int, float),
+    "average": (int, float, type(None)),
 }
 _CELL: dict[str, type | tuple[type, ...]] = {
     "metric": str,
@@ -48,6 +50,8 @@ _CELL: dict[str, type | tuple[type, ...]] = {
     "examples": int,
     "interval": list,
 }
+_MEASURE: dict[str, type | tuple[type, ...]] = {"label": str, "unit": str, "direction": str}
+"""What a cell says of its metric, unless that is accuracy."""
 
 
 def check(data: Any) -> None:
@@ -77,6 +81,12 @@ def _check_selection(selection: Any, tasks: list[str], where: str) -> None:
         raise InputError(f"{where}.per_task holds {sorted(selection['per_task'])}, the tasks are {sorted(tasks)}")
     for task, cell in selection["per_task"].items():
         _check_cell(cell, f"{where}.per_task.{task}")
+    measure = measures.shared(measures.stated(cell) for cell in selection["per_task"].values())
+    if measure is None or selection["average"] is None:
+        if measure is not None or selection["average"] is not None:
+            wanted = "null where units or directions of the tasks' metrics differ, a number elsewhere"
+            raise InputError(f"{where}.average is {selection['average']}, expected {wanted}")
+        return
     mean = math.fsum(cell["value"] for cell in selection["per_task"].values()) / len(tasks)
     if not math.isclose(selection["average"], mean, abs_tol=1e-6):
         raise InputError(f"{where}.average is {selection['average']}, its tasks average {mean}")
@@ -91,32 +101,46 @@ def _check_cell(cell: Any, where: str) -> None:
         _number(end, f"{where}.interval")
     if not interval[0] - 1e-9 <= cell["value"] <= interval[1] + 1e-9:
         raise InputError(f"{where}.value {cell['value']} lies outside its interval {interval}")
-    if cell["metric"] == "accuracy":
+    if cell["metric"] != measures.ACCURACY.name:
+        _fields(cell, _MEASURE, f"{where}.")
+        if cell["direction"] not in (measures.HIGHER, measures.LOWER):
+            raise InputError(f"{where}.direction is {cell['direction']!r}, expected {measures.HIGHER} or {measures.LOWER}")
+    if per_example(cell):
         correct, examples = cell.get("correct"), cell["examples"]
         if type(correct) is not int or not 0 <= correct <= examples or examples < 1:
-            raise InputError(f"{where}: {correct} correct of {examples} examples is no accuracy")
+            raise InputError(f"{where}: {correct} correct of {examples} examples is no {cell['metric']}")
         if not math.isclose(cell["value"], correct / examples, abs_tol=1e-6):
             raise InputError(f"{where}.value is {cell['value']}, {correct} of {examples} is {correct / examples}")
 
 
+def per_example(cell: Mapping[str, Any]) -> bool:
+    """Whether the entry of a task counts right examples; else its metric is one of the whole set."""
+    known = METRICS.get(cell["metric"])
+    return "correct" in cell if known is None else known.per_example
+
+
 def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
-    """Raise InputError unless the per-example arrays are there and agree with the counts of result.json."""
+    """Raise InputError unless the per-example arrays are there and agree with the numbers of result.json."""
     for name, selection in data["selections"].items():
         for task, cell in selection["per_task"].items():
             where = f"{name}/{task}"
-            for part in ("predictions", "correct") if cell["metric"] == "accuracy" else ("predictions",):
+            for part in ("predictions", "correct" if per_example(cell) else "labels"):
                 if f"{where}/{part}" not in samples:
                     raise InputError(f"samples.npz lacks {where}/{part}")
                 size = np.shape(samples[f"{where}/{part}"])
                 if len(size) < 1 or size[0] != cell["examples"]:
                     raise InputError(f"samples.npz: {where}/{part} has shape {size} for {cell['examples']} examples")
-            if cell["metric"] == "accuracy":
+            if per_example(cell):
                 correct = np.asarray(samples[f"{where}/correct"])
                 if correct.dtype != np.bool_ or int(correct.sum()) != cell["correct"]:
                     raise InputError(
                         f"samples.npz: {where}/correct ({correct.dtype}) sums to {int(correct.sum())}, "
                         f"result.json counts {cell['correct']}"
                     )
+            elif cell["metric"] in METRICS:  # a metric that this version does not know is believed
+                found = METRICS[cell["metric"]].check(*(np.asarray(samples[f"{where}/{p}"]) for p in ("predictions", "labels")))
+                if not math.isclose(found, cell["value"], abs_tol=1e-6):
+                    raise InputError(f"samples.npz: {where} has {cell['metric']} {found}, result.json says {cell['value']}")
 
 
 def _fields(data: Any, fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:

@@ -1,8 +1,8 @@
-"""Error bars of accuracies: Wilson intervals, intervals of averages over tasks, and paired tests on the same examples.
+"""Error bars of results: intervals of averages over tasks, and paired tests on the same examples.
 
 Every interval here describes the sampling of test examples and nothing else. It does not hold the variance of training,
 of the pretrained model or of the seed; that is what the standard deviation over seeds (`mean_std`) is for.
-All quantities are fractions in [0, 1]; tables turn them into percent.
+Values are as records hold them, proportions as fractions in [0, 1]; tables turn them into percent.
 """
 
 from __future__ import annotations
@@ -10,32 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.errors import InputError
-
-Interval = tuple[float, float]
-
-
-def wilson(correct: int, examples: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion (Wilson 1927, eq. for the two roots of the score test).
-
-    Unlike p +- z sqrt(p(1-p)/n) it stays inside [0, 1] and keeps a width at 0 and 100 percent, where experts often are.
-    Raises InputError unless 0 <= correct <= examples and examples >= 1.
-    """
-    if examples < 1 or not 0 <= correct <= examples:
-        raise InputError(f"accuracy needs 0 <= correct <= examples and at least one example, got {correct} of {examples}")
-    z2 = _quantile(level) ** 2
-    # Written for the counts, so that correct -> examples - correct mirrors the interval to the last bit but one.
-    centre = (correct + z2 / 2) / (examples + z2)
-    half = math.sqrt(z2 * (correct * (examples - correct) / examples + z2 / 4)) / (examples + z2)
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == examples else min(1.0, centre + half)
-    return low, high
+from fusionbench_lite.evaluation.intervals import Interval, percentiles
+from fusionbench_lite.evaluation.intervals import wilson as wilson
 
 
 def average_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
@@ -94,6 +76,14 @@ def stratified_bootstrap(
     strata: (weight, per-example values [N_s]). Drawing N_s examples with replacement is a multinomial over the distinct
     values, so the cost does not grow with N_s; differences of correctness have only a few. Returns (estimate, interval).
     """
+    estimate, draws = stratified_draws(strata, resamples=resamples, seed=seed)
+    return estimate, percentiles(draws, level)
+
+
+def stratified_draws(
+    strata: Sequence[tuple[float, NDArray[Any]]], *, resamples: int, seed: int = 0
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the estimate of `stratified_bootstrap` and its resampled values [resamples]."""
     rng = np.random.default_rng(seed)
     estimate, draws = 0.0, np.zeros(resamples)
     for weight, values in strata:
@@ -103,17 +93,17 @@ def stratified_bootstrap(
             raise InputError("bootstrap of a task without examples: every task needs at least one")
         estimate += weight * float(distinct @ counts) / size
         draws += weight * (rng.multinomial(size, counts / size, size=resamples) @ distinct) / size
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return estimate, (float(low), float(high))
+    return estimate, draws
 
 
 @dataclass(frozen=True)
 class Paired:
     """Two methods on the same test examples: a minus b.
 
-    difference and interval: task-averaged accuracy, fractions. only_a, only_b: pooled examples that one alone has right.
-    exact_p, mid_p: McNemar over the pooled examples; None where the same example was judged several times (seeds), since
-    the test needs independent examples. Pooling weighs tasks by their examples, the difference weighs them equally.
+    difference and interval: of the average over tasks, fractions where it is in percent. only_a, only_b: pooled examples
+    that one alone has right, of the tasks that are judged example by example. exact_p, mid_p: McNemar over those; None where
+    there are none, or where the same example was judged several times (seeds), since the test needs independent examples.
+    Pooling weighs tasks by their examples, the difference weighs them equally.
     """
 
     difference: float
@@ -151,8 +141,3 @@ def paired_difference(
     exact_p, mid_p = mcnemar(only_a, only_b)
     return Paired(estimate, interval, only_a, only_b, examples, exact_p, mid_p)
 
-
-def _quantile(level: float) -> float:
-    if not 0 < level < 1:
-        raise InputError(f"a confidence level lies between 0 and 1, got {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)

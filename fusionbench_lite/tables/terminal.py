@@ -12,9 +12,10 @@ from rich.measure import Measurement
 from rich.table import Table as Grid
 from rich.text import Text
 
+from fusionbench_lite.evaluation.measures import PERCENT
 from fusionbench_lite.tables.compare import Comparison
 from fusionbench_lite.tables.frame import Table
-from fusionbench_lite.tables.render import BEST, SECOND, cells, heading, ranks, reference
+from fusionbench_lite.tables.render import ABSENT, BEST, SECOND, cells, heading, ranks, reference
 
 _STYLES = {BEST: "bold green", SECOND: "underline", 0: ""}
 
@@ -52,13 +53,14 @@ def to_text(table: Table) -> str:
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print a paired comparison: per task the difference and the discordant examples, then the sentence to quote."""
-    console = console or Console()
+    console, measure = console or Console(), comparison.measure
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column("Task")
     for header in ("Difference", f"only {comparison.a}", f"only {comparison.b}"):
         grid.add_column(header, justify="right")
     for task, (difference, only_a, only_b) in comparison.per_task.items():
-        grid.add_row(Text(task), f"{100 * difference:+.1f}", f"{only_a:,}", f"{only_b:,}")
+        counts = (ABSENT if only is None else f"{only:,}" for only in (only_a, only_b))
+        grid.add_row(Text(task), f"{measure.scale * difference:+.{measure.decimals}f}", *counts)
     _print_wide(grid, _width(grid, console), console)
     for line in describe(comparison):
         console.print(Text(line), soft_wrap=not console.is_terminal)
@@ -67,19 +69,26 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 def describe(comparison: Comparison) -> list[str]:
     """The comparison in sentences."""
     paired = comparison.paired
-    low, high = (100 * end for end in paired.interval)
+    points, low, high = comparison.points
+    of, digits = ("points of " if comparison.measure.unit == PERCENT else ""), comparison.measure.decimals + 1
     over = f" over {comparison.seeds} seeds" if comparison.seeds > 1 else ""
     marks = ["†" if flag else "" for flag in comparison.uses_test_labels]
     a, b = (name + mark for name, mark in zip((comparison.a, comparison.b), marks, strict=True))
     lines = [
-        f"{a} minus {b}: {100 * paired.difference:+.2f} points of average accuracy, 95% interval [{low:+.2f}, {high:+.2f}] "
-        f"(paired bootstrap within tasks, {paired.examples:,} examples{over})."
+        f"{a} minus {b}: {points:+.{digits}f} {of}average {comparison.measure.label}, 95% interval [{low:+.{digits}f}, "
+        f"{high:+.{digits}f}] (paired bootstrap within tasks, {paired.examples:,} examples{over})."
     ]
-    if paired.mid_p is None:
+    if not comparison.measure.higher:
+        lines.append("Lower is better: a negative difference speaks for the first.")
+    others = [task for task in comparison.per_task if task not in comparison.whole_set]
+    about = f" of {', '.join(others)}" if comparison.whole_set else ""
+    if not others:
+        lines.append("McNemar's test is left out: the metric judges the whole test set, no example is right or wrong.")
+    elif paired.mid_p is None:
         lines.append("McNemar's test is left out: several seeds judged the same examples, which are not independent.")
     else:
         lines.append(
-            f"McNemar over all examples: {paired.only_a:,} right only with {a}, {paired.only_b:,} only with {b}; "
+            f"McNemar over all examples{about}: {paired.only_a:,} right only with {a}, {paired.only_b:,} only with {b}; "
             f"p = {paired.mid_p:.2g} (mid-p), {paired.exact_p:.2g} (exact)."
         )
     if any(comparison.uses_test_labels):

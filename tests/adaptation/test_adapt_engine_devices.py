@@ -29,6 +29,6 @@ def test_processes_agree_with_one(tmp_path, method, processes):
     for name, mask in first["masks"].items():
         assert torch.equal(second["masks"][name], mask)
     assert second["losses"] == pytest.approx(first["losses"], abs=1e-5)
-    assert second["accuracies"].keys() == first["accuracies"].keys()
-    for step, accuracies in first["accuracies"].items():
-        assert second["accuracies"][step] == pytest.approx(accuracies, abs=0.02)
+    assert second["values"].keys() == first["values"].keys()
+    for step, values in first["values"].items():
+        assert second["values"][step] == pytest.approx(values, abs=0.02)

@@ -65,7 +65,7 @@ def test_killed_and_started_again(undisturbed, tmp_path, method, stops):
 def test_masks_and_coefficients_do_move(undisturbed):
     expected = undisturbed("adarank_ta")
     assert expected["losses"][-1] < expected["losses"][0]
-    assert list(expected["accuracies"]) == [0, 10, 20, 30, STEPS]
+    assert list(expected["values"]) == [0, 10, 20, 30, STEPS]
     assert not all(mask.all() for mask in expected["masks"].values())
 
 

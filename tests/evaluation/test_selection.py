@@ -39,6 +39,19 @@ def test_best_is_at_least_last_and_first_of_equals(averages):
 
 
 @given(STEPS)
+def test_where_lower_is_better_the_lowest_counts(averages):
+    best = choose("best_test", averages, {}, higher=False)
+    assert best == min(step for step, value in averages.items() if value == min(averages.values()))
+
+
+def test_without_an_average_no_step_is_best_on_test_labels():
+    averages = {0: None, 50: None}
+    assert choose("best_test", averages, {0: 2.0, 50: 1.0}) is None
+    assert choose("last", averages, {}) == 50
+    assert choose("best_unsupervised", averages, {0: 2.0, 50: 1.0}) == 50
+
+
+@given(STEPS)
 def test_the_order_in_which_evaluations_are_listed_does_not_matter(averages):
     turned = dict(reversed(averages.items()))
     for rule in RULES:

@@ -22,6 +22,7 @@ from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajecto
 from fusionbench_lite.adaptation.engine.fit import Settings, fit
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.base.processes import own_tasks
+from fusionbench_lite.evaluation.results import TaskResult
 from fusionbench_lite.weights.experts import Experts
 
 TASKS = ("one", "two", "three")
@@ -96,7 +97,7 @@ def job(
         with torch.no_grad():
             logits = {task: heads[task](adapted.encode(task, examples(task, slice(None)))) for task in tasks}
         predictions = {task: rows.argmax(-1).numpy() for task, rows in logits.items()}
-        return {task: (p, p == np.arange(64) % 5) for task, p in predictions.items()}
+        return {task: TaskResult(p, np.arange(64) % 5) for task, p in predictions.items()}
 
     def held_out(tasks):
         return {task: examples(task, slice(48, None)) for task in tasks}
@@ -104,7 +105,7 @@ def job(
     evaluations, trajectory = Evaluations(predict, 10, steps, held_out), Trajectory(5)
     settings = Settings(checkpoint=checkpoint, checkpoint_every=4, precision=precision)
     module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
-    kept = ("accuracies", "held_out_losses", "predictions", "chosen", "learned")
+    kept = ("values", "held_out_losses", "predictions", "chosen", "learned")
     return {
         "coefficients": procedure.coefficients(), "masks": procedure.masks(), "final": procedure.learned(),
         "losses": module.history.losses, "task_losses": module.history.task_losses,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,23 @@ from torch import Tensor
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
 from fusionbench_lite.base.processes import gathered, own_tasks
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation import metrics
+from fusionbench_lite.evaluation.measures import Measure, shared
+from fusionbench_lite.evaluation.results import Evaluation, TaskResult
 from fusionbench_lite.evaluation.selection import RULES, choose
 
-Predict = Callable[[Procedure, Iterable[str]], Mapping[str, tuple[np.ndarray, np.ndarray]]]
+Stored = Tensor | list[str]
+Predict = Callable[[Procedure, Iterable[str]], Evaluation]
 
 
 class Evaluations(Callback):
     """Evaluate before the first step, every `every` steps and after the last.
 
-    `predict(procedure, tasks)` returns (predictions, correct) of each task; `held_out(tasks)` the examples whose
-    adaptation loss is measured too. By step are kept: `accuracies` {task: accuracy}, `held_out_losses`, the sum over
-    tasks, and `predictions` {task: (predictions, correct)}; by selection rule `learned`, the learnables at the step it
-    picks, where that is not the last; `seconds` is what the evaluations took. All survive a resume.
+    `predict(procedure, tasks)` judges the tasks; `held_out(tasks)` returns the examples whose adaptation loss is measured too.
+    By step are kept: `values` {task: value of its metric}, `held_out_losses`, the sum over tasks, and `predictions` {task};
+    by task `labels` and `metrics`; by selection rule `learned`, the learnables at the step it picks, where that is not the
+    last; `seconds` is what the evaluations took. All survive a resume.
     """
 
     def __init__(
@@ -35,29 +40,49 @@ class Evaluations(Callback):
         self.every = every
         self.steps = steps
         self.held_out = held_out
-        self.accuracies: dict[int, dict[str, float]] = {}
+        self.values: dict[int, dict[str, float]] = {}
         self.held_out_losses: dict[int, float] = {}
-        self.predictions: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+        self.predictions: dict[int, dict[str, Stored]] = {}
+        self.labels: dict[str, Stored] = {}
+        self.metrics: dict[str, str] = {}
         self.learned: dict[str, dict[str, Tensor]] = {}
         self.seconds = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate the start, unless a checkpoint already holds it."""
-        if not self.accuracies:
+        if not self.values:
             self._evaluate(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Evaluate where the schedule says so."""
         step = pl_module.completed
-        if (step % self.every == 0 or step == self.steps) and step not in self.accuracies:
+        if (step % self.every == 0 or step == self.steps) and step not in self.values:
             self._evaluate(pl_module)
 
     @property
     def chosen(self) -> dict[str, int]:
         """The step that each selection rule picks; a rule that has nothing to go by is left out."""
-        averages = {step: float(np.mean(list(values.values()))) for step, values in self.accuracies.items()}
-        steps = {rule: choose(rule, averages, self.held_out_losses) for rule in RULES}
+        averages = {step: self.average(step) for step in self.values}
+        measure = self._measure
+        steps = {
+            rule: choose(rule, averages, self.held_out_losses, higher=measure is None or measure.higher) for rule in RULES
+        }
         return {rule: step for rule, step in steps.items() if step is not None}
+
+    def average(self, step: int) -> float | None:
+        """The mean over tasks at a step, None where units or directions of the metrics differ."""
+        return None if self._measure is None else float(np.mean(list(self.values[step].values())))
+
+    def results(self, step: int) -> dict[str, TaskResult]:
+        """The results of an evaluation, by task."""
+        return {
+            task: TaskResult(_restored(found), _restored(self.labels[task]), self.metrics[task])
+            for task, found in self.predictions[step].items()
+        }
+
+    @property
+    def _measure(self) -> Measure | None:
+        return shared(metrics.get(name).measure for name in self.metrics.values())
 
     def _evaluate(self, module: Adaptation) -> None:
         start = time.perf_counter()
@@ -65,10 +90,10 @@ class Evaluations(Callback):
         procedure.refresh(step)
         mine = own_tasks(module.tasks)
         results = gathered(dict(self.predict(procedure, mine)))
-        self.accuracies[step] = {task: float(results[task][1].mean()) for task in module.tasks}
-        self.predictions[step] = {
-            task: (torch.from_numpy(results[task][0]), torch.from_numpy(results[task][1])) for task in module.tasks
-        }
+        self.metrics = {task: results[task].metric for task in module.tasks}
+        self.labels = {task: _stored(results[task].labels) for task in module.tasks}
+        self.values[step] = {task: results[task].value for task in module.tasks}
+        self.predictions[step] = {task: _stored(results[task].predictions) for task in module.tasks}
         if self.held_out is not None:
             own = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
             everyone = gathered(own)
@@ -83,12 +108,26 @@ class Evaluations(Callback):
         return {name: getattr(self, name) for name in _STORED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what a checkpoint stored."""
+        """Restore what a checkpoint stored. Raises InputError for one of version 0.4, which lacks the labels."""
+        if "values" not in state_dict:
+            raise InputError(
+                "the unfinished run was begun by version 0.4, whose checkpoint holds no labels: delete its folder in "
+                "partial/ of the results directory and run again"
+            )
         for name in _STORED:
             setattr(self, name, state_dict[name])
 
 
-_STORED = ("accuracies", "held_out_losses", "predictions", "learned", "seconds")
+_STORED = ("values", "held_out_losses", "predictions", "labels", "metrics", "learned", "seconds")
+
+
+def _stored(array: np.ndarray) -> Stored:
+    """Return predictions or labels as a checkpoint can hold them: no tensor holds text."""
+    return array.tolist() if array.dtype.kind == "U" else torch.from_numpy(array)
+
+
+def _restored(stored: Stored) -> np.ndarray:
+    return stored.numpy() if isinstance(stored, Tensor) else np.asarray(stored)
 
 
 class Trajectory(Callback):

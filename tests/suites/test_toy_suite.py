@@ -96,7 +96,7 @@ class Toy(SuiteKind):
 KIND = Toy()
 '''
 
-ADAPTATION = ["method.adaptation.steps=3", "method.adaptation.batch_size=4", "method.adaptation.held_out=8"]
+ADAPTATION = ["method.adaptation.steps=3", "method.adaptation.batch_size=4"]
 LINES = {
     "task_arithmetic": [],
     "fisher_merging": ["method.statistics.examples=20", "method.statistics.batch_size=8"],

@@ -18,9 +18,16 @@ def find(request: Request, report: Report | None = None) -> Found:
     Raises InputError, in one line, for a family without the model or a task, a missing file (with where to put it), a damaged
     or foreign file, and what the hub refuses.
     """
+    from fusionbench_lite.checkpoints import own
     from fusionbench_lite.checkpoints.finding import Finder  # imports torch
 
-    return until_sound(lambda: Finder(request, report).found())
+    def attempt() -> Found:
+        finder = Finder(request, report)
+        found = own.found(finder) if request.family == "own" else finder.found()
+        finder.conversions.check()
+        return found
+
+    return until_sound(attempt)
 
 
 def find_base(request: Request, report: Report | None = None) -> Found:

@@ -17,6 +17,7 @@ from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.checkpoints import converting, reading, store
 from fusionbench_lite.checkpoints.api import Found
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
+from fusionbench_lite.checkpoints.finding import Finder
 from fusionbench_lite.checkpoints.locating import Source
 from fusionbench_lite.checkpoints.release import release_of
 from fusionbench_lite.errors import InputError, did_you_mean
@@ -25,8 +26,6 @@ from fusionbench_lite.weights import clip_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fusionbench_lite.checkpoints.finding import Finder
 
 
 def found(finder: Finder) -> Found:

@@ -11,7 +11,7 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetune import Options
 from fusionbench_lite.models import clip
 from fusionbench_lite.planning.command_line import options_of, plan_of
-from fusionbench_lite.suites.clip import variant_of
+from fusionbench_lite.suites.clip.requests import variant_of
 from tests.conftest import ROOT
 
 

@@ -12,11 +12,10 @@ from fusionbench_lite.base.task_sets import tasks_of
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
+from fusionbench_lite.suites.clip.requests import layout_of, request_of, sources_of, usual_layout, variant_of
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.checkpoints import Request
-    from fusionbench_lite.data import vision
     from fusionbench_lite.evaluation.suite import Suite
     from fusionbench_lite.finetuning.options import Options, Trained
 
@@ -96,45 +95,6 @@ class Clip(SuiteKind):
 
 
 KIND = Clip()
-
-
-def variant_of(wanted: Wanted) -> str:
-    """Return the variant of the data sets and prompts that the experts were trained with."""
-    return "fusionbench" if wanted.release == "fusionbench" else "tall"
-
-
-def usual_layout(wanted: Wanted) -> str:
-    """Return the layout that the experts were published in."""
-    return "separate" if wanted.release == "fusionbench" else "packed"
-
-
-def layout_of(wanted: Wanted) -> str:
-    """Return the layout of a checked request."""
-    return wanted.layout or usual_layout(wanted)
-
-
-def request_of(wanted: Wanted) -> Request:
-    """Return what a run asks of the checkpoints."""
-    from fusionbench_lite.checkpoints import Request
-
-    return Request(
-        model=wanted.model, size=SIZES[wanted.model], layout=layout_of(wanted), family=wanted.family, tasks=wanted.tasks,
-        cache=wanted.cache, dir=wanted.checkpoints, manifest=wanted.manifest,
-    )
-
-
-def sources_of(wanted: Wanted) -> vision.Sources:
-    """Return where the images of a run come from."""
-    from pathlib import Path
-
-    from fusionbench_lite.data.vision import Sources
-
-    given = dict(wanted.data)
-    if "tasks_file" in given:
-        given["tasks_file"] = Path(given["tasks_file"]).expanduser()
-    return Sources(
-        variant=variant_of(wanted), cache=wanted.cache, data_dir=wanted.data_dir, seed=wanted.seed, limit=wanted.limit, **given
-    )
 
 
 def _resolved(wanted: Wanted) -> Wanted:

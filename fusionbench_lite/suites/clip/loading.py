@@ -21,7 +21,7 @@ from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.models import clip, prompts, text_heads
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.suites import Wanted
-from fusionbench_lite.suites.clip import layout_of, request_of, sources_of, variant_of
+from fusionbench_lite.suites.clip.requests import layout_of, request_of, sources_of, variant_of
 from fusionbench_lite.weights.placed import PlacedWeights
 from fusionbench_lite.weights.readers import SafetensorsWeights, checksum
 

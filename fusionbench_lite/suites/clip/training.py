@@ -21,7 +21,8 @@ from fusionbench_lite.finetuning.recipes import recipe as recipe_of
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.models.modes import with_weights
 from fusionbench_lite.suites import Wanted
-from fusionbench_lite.suites.clip import layout_of, loading, request_of, sources_of, variant_of
+from fusionbench_lite.suites.clip import loading
+from fusionbench_lite.suites.clip.requests import layout_of, request_of, sources_of, variant_of
 from fusionbench_lite.weights.readers import SafetensorsWeights
 
 if TYPE_CHECKING:

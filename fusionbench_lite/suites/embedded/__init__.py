@@ -39,7 +39,7 @@ class Embedded(SuiteKind):
             raise InputError(
                 f"checkpoints={wanted.family} holds experts of CLIP models, not of {name}: set model=vit_b32 or leave it out"
             )
-        if wanted.layout is not None:
+        if wanted.layout:
             raise InputError(f"model {name} has one layout: leave model.layout out")
         if wanted.family == "own" and not own:
             raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")

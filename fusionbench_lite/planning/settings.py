@@ -10,6 +10,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import KINDS
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.evaluation.selection import RULES
+from fusionbench_lite.fields import describe
 from fusionbench_lite.running import method_inputs
 from fusionbench_lite.suites.backbones import Backbone
 
@@ -49,7 +50,7 @@ def hyperparameters(
             chosen[name] = Sourced(default, "default")
     unknown = {name: value for name, value in given.items() if name not in method.defaults}
     checked = method.configure(**unknown, **{name: s.value for name, s in chosen.items() if s.source != "default"})
-    values = registry.describe(checked)
+    values = describe(checked)
     return {name: dataclasses.replace(setting, value=values[name]) for name, setting in chosen.items()}
 
 

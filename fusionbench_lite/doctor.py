@@ -27,9 +27,10 @@ from fusionbench_lite.base.needs import Item, size_text
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.paths import nearest_existing
+from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.command_line import command
+from fusionbench_lite.planning.settings import reads_statistics
 from fusionbench_lite.resources.findings import Findings, as_json, as_text
-from fusionbench_lite.running import method_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +118,7 @@ def _published(plan: Plan) -> tuple[list[Item], list[str]]:
     trained = _training_images(plan)
     images = [item for task in wanted.tasks for item in vision.inventory(task, sources, trained=trained)]
     items = [*checkpoints.inventory(request), *images]
-    if not method_inputs.reads_training(plan):
+    if not planning.reads_training(plan):
         items = [item for item in items if item.what != "training images"]
     variant = plan.backbone.variant
     published = [task for task in wanted.tasks if task in vision.names()]
@@ -133,7 +134,7 @@ def _training_images(plan: Plan) -> int | None:
     method = registry.get(plan.method)
     if method.reads_training(plan.values):
         return None
-    statistics = plan.setting("examples") if method_inputs.is_needed(method) else 0
+    statistics = plan.setting("examples") if reads_statistics(method) else 0
     return int(statistics + (plan.setting("held_out") if "held_out" in plan.settings else 0))
 
 

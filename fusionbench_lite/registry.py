@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import checked, kinds
 
 _PACKAGES = ("fusionbench_lite.methods", "fusionbench_lite.adaptation")
 _REGISTERED: dict[str, Method] = {}
@@ -68,18 +69,12 @@ class Method:
 
     def configure(self, **given: Any) -> Any:
         """Return the checked hyperparameters; raises MergeError for an unknown name or a value out of range."""
-        fields = {field.name: field for field in dataclasses.fields(self.hyperparameters)}
+        known_names = kinds(self.hyperparameters)
         for name in given:
-            if name not in fields:
-                known = did_you_mean(name, fields) if fields else "it has none"
+            if name not in known_names:
+                known = did_you_mean(name, known_names) if known_names else "it has none"
                 raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {known}")
-        checked = {}
-        for name, value in given.items():
-            try:
-                checked[name] = fields[name].metadata["check"](value)
-            except (TypeError, ValueError) as error:
-                raise MergeError(f"method {self.id!r}: {name} must be {error}, got {value!r}") from None
-        return self.hyperparameters(**checked)
+        return self.hyperparameters(**checked(self.hyperparameters, given, f"method {self.id!r}: ", MergeError))
 
 
 def method(

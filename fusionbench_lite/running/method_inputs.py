@@ -14,7 +14,9 @@ import numpy as np
 
 from fusionbench_lite import registry
 from fusionbench_lite.base.randomness import generator
-from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.errors import InputError, MergeError
+from fusionbench_lite.fields import kinds
+from fusionbench_lite.planning.settings import STATISTICS, Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,32 +25,8 @@ if TYPE_CHECKING:
     from fusionbench_lite.planning.plan import Plan
     from fusionbench_lite.suites.suite import Suite
 
-STATISTICS = ("fisher", "gram")
-SETTINGS = ("examples", "batch_size", "order")
-ORDERS = ("stored", "shuffled")
 VERSION = 1
 """Changes when the same settings no longer give the same statistics."""
-
-
-def is_needed(method: registry.Method) -> bool:
-    """Say whether the method reads statistics of training images."""
-    return any(name in STATISTICS for name in method.inputs)
-
-
-def reads_training(plan: Plan) -> bool:
-    """Say whether a run reads images of the training split: for statistics, held-out images, or what it learns from."""
-    held_out = "held_out" in plan.settings and plan.setting("held_out") > 0
-    method = registry.get(plan.method)
-    return is_needed(method) or held_out or method.reads_training(plan.values)
-
-
-def check(name: str, value: Any) -> None:
-    """Raise InputError for a setting that cannot be: `examples` and `batch_size` count, `order` is one of ORDERS."""
-    if name == "order":
-        if value not in ORDERS:
-            raise InputError(f"unknown order {value!r}: {did_you_mean(str(value), ORDERS)}")
-    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
@@ -116,7 +94,7 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
         "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
         "method": plan.method, "model": plan.model, "task": task,
         "expert": suite.expert_hashes[task], "data": suite.data_hashes[task],
-        "settings": {setting: plan.setting(setting) for setting in SETTINGS},
+        "settings": {setting: plan.setting(setting) for setting in kinds(Statistics)},
         "device": suite.device.type, "torch": torch.__version__,
     }
     if name == "fisher":

@@ -22,7 +22,6 @@ from fusionbench_lite.evaluation.evaluator import Evaluation, average
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning import settings
 from fusionbench_lite.planning.plan import Plan
-from fusionbench_lite.running import method_inputs
 from fusionbench_lite.tables import records, schema, statistics
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     if plan.backbone.layout is not None:  # published files count by what they hold, wherever they lie
         checkpoints = [sorted(suite.files.values()), dict(suite.expert_hashes), dict(suite.head_hashes)]
         own["layout"] = plan.backbone.layout
-        if method_inputs.reads_training(plan):
+        if planning.reads_training(plan):
             own["training"] = {task: fingerprint(entry.train_images) for task, entry in suite.data.items()}
     if plan.precision == "bf16":
         own["evaluation"] = "bf16"

@@ -11,7 +11,7 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetune import Options
 from fusionbench_lite.models import clip
 from fusionbench_lite.planning.command_line import options_of, plan_of
-from fusionbench_lite.running import method_inputs
+from fusionbench_lite.planning.plan import reads_training
 from tests.conftest import ROOT
 
 
@@ -81,7 +81,7 @@ def test_refusals_name_the_fix(line: str, said: str):
     ],
 )
 def test_which_runs_read_training_images(line: str, expected: bool):
-    assert method_inputs.reads_training(plan_of(line.split())) == expected
+    assert reads_training(plan_of(line.split())) == expected
 
 
 @pytest.mark.parametrize("model", list(clip.SIZES))

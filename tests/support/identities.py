@@ -29,8 +29,8 @@ LINES = (
         "method=tall_masks", "model=vit_b32", "model.layout=separate", "tasks=[sun397,dtd]",
         "method.threshold={sun397: 0.3, dtd: 0.5}", "precision=bf16",
     ],
-    ["method=metamerging", "model=vit_b32", "tasks=8", "checkpoints=fusionbench", "precision=bf16", "trainer.chunk=64", "steps=100"],
-    ["method=nuslerp", "checkpoints.experts=2", "limit=10", "method.t=1"],
+    ["method=metamerging", "model=vit_b32", "tasks=8", "checkpoints=fusionbench", "precision=bf16", "steps=100"],
+    ["method=nuslerp", "checkpoints.experts=2", "limit=10", "method.t=1", "trainer.chunk=64"],
     ["method=prob_surgery", "method.base=cart", "model=vit_b32", "tasks=14", "method.lr=0.01"],
 )
 
@@ -39,9 +39,7 @@ def entry(line: list[str]) -> dict[str, Any]:
     """Return the key of a command line's run, and the values that enter it."""
     plan = plan_of([*line, "device=cpu"])
     identity = _identity(plan)
-    return {
-        "line": line, "key": records.key(identity), "hyperparameters": identity["hyperparameters"], "settings": identity["settings"],
-    }
+    return {"line": line, "key": records.key(identity), **{name: identity[name] for name in ("hyperparameters", "settings")}}
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

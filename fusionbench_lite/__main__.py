@@ -43,12 +43,13 @@ def application(config: DictConfig) -> None:
 def _job(config: DictConfig) -> None:
     from fusionbench_lite.planning import plan
 
+    overrides = list(HydraConfig.get().overrides.task)  # in a sweep those of this job
     if config.experiment is not None:
         from fusionbench_lite.running import experiment
 
-        experiment.main(config, overrides=list(HydraConfig.get().overrides.task))
+        experiment.main(config, overrides)
         return
-    resolved = plan.resolve(config)
+    resolved = plan.resolve(config, overrides)
     from fusionbench_lite.running import run
 
     run.main(resolved)

@@ -10,20 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import math
-import numbers
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import checked, kinds
 
 _PACKAGES = ("fusionbench_lite.methods", "fusionbench_lite.adaptation")
 _REGISTERED: dict[str, Method] = {}
 _LEARNED: dict[str, Method] = {}
 """The learning form of methods that also have a form without data, which reads what was learned before."""
-
-Check = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +69,12 @@ class Method:
 
     def configure(self, **given: Any) -> Any:
         """Return the checked hyperparameters; raises MergeError for an unknown name or a value out of range."""
-        fields = {field.name: field for field in dataclasses.fields(self.hyperparameters)}
+        known_names = kinds(self.hyperparameters)
         for name in given:
-            if name not in fields:
-                known = did_you_mean(name, fields) if fields else "it has none"
+            if name not in known_names:
+                known = did_you_mean(name, known_names) if known_names else "it has none"
                 raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {known}")
-        checked = {}
-        for name, value in given.items():
-            try:
-                checked[name] = fields[name].metadata["check"](value)
-            except (TypeError, ValueError) as error:
-                raise MergeError(f"method {self.id!r}: {name} must be {error}, got {value!r}") from None
-        return self.hyperparameters(**checked)
+        return self.hyperparameters(**checked(self.hyperparameters, given, f"method {self.id!r}: ", MergeError))
 
 
 def method(
@@ -130,111 +121,3 @@ def get(id: str, *, learning: bool = False) -> Method:
     if not isinstance(id, str) or id not in _REGISTERED:
         raise MergeError(f"unknown method {id!r}: {did_you_mean(str(id), _REGISTERED)}")
     return _REGISTERED[id]
-
-
-# Hyperparameter fields -----------------------------------------------------------------------------------------------
-
-
-def _field(default: Any, check: Check, accepts: str, later: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check, "accepts": accepts, "later": later})
-
-
-def real(
-    default: float | None, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False,
-    open_high: bool = False, optional: bool = False,
-) -> Any:
-    """Declare a finite real hyperparameter in an interval; `optional` allows None."""
-    left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
-    wanted = f"a finite number in {left}{low:g}, {high:g}{right}" + (" or null" if optional else "")
-
-    def check(value: Any) -> float | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, (bool, str)) or not isinstance(value, numbers.Real):
-            raise TypeError(wanted)
-        number = float(value)
-        below = number <= low if open_low else number < low
-        above = number >= high if open_high else number > high
-        if not math.isfinite(number) or below or above:
-            raise ValueError(wanted)
-        return number
-
-    return _field(default, check, wanted)
-
-
-def integer(default: int | None, *, low: int | None = None, optional: bool = False, later: bool = False) -> Any:
-    """Declare an integer hyperparameter with an optional lower end; `optional` allows None, `later` see `Method.known_by`."""
-    wanted = ("an integer" if low is None else f"an integer of at least {low}") + (" or null" if optional else "")
-
-    def check(value: Any) -> int | None:
-        if value is None and optional:
-            return None
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(wanted)
-        if low is not None and int(value) < low:
-            raise ValueError(wanted)
-        return int(value)
-
-    return _field(default, check, wanted, later)
-
-
-def choice(default: str, choices: tuple[str, ...]) -> Any:
-    """Declare a hyperparameter that is one of some words."""
-    wanted = f"one of {', '.join(choices)}"
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            hint = did_you_mean(str(value), choices) if isinstance(value, str) else ""
-            raise ValueError(wanted + (f" ({hint})" if hint.startswith("did") else ""))
-        return value
-
-    return _field(default, check, wanted)
-
-
-def word(default: str | None, *, optional: bool = False) -> Any:
-    """Declare a hyperparameter that is a name, of which the method says whether it knows it; `optional` allows None."""
-    wanted = "a name, at least one character long" + (" or null" if optional else "")
-
-    def check(value: Any) -> str | None:
-        if value is None and optional:
-            return None
-        if not isinstance(value, str) or not value:
-            raise TypeError(wanted)
-        return value
-
-    return _field(default, check, wanted)
-
-
-def flag(default: bool) -> Any:
-    """Declare a hyperparameter that is true or false."""
-    wanted = "true or false"
-
-    def check(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise TypeError(wanted)
-        return value
-
-    return _field(default, check, wanted)
-
-
-def real_per_task(default: float, *, low: float = -math.inf) -> Any:
-    """Declare a finite real hyperparameter, given as one number or as a mapping {task: number}.
-
-    Whether the mapping has exactly the tasks is for the method to say, which knows them.
-    """
-    single = real(default, low=low).metadata
-
-    def check(value: Any) -> float | dict[str, float]:
-        if not isinstance(value, Mapping):
-            return float(single["check"](value))
-        try:
-            return {str(task): float(single["check"](number)) for task, number in value.items()}
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{error} for every task") from None
-
-    return _field(default, check, f"{single['accepts']}, or such a number for every task as {{task: number}}")
-
-
-def describe(hyperparameters: Any) -> Mapping[str, Any]:
-    """Return the values of a hyperparameter object by name."""
-    return dataclasses.asdict(hyperparameters)

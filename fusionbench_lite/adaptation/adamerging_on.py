@@ -9,10 +9,11 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.isotropic import directions
 from fusionbench_lite.methods.tsv import side_by_side
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import orthonormalise_, product, rank_of, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised

@@ -6,10 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.adaptation.adamerging import AdaMerging
+from fusionbench_lite.fields import integer
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors as TiesVectors
 from fusionbench_lite.methods.ties import cancels, ordered_sum, trim, trim_thresholds
-from fusionbench_lite.registry import integer, method
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

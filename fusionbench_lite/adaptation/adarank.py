@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import choice, flag, method, real
+from fusionbench_lite.fields import choice, flag, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised

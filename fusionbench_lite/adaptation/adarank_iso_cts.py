@@ -7,9 +7,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.adaptation.adarank import AdaRankTa
+from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.isotropic import directions
-from fusionbench_lite.registry import method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
 from fusionbench_lite.weights.matrices import is_factorised

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import describe
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict
@@ -102,7 +103,7 @@ def adapt(
         procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
     losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
     return Adapted(
-        method, registry.describe(configured), tuple(view.tasks), procedure.coefficients(), procedure.masks(),
+        method, describe(configured), tuple(view.tasks), procedure.coefficients(), procedure.masks(),
         procedure.learned(), losses, procedure, steps,
     )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.methods.awd import AwdTa, redundant_vectors
-from fusionbench_lite.registry import choice, flag, integer, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

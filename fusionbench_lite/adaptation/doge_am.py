@@ -9,8 +9,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.methods.doge import DogeTa, Modified, nothing_selected
-from fusionbench_lite.registry import choice, flag, integer, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.ranks import RANKS, Ranks

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite.adaptation.adamerging import task_vectors
 from fusionbench_lite.adaptation.base import base_weights
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.registry import choice, integer, method, real, word
+from fusionbench_lite.fields import choice, integer, real, word
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

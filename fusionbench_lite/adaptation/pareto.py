@@ -9,7 +9,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import choice, flag, integer, method, real
+from fusionbench_lite.fields import choice, flag, integer, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 

@@ -7,7 +7,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.adaptation.base import base_weights
-from fusionbench_lite.registry import integer, method, real, word
+from fusionbench_lite.fields import integer, real, word
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import choice, integer, method, real
+from fusionbench_lite.fields import choice, integer, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

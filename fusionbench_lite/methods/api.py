@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import describe
 from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
@@ -144,7 +145,7 @@ def _prepare(
     configured = entry.configure(**hyperparameters)
     base = open_weights(pretrained, None, "pretrained")
     view = Experts(base, open_experts(experts, base))
-    return view, entry, _Produced(registry.describe(configured), lambda: entry.function(view, configured, **extra))
+    return view, entry, _Produced(describe(configured), lambda: entry.function(view, configured, **extra))
 
 
 def _stored(view: Experts, produced: _Produced) -> dict[str, PerTask]:

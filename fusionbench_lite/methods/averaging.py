@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import NoHyperparameters, method, real
+from fusionbench_lite.fields import real
+from fusionbench_lite.registry import NoHyperparameters, method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

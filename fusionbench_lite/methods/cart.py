@@ -7,8 +7,9 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, rank_of, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised

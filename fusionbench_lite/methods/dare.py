@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.base import randomness
+from fusionbench_lite.fields import integer, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import TiesMerging, Vectors, merged_vectors, ordered_sum
-from fusionbench_lite.registry import integer, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError, MergeWarning
+from fusionbench_lite.fields import choice, integer, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, trim_thresholds
-from fusionbench_lite.registry import choice, integer, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import NULL_RATIO, eigenbasis
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from fusionbench_lite.fields import choice
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import ordered_sum
-from fusionbench_lite.registry import choice, method
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.compact import Masked, pack
 from fusionbench_lite.weights.experts import Experts
 

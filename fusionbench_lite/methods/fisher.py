@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import flag, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import flag, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

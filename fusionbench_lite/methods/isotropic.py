@@ -8,7 +8,8 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.fields import choice, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, orthonormalise_, product, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
-from fusionbench_lite.registry import method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import eigenbasis, product
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import choice, integer, real, real_per_task
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
-from fusionbench_lite.registry import choice, integer, method, real, real_per_task
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.compact import Masked, pack
 from fusionbench_lite.weights.experts import Experts
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

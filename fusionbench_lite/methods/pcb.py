@@ -12,9 +12,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import choice, integer, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors
-from fusionbench_lite.registry import choice, integer, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.order import kth_values
 

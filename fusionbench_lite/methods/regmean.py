@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError, did_you_mean
+from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.fisher import check_tasks, check_tensor
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import pseudo_inverse
 

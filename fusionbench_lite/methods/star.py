@@ -7,8 +7,9 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, low_rank
 from fusionbench_lite.weights.parallel import in_turns

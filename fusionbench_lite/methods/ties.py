@@ -7,8 +7,9 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import choice, flag, integer, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.order import kth_values
 

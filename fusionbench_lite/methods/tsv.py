@@ -8,8 +8,9 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, orthonormalise_, product, rank_of, top_singular

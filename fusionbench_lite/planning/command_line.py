@@ -47,7 +47,7 @@ def plan_of(overrides: list[str]) -> Plan:
     from fusionbench_lite.planning import plan as planning
 
     try:
-        return planning.resolve(configuration.composed(overrides))
+        return planning.resolve(configuration.composed(overrides), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise configuration.explain(error, overrides) from None
 

@@ -127,8 +127,9 @@ def explain(error: Exception, overrides: list[str]) -> InputError:
         name = group.group(1) if group else "configuration"
         return InputError(f"unknown {name} {missing.group(1)!r}: {did_you_mean(missing.group(1), options)}")
     if re.search(r"Key '\S+' (is not in struct|not in )", text + str(error.__cause__)):
-        full = re.search(r"full_key: (\S+)|Could not override '([^']+)'", text + str(error.__cause__))
-        return _unknown_key(next(filter(None, full.groups())) if full else "?", overrides)
+        everything = text + str(error.__cause__)  # the cause names the key inside of a mapping that is given
+        full = re.search(r"full_key: (\S+)", everything) or re.search(r"Could not override '([^']+)'", everything)
+        return _unknown_key(full.group(1) if full else "?", overrides)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(unknown.group(1), overrides)
     if group := re.match(r"Config group override must be", text):

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from fusionbench_lite import registry, suites
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import cache_dir
-from fusionbench_lite.planning import presets, task_sets
+from fusionbench_lite.planning import given, presets, task_sets
 from fusionbench_lite.planning import settings as method_settings
 from fusionbench_lite.planning.config import Config, Data, Precision
+from fusionbench_lite.planning.given import Section
 from fusionbench_lite.planning.settings import Sourced
 from fusionbench_lite.suites import SuiteKind, Wanted
 
@@ -74,7 +75,7 @@ class Plan:
         method = registry.get(self.method)
         if method.reads_training(self.values):
             return None
-        statistics = self.setting("examples") if method_settings.needs_statistics(method) else 0
+        statistics = self.setting("examples") if method_settings.reads_statistics(method) else 0
         return int(statistics + (self.setting("held_out") if "held_out" in self.settings else 0))
 
     @property
@@ -92,21 +93,21 @@ class Plan:
         return self.settings[name].value
 
 
-def resolve(config: DictConfig) -> Plan:
-    """Return the plan of a composed configuration; raises InputError naming the key, the value and the fix."""
+def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
+    """Return the plan of a composed configuration; raises InputError naming the key, the value and the fix.
+
+    `overrides` are those that it was composed of: what they set is given, whatever its value, and wins over presets, which win
+    over defaults. Without them, given is what is neither null nor the method's default.
+    """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for key in plain:
         if key not in _KEYS:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
     wanted, task_set = _wanted(plain, config.precision.name)
-    given = dict(plain["method"])
-    method = registry.get(_method_id(given))
-    adaptation = given.pop("adaptation", None) or {}
-    statistics = (given.pop("statistics", None) or {}) if method_settings.needs_statistics(method) else {}
+    section = dict(plain["method"])
+    method = registry.get(_method_id(section))
     preset = presets.lookup(method.id, wanted, task_set, plain["preset"])
-    hyperparameters = method_settings.hyperparameters(method, given, preset, named=plain["preset"] is not None)
-    settings = method_settings.settings(method, adaptation, statistics, plain["steps"], preset)
-    hyperparameters = method_settings.within(hyperparameters, settings)
+    hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
     _check_integers(plain)
@@ -156,19 +157,21 @@ def base_of(plan: Plan) -> Plan | None:
     if method.per_task or method.routed or "merged" in method.inputs:
         raise InputError(f"method {plan.method!r} needs one merged model as its base, which {method.id!r} is not")
     preset = presets.lookup(method.id, plan.wanted, plan.task_set)
-    settings = method_settings.settings(method, {}, {}, plan.setting("base_steps") if method.adaptive else None, preset)
+    steps = plan.setting("base_steps")
+    asked = Section({"steps": steps}, frozenset({"steps"})) if steps is not None else Section()
     return dataclasses.replace(
-        plan, method=method.id, hyperparameters=method_settings.hyperparameters(method, {}, preset), settings=settings,
+        plan, method=method.id, hyperparameters=method_settings.hyperparameters(method, Section(), preset),
+        settings=method_settings.settings(method, asked, Section(), preset),
         config={**plan.config, "method": {"id": method.id}}, overwrite=False,
     )
 
 
-def _method_id(given: dict[str, Any]) -> str:
+def _method_id(section: dict[str, Any]) -> str:
     """Take `id` and `base` out of the method's section: adarank with base tsvm is adarank_tsvm."""
-    id = str(given.pop("id"))
+    id = str(section.pop("id"))
     if id in registry.names() and "base" in registry.get(id).defaults:
         return id  # a hyperparameter of that name
-    base = given.pop("base", None)
+    base = section.pop("base", None)
     if base is None:
         return id
     bases = [name.removeprefix(f"{id}_") for name in registry.names() if name.startswith(f"{id}_")]

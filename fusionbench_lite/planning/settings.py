@@ -8,20 +8,48 @@ from typing import Any
 
 from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import KINDS
-from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES
+from fusionbench_lite.fields import REQUIRED, checked, choice, describe, integer, kinds, real
+from fusionbench_lite.planning.given import Given, Section
 
 Preset = Mapping[str, tuple[Any, str]]
 """Values of a preset and where they are from, by name."""
 
 STATISTICS = ("fisher", "gram")
-SETTINGS = ("examples", "batch_size", "order")
+"""Inputs of methods that are statistics of training images."""
 ORDERS = ("stored", "shuffled")
-_ADAPTATION = ("steps", "batch_size", "batches", "stream", "eval_every")
-_BASE_DEFAULTS = {"base_select": "last", "base_steps": None}
-"""Of a base that adapts: the selection rule, and the steps, its preset's where None."""
-_ADAPTATION_DEFAULTS = {"fraction": 1.0, "held_out": 64}
-"""Of the examples of each task: the part that is adapted on, and the number that is held out for best_unsupervised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """The settings of an adaptation. Of the examples of each task, `fraction` is the part that is adapted on, `held_out` the
+    number that is held out for best_unsupervised."""
+
+    steps: int = integer(REQUIRED, low=0)
+    batch_size: int = integer(REQUIRED, low=1)
+    batches: int = integer(REQUIRED, low=1)
+    stream: str = choice(REQUIRED, KINDS)
+    eval_every: int = integer(REQUIRED, low=1)
+    fraction: float = real(1.0, low=0, high=1, open_low=True)
+    held_out: int = integer(64, low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptationOnBase(Adaptation):
+    """Those on a merged model. Of a base that adapts: the selection rule, and the steps, its preset's where None."""
+
+    base_select: str = choice("last", RULES)
+    base_steps: int | None = integer(None, low=0, optional=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """How statistics of training images are computed: of how many of each task, in batches of which size, in which order."""
+
+    examples: int = integer(REQUIRED, low=1)
+    batch_size: int = integer(REQUIRED, low=1)
+    order: str = choice(REQUIRED, ORDERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,52 +60,59 @@ class Sourced:
     source: str
 
 
-def hyperparameters(
-    method: registry.Method, given: Mapping[str, Any], preset: Preset, *, named: bool = False
-) -> dict[str, Sourced]:
-    """Return the checked hyperparameters: what is given wins over a preset, a preset over the default.
+def chosen(
+    method: registry.Method, section: Mapping[str, Any], given: Given, steps: int | None, preset: Preset
+) -> tuple[dict[str, Sourced], dict[str, Sourced]]:
+    """Return the hyperparameters and the settings of a method whose section of the configuration is `section`, all checked.
 
-    A preset that was asked for by name also replaces defaults written out in the method's configuration.
+    `steps` is the key of that name. Raises InputError and MergeError.
     """
-    chosen: dict[str, Sourced] = {}
-    for name, default in method.defaults.items():
-        value = given.get(name)
-        if value is not None and value != default:
-            chosen[name] = Sourced(value, "given")
-        elif (value is None or named) and name in preset:
-            chosen[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
-        else:
-            chosen[name] = Sourced(default, "default")
-    unknown = {name: value for name, value in given.items() if name not in method.defaults}
-    checked = method.configure(**unknown, **{name: s.value for name, s in chosen.items() if s.source != "default"})
-    values = registry.describe(checked)
-    return {name: dataclasses.replace(setting, value=values[name]) for name, setting in chosen.items()}
+    if steps is not None and not method.adaptive:
+        raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
+    own = dict(section)
+    adaptation = given.adaptation(_part(own, "adaptation", _adaptation(method)), steps)
+    statistics = given.section(("method", "statistics"), _part(own, "statistics", Statistics) if reads_statistics(method) else {})
+    values = given.section(("method",), own, method.defaults)
+    if given.has("method", "id"):  # the file that writes out the other values may be that of another method
+        values = Section({name: own[name] for name in values.given}, values.given)
+    found = settings(method, adaptation, statistics, preset)
+    return within(hyperparameters(method, values, preset), found), found
 
 
-def needs_statistics(method: registry.Method) -> bool:
-    """Say whether the method reads statistics of training examples."""
+def _part(section: dict[str, Any], name: str, declared: type) -> Mapping[str, Any]:
+    """Take the settings that a dataclass declares out of a method's section."""
+    value = section.pop(name, None) or {}
+    if not isinstance(value, Mapping):
+        *names, last = kinds(declared)
+        raise InputError(f"method.{name} must map {', '.join(names)} and {last}, got {value!r}")
+    return value
+
+
+def _adaptation(method: registry.Method) -> type[Adaptation]:
+    return AdaptationOnBase if "merged" in method.inputs else Adaptation
+
+
+def hyperparameters(method: registry.Method, section: Section, preset: Preset) -> dict[str, Sourced]:
+    """Return the checked hyperparameters: what is given wins over a preset, a preset over the default."""
+    unknown = {name: value for name, value in section.values.items() if name not in method.defaults}
+    chosen = _sourced(method.defaults, section, preset)
+    own = {name: found.value for name, found in chosen.items() if found.source == "given" or found.value != method.defaults[name]}
+    values = describe(method.configure(**unknown, **own))
+    return {name: dataclasses.replace(found, value=values[name]) for name, found in chosen.items()}
+
+
+def reads_statistics(method: registry.Method) -> bool:
+    """Say whether the method reads statistics of training images."""
     return any(name in STATISTICS for name in method.inputs)
 
 
-def settings(
-    method: registry.Method, adaptation: Mapping[str, Any], statistics: Mapping[str, Any], steps: Any, preset: Preset
-) -> dict[str, Sourced]:
+def settings(method: registry.Method, adaptation: Section, statistics: Section, preset: Preset) -> dict[str, Sourced]:
     """Return the checked settings of the method's adaptation or of its statistics, empty where it has neither."""
-    found = _of_adaptation(method, adaptation, steps, preset)
-    if needs_statistics(method):
-        found = _sourced(method, "statistics", SETTINGS, statistics, preset)
-        for name, setting in found.items():
-            _check_statistics(name, setting.value)
-    return found
-
-
-def _check_statistics(name: str, value: Any) -> None:
-    """Raise InputError for a setting that cannot be: `examples` and `batch_size` count, `order` is one of ORDERS."""
-    if name == "order":
-        if value not in ORDERS:
-            raise InputError(f"unknown order {value!r}: {did_you_mean(str(value), ORDERS)}")
-    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+    if reads_statistics(method):
+        return _settings(method, "statistics", Statistics, statistics, preset)
+    if method.adaptive:
+        return _settings(method, "adaptation", _adaptation(method), adaptation, preset)
+    return {}
 
 
 def within(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Sourced]) -> dict[str, Sourced]:
@@ -89,49 +124,31 @@ def within(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Source
     }
 
 
-def _of_adaptation(method: registry.Method, given: Mapping[str, Any], steps: Any, preset: Preset) -> dict[str, Sourced]:
-    if not method.adaptive:
-        if steps is not None:
-            raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
-        return {}
-    given = {**given, **({"steps": steps} if steps is not None else {})}
-    defaults = _ADAPTATION_DEFAULTS | (_BASE_DEFAULTS if "merged" in method.inputs else {})
-    result = _sourced(method, "adaptation", (*_ADAPTATION, *defaults), given, preset, defaults)
-    for name, setting in result.items():
-        low = 0 if name in ("steps", "held_out", "base_steps") else 1
-        if name in ("stream", "base_select"):
-            words = KINDS if name == "stream" else RULES
-            if setting.value not in words:
-                raise MergeError(f"unknown {name} {setting.value!r}: {did_you_mean(str(setting.value), words)}")
-        elif name == "base_steps" and setting.value is None:
-            continue
-        elif name == "fraction":
-            number = setting.value
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1:
-                raise InputError(f"fraction must be a number above 0 and at most 1, got {number!r}")
-        elif isinstance(setting.value, bool) or not isinstance(setting.value, int) or setting.value < low:
-            raise InputError(f"{name} must be an integer of at least {low}, got {setting.value!r}")
-    return result
+def _settings(method: registry.Method, name: str, declared: type, section: Section, preset: Preset) -> dict[str, Sourced]:
+    """Return the settings of a section of the method's configuration.
+
+    They stay as they are written: the keys of records tell 1 from 1.0.
+    """
+    where = f"method.{name}."
+    defaults = {key: field.default for key, field in kinds(declared).items()}
+    checked(declared, {key: value for key, value in section.values.items() if key not in defaults}, where)
+    found = _sourced(defaults, section, preset)
+    for key, setting in found.items():
+        if setting.value is REQUIRED:
+            raise InputError(f"method {method.id!r} has no preset for {key}: give {where}{key}")
+    checked(declared, {key: setting.value for key, setting in found.items()}, where)
+    return found
 
 
-def _sourced(
-    method: registry.Method, section: str, names: tuple[str, ...], given: Mapping[str, Any], preset: Preset,
-    defaults: Mapping[str, Any] | None = None,
-) -> dict[str, Sourced]:
-    """Return the settings of a section of the method's configuration: what is given wins over a preset."""
-    if not isinstance(given, Mapping):
-        raise InputError(f"method.{section} must map {', '.join(names[:-1])} and {names[-1]}, got {given!r}")
-    for name in given:
-        if name not in names:
-            raise InputError(f"unknown key 'method.{section}.{name}': {did_you_mean(name, names)}")
-    result: dict[str, Sourced] = {}
-    for name in names:
-        if given.get(name) is not None:
-            result[name] = Sourced(given[name], "given")
+def _sourced(defaults: Mapping[str, Any], section: Section, preset: Preset) -> dict[str, Sourced]:
+    """Return the value of every name: what is given, else a preset, else the default, where the section may write out another."""
+    found: dict[str, Sourced] = {}
+    for name, default in defaults.items():
+        written = section.values.get(name)
+        if name in section.given:
+            found[name] = Sourced(written, "given")
         elif name in preset:
-            result[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
-        elif defaults and name in defaults:
-            result[name] = Sourced(defaults[name], "default")
+            found[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
         else:
-            raise InputError(f"method {method.id!r} has no preset for {name}: give method.{section}.{name}")
-    return result
+            found[name] = Sourced(default if written is None else written, "default")
+    return found

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import experiments_dir
+from fusionbench_lite.planning import given
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
 
@@ -53,11 +54,11 @@ def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]
 
     `seed` on the command line replaces the file's seeds, and `steps` applies to the rows that adapt.
     """
-    given = [override for override in overrides if not override.startswith("experiment=")]
-    seeded = any(override.startswith("seed=") for override in given)
-    seeds = [[]] if seeded else [[f"seed={seed}"] for seed in experiment.seeds]
+    keys = given.keys(overrides)
+    own = [override for override, key in zip(overrides, keys, strict=True) if key != "experiment"]
+    seeds = [[]] if "seed" in keys else [[f"seed={seed}"] for seed in experiment.seeds]
     return {
-        name: [_plan([*experiment.defaults, *row, *seed, *given]) for seed in seeds]
+        name: [_plan([*experiment.defaults, *row, *seed, *own]) for seed in seeds]
         for name, row in experiment.rows.items()
     }
 
@@ -67,7 +68,7 @@ def _plan(overrides: list[str]) -> Plan:
     known = config.method.id in registry.names()
     if config.steps is not None and known and not registry.get(config.method.id).adaptive:
         config.steps = None
-    return planning.resolve(config)
+    return planning.resolve(config, overrides)
 
 
 def main(config: DictConfig, overrides: list[str]) -> None:

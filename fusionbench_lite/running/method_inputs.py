@@ -15,7 +15,8 @@ import numpy as np
 from fusionbench_lite import registry
 from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.errors import InputError, MergeError
-from fusionbench_lite.planning.settings import SETTINGS, STATISTICS
+from fusionbench_lite.fields import kinds
+from fusionbench_lite.planning.settings import STATISTICS, Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,7 +88,7 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
         "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
         "method": plan.method, "model": plan.model, "task": task,
         "expert": suite.expert_hashes[task], "data": suite.data_hashes[task],
-        "settings": {setting: plan.setting(setting) for setting in SETTINGS},
+        "settings": {setting: plan.setting(setting) for setting in kinds(Statistics)},
         "device": suite.device.type, "torch": torch.__version__,
     }
     if name == "fisher":

@@ -16,7 +16,7 @@ REFUSALS = [
     (["method.scaling=abc"], "scaling must be a finite number in (-inf, inf), got 'abc'"),
     (["method.scaling=nan"], "scaling must be a finite number in (-inf, inf), got nan"),
     (["method=adarank", "method.base=tsv"], "unknown method.base 'tsv': did you mean 'tsvm'?"),
-    (["method=adarank", "method.adaptation.stream=redrw"], "unknown stream 'redrw': did you mean 'redraw'?"),
+    (["method=adarank", "method.adaptation.stream=redrw"], "cycle, sequential (did you mean 'redraw'?), got 'redrw'"),
     (["method=adarank", "method.adaptation.batch_size=0"], "batch_size must be an integer of at least 1, got 0"),
     (["+method.foo=1"], "has no hyperparameter 'foo'"),
     (["+foo=1"], "unknown key 'foo'"),

@@ -14,6 +14,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.evaluation import components
 from fusionbench_lite.evaluation.components import Start, changes, matrices, start_of
+from fusionbench_lite.fields import describe
 from fusionbench_lite.tables import component_pictures, style
 from fusionbench_lite.weights.experts import Experts
 from tests.support.helpers import distance, refused, same_bits, snapshot, touched
@@ -25,7 +26,7 @@ MATRIX = "blocks.1.mlp.c_fc.weight"
 def _case(method="task_arithmetic", objective="entropy", **given):
     s = small_setting(tasks=3)
     experts = Experts(s.pretrained, s.experts)
-    values = registry.describe(registry.get(method).configure(**given))
+    values = describe(registry.get(method).configure(**given))
     labels = (lambda x: torch.arange(len(x)) % 3) if objective == "cross_entropy" else (lambda x: None)
     batches = {t: (torch.cat(b), labels(torch.cat(b))) for t, b in s.batches.items()}
     return s, experts, start_of(method, experts, values), batches

@@ -69,7 +69,8 @@ def test_adding_a_method_touches_one_file_and_one_config(tmp_path):
     (tmp_path / "fusionbench_lite" / "methods" / "halfway.py").write_text(
         '"""Half of the way to the average."""\n'
         "import dataclasses\n"
-        "from fusionbench_lite.registry import method, real\n\n\n"
+        "from fusionbench_lite.fields import real\n"
+        "from fusionbench_lite.registry import method\n\n\n"
         "@dataclasses.dataclass(frozen=True)\n"
         "class Halfway:\n"
         '    """`part`: of the way."""\n'

@@ -42,7 +42,7 @@ def resolve():
     def run(*overrides: str) -> plan.Plan:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return plan.resolve(compose("config", overrides=list(overrides)))
+            return plan.resolve(compose("config", overrides=list(overrides)), overrides)
 
     cli.configuration.register()
     yield run
@@ -97,8 +97,8 @@ def test_other_methods_have_no_such_settings(resolve):
         ("method.statistics.examples=-1", "examples must be an integer of at least 1, got -1"),
         ("method.statistics.examples=2.5", "examples must be an integer of at least 1, got 2.5"),
         ("method.statistics.examples=true", "examples must be an integer of at least 1, got True"),
-        ("method.statistics.order=shufled", "unknown order 'shufled': did you mean 'shuffled'?"),
-        ("method.statistics.order=3", "unknown order 3: choose one of shuffled, stored"),
+        ("method.statistics.order=shufled", "order must be one of stored, shuffled (did you mean 'shuffled'?), got 'shufled'"),
+        ("method.statistics.order=3", "order must be one of stored, shuffled, got 3"),
         ("+method.statistics.exmples=3", "unknown key 'method.statistics.exmples': did you mean 'examples'?"),
         ("steps=5", "has no meaning for method"),
         ("method.statistics=5", "method.statistics must map examples, batch_size and order, got 5"),

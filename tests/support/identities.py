@@ -52,13 +52,13 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 def _suite(plan: Plan) -> Any:
     """Return what an identity reads of a suite."""
-    tasks = plan.tasks.names
-    experts = plan.checkpoints["experts"] or tasks
+    tasks, layout = plan.tasks, plan.wanted.layout
     return SimpleNamespace(
         files={f"{task}.safetensors": f"file of {task}" for task in tasks},
         expert_hashes={task: f"expert of {task}" for task in tasks}, head_hashes={task: f"head of {task}" for task in tasks},
-        data={task: SimpleNamespace(train_images=SimpleNamespace(fingerprint=f"images of {task}")) for task in tasks},
-        data_hashes={task: f"data of {task}" for task in tasks}, experts=dict.fromkeys(experts), device="cpu",
+        tasks={task: SimpleNamespace(metric="accuracy") for task in tasks}, training_hash=lambda task: f"images of {task}",
+        data_hashes={task: f"data of {task}" for task in tasks}, experts=dict.fromkeys(plan.experts or tasks), device="cpu",
+        details={"layout": layout} if layout else {}, by_content=bool(layout),
     )
 
 

@@ -33,7 +33,7 @@ class AdaMergingEntropy(AdaMerging):
     objective: str = choice("entropy", OBJECTIVES)
 
 
-@method("adamerging_taskwise", AdaMergingEntropy, adaptive=True)
+@method("adamerging_taskwise", AdaMergingEntropy, adaptive=True, label="AdaMerging (task-wise)")
 def adamerging_taskwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ_tl (AdaMerging, Section 3.2).
 
@@ -42,7 +42,7 @@ def adamerging_taskwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     return _learner(experts, h, shared=True)
 
 
-@method("adamerging_layerwise", AdaMergingEntropy, adaptive=True)
+@method("adamerging_layerwise", AdaMergingEntropy, adaptive=True, label="AdaMerging (layer-wise)")
 def adamerging_layerwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ_tl (AdaMerging, Section 3.2).
 

@@ -56,7 +56,7 @@ class AdaMergingIsoCts:
     matrices: str = choice("attn_mlp", MATRIX_POLICIES)
 
 
-@method("adamerging_tsvm", AdaMergingTsvM, adaptive=True)
+@method("adamerging_tsvm", AdaMergingTsvM, adaptive=True, label="AdaMerging (TSV-M)")
 def adamerging_tsvm(experts: Experts, h: AdaMergingTsvM) -> Learner:
     """θ_l = θ0_l + Σ_t λ_tl Ũ_tl diag(s_tl) Ṽ_tlᵀ for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 
@@ -79,7 +79,7 @@ def adamerging_tsvm(experts: Experts, h: AdaMergingTsvM) -> Learner:
     return _learner(experts, parts, h)
 
 
-@method("adamerging_cart", AdaMergingCart, adaptive=True)
+@method("adamerging_cart", AdaMergingCart, adaptive=True, label="AdaMerging (CART)")
 def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     """θ_l = θ̄_l + Σ_t λ_tl SVD_k(θ_tl - θ̄_l) for matrices, with all components for the rest.
 
@@ -99,7 +99,7 @@ def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     return _learner(experts, parts, h)
 
 
-@method("adamerging_iso_cts", AdaMergingIsoCts, adaptive=True)
+@method("adamerging_iso_cts", AdaMergingIsoCts, adaptive=True, label="AdaMerging (Iso-CTS)")
 def adamerging_iso_cts(experts: Experts, h: AdaMergingIsoCts) -> Learner:
     """θ_l = θ0_l + σ̄_l (λ_0l U_0l V_0lᵀ + Σ_t λ_tl U_tl V_tlᵀ) for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 

@@ -31,7 +31,7 @@ class AdaMergingPlusPlus(AdaMerging):
     virtual_zeros: int = integer(0, low=0, later=True)
 
 
-@method("adamerging_pp_taskwise", AdaMergingPlusPlus, adaptive=True)
+@method("adamerging_pp_taskwise", AdaMergingPlusPlus, adaptive=True, label="AdaMerging++ (task-wise)")
 def adamerging_pp_taskwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ̂_tl with the task vectors of TIES (AdaMerging, Section 3.2).
 
@@ -41,7 +41,7 @@ def adamerging_pp_taskwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     return _learner(experts, h, shared=True)
 
 
-@method("adamerging_pp_layerwise", AdaMergingPlusPlus, adaptive=True)
+@method("adamerging_pp_layerwise", AdaMergingPlusPlus, adaptive=True, label="AdaMerging++ (layer-wise)")
 def adamerging_pp_layerwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ̂_tl with the task vectors of TIES (AdaMerging,
     Section 3.2).

@@ -61,7 +61,7 @@ class AdaRankTsvM(AdaRankTa):
     extra: str = choice("raw", EXTRA)
 
 
-@method("adarank_ta", AdaRankTa, adaptive=True)
+@method("adarank_ta", AdaRankTa, adaptive=True, label="AdaRank (TA)")
 def adarank_ta(experts: Experts, h: AdaRankTa) -> Learner:
     """θ_l = θ0_l + Σ_t λ_tl U_tl diag(b_tl ⊙ s_tl) V_tlᵀ from the task vectors θ_t - θ0 (AdaRank, Eq. 5).
 
@@ -73,7 +73,7 @@ def adarank_ta(experts: Experts, h: AdaRankTa) -> Learner:
     return _learner(experts, h, experts.base)
 
 
-@method("adarank_cart", AdaRankCart, adaptive=True)
+@method("adarank_cart", AdaRankCart, adaptive=True, label="AdaRank (CART)")
 def adarank_cart(experts: Experts, h: AdaRankCart) -> Learner:
     """As adarank_ta with the average θ̄ in place of θ0, for every tensor: task vectors θ_t - θ̄ sum to zero.
 
@@ -82,7 +82,7 @@ def adarank_cart(experts: Experts, h: AdaRankCart) -> Learner:
     return _learner(experts, h, experts.mean)
 
 
-@method("adarank_tsvm", AdaRankTsvM, adaptive=True)
+@method("adarank_tsvm", AdaRankTsvM, adaptive=True, label="AdaRank (TSV-M)")
 def adarank_tsvm(experts: Experts, h: AdaRankTsvM) -> Learner:
     """As adarank_ta with the leading ⌊ρr⌋ components of all tasks whitened together; the tensors without a mask
     start at θ0 plus the mean task vector.

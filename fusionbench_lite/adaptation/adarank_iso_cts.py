@@ -31,7 +31,7 @@ class AdaRankIsoCts(AdaRankTa):
     common_fraction: float = real(0.8, low=0, high=1)
 
 
-@method("adarank_iso_cts", AdaRankIsoCts, adaptive=True)
+@method("adarank_iso_cts", AdaRankIsoCts, adaptive=True, label="AdaRank (Iso-CTS)")
 def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     """θ_l = θ0_l + σ̄_l Σ_{t=0..T} λ_tl U_tl diag(b_tl) V_tlᵀ for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 

@@ -35,7 +35,7 @@ class AwdAm:
     lr: float = real(1e-3, low=0, open_low=True)
 
 
-@method("awd_am", AwdAm, adaptive=True)
+@method("awd_am", AwdAm, adaptive=True, label="AWD AM")
 def awd_am(experts: Experts, h: AwdAm) -> Learner:
     """θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) (τ_tl - δ_l), δ as in awd_ta.
 

@@ -56,7 +56,7 @@ class ConcreteAm:
     seed: int = integer(0)
 
 
-@method("concrete_ta", ConcreteTa, adaptive=True)
+@method("concrete_ta", ConcreteTa, adaptive=True, label="Concrete TA")
 def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     """θ_l = θ0_l + m̂_l ⊙ λ Σ_t τ_tl, m̂ = m / mean(m), m = σ((log u - log(1 - u) + x) / κ), u uniform in (0, 1).
 
@@ -76,7 +76,7 @@ def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     return functools.partial(Concrete, parametrisation, initial=h.scaling, mask_lr=h.lr)
 
 
-@method("concrete_am", ConcreteAm, adaptive=True)
+@method("concrete_am", ConcreteAm, adaptive=True, label="Concrete AM")
 def concrete_am(experts: Experts, h: ConcreteAm) -> Learner:
     """θ_l = θ0_l + m̂_l ⊙ Σ_t λ_tl τ_tl with the masks of concrete_ta, then AdaMerging of λ behind them.
 

@@ -47,7 +47,7 @@ class DogeAm:
     lr: float = real(1e-3, low=0, open_low=True)
 
 
-@method("doge_am", DogeAm, adaptive=True)
+@method("doge_am", DogeAm, adaptive=True, label="doGe AM")
 def doge_am(experts: Experts, h: DogeAm) -> Learner:
     """θ_l = θ0_l + Σ_t λ_tl M_tl ⊙ (τ_tl + Δ_l) for the selected matrices, θ0 else.
 

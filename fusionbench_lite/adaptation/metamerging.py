@@ -50,7 +50,7 @@ class MetaMerging:
     adapter_batch_size: int | None = integer(None, low=1, optional=True, later=True)
 
 
-@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",))
+@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",), label="MetaMerging")
 def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner:
     """θ = θ0 + Σ_t softplus(raw_t) τ_t, and per task adapters h - (U relu(D h + d) + u) on what leaves a block.
 

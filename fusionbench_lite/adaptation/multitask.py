@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import integer, method, real
+from fusionbench_lite.registry import REFERENCE, integer, method, real
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class TraditionalMtl:
     clip: float = real(1.0, low=0, open_low=True)
 
 
-@method("traditional_mtl", TraditionalMtl, adaptive=True, training=lambda h: True)
+@method("traditional_mtl", TraditionalMtl, adaptive=True, training=lambda h: True, label="Traditional MTL", family=REFERENCE)
 def traditional_mtl(experts: Experts, h: TraditionalMtl) -> Learner:
     """θ minimises Σ_t of the mean cross entropy of task t's predictions, from θ0, with AdamW.
 

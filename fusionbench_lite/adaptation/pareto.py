@@ -43,7 +43,7 @@ class Pareto:
     seed: int = integer(0)
 
 
-@method("pareto_merging", Pareto, adaptive=True)
+@method("pareto_merging", Pareto, adaptive=True, label="Pareto Merging")
 def pareto_merging(experts: Experts, h: Pareto) -> Learner:
     """W_l(γ) = θ0_l + Σ_t λ_tl τ_tl + A_l (Σ_t γ_t C_tl) B_lᵀ for matrices, without the update A C Bᵀ for the rest.
 

@@ -28,7 +28,7 @@ class ProbSurgery:
     seed: int = integer(0)
 
 
-@method("prob_surgery", ProbSurgery, adaptive=True, inputs=("merged",))
+@method("prob_surgery", ProbSurgery, adaptive=True, inputs=("merged",), label="ProbSurgery")
 def prob_surgery(experts: Experts, h: ProbSurgery, merged: Any = None) -> Learner:
     """Features z(θ_base) - μ_t with μ_t = M_t relu(D_t z(θ_base)) for task t, D_t [h, d'] and M_t [d', h].
 

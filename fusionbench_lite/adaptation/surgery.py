@@ -31,7 +31,7 @@ class Surgery:
     moments: str = choice("own", MOMENTS)
 
 
-@method("surgery", Surgery, adaptive=True, inputs=("merged",))
+@method("surgery", Surgery, adaptive=True, inputs=("merged",), label="Surgery")
 def surgery(experts: Experts, h: Surgery, merged: Any = None) -> Learner:
     """Features z(θ_base) - U_t relu(D_t z(θ_base)) for task t, D_t [r, d'] and U_t [d', r] (Surgery, Eq. 3).
 

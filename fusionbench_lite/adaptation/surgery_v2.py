@@ -25,7 +25,7 @@ class SurgeryV2:
     seed: int = integer(0)
 
 
-@method("surgery_v2", SurgeryV2, adaptive=True, inputs=("merged",))
+@method("surgery_v2", SurgeryV2, adaptive=True, inputs=("merged",), label="SurgeryV2")
 def surgery_v2(experts: Experts, h: SurgeryV2, merged: Any = None) -> Learner:
     """Hidden states h - U_tl relu(D_tl h) behind every block l of θ_base, on every token, and such an adapter on the
     features.

@@ -32,7 +32,7 @@ class TwinMerging:
     seed: int = integer(0)
 
 
-@method("twin_merging", TwinMerging, adaptive=True, routed=True, training=lambda h: h.router == "tasks")
+@method("twin_merging", TwinMerging, adaptive=True, routed=True, training=lambda h: h.router == "tasks", label="Twin-Merging")
 def twin_merging(experts: Experts, h: TwinMerging) -> Learner:
     """θ(x) = θ* + Σ_t softmax(router(x))_t v_t with θ* = θ0 + scaling Σ_t τ_t and v_t the leading singular components of
     θ_t - θ* (Twin-Merging, Section 3).

@@ -29,7 +29,7 @@ class Wemoe:
     seed: int = integer(0)
 
 
-@method("wemoe", Wemoe, adaptive=True, routed=True)
+@method("wemoe", Wemoe, adaptive=True, routed=True, label="WEMoE")
 def wemoe(experts: Experts, h: Wemoe) -> Learner:
     """θ_mlp(h) = θ0_mlp + Σ_t g_t(h) τ_t,mlp with g(h) = mean over tokens of W2 relu(W1 h + b1) + b2, all else
     θ0 + scaling Σ_t τ_t (WEMoE, Section 3).

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.registry import choice, method, real
+from fusionbench_lite.registry import SVD, choice, method, real
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, orthonormalise_, product, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
@@ -42,7 +42,7 @@ class IsoCts:
     matrices: str = choice("all_2d", MATRIX_POLICIES)
 
 
-@method("iso_c", IsoC)
+@method("iso_c", IsoC, label="Iso-C", family=SVD)
 def iso_c(experts: Experts, h: IsoC) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α σ̄ U Vᵀ for matrices, with Σ_t τ_t = U Σ Vᵀ and σ̄ the mean of Σ; θ0 + α mean_t τ_t for the rest (Iso-C).
 
@@ -64,7 +64,7 @@ def iso_c(experts: Experts, h: IsoC) -> Iterator[tuple[str, Tensor]]:
     ranks.warn()
 
 
-@method("iso_cts", IsoCts)
+@method("iso_cts", IsoCts, label="Iso-CTS", family=SVD)
 def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
     """As iso_c with components of the sum (about fp) and of every task outside them (q = round((p - ⌊fp⌋)/T)), made
     orthogonal as in TSV-M: θ = θ0 + α σ̄ U⊥ V⊥ᵀ (Iso-CTS).

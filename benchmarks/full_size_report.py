@@ -13,7 +13,7 @@ from benchmarks.full_size_passes import Pass
 from benchmarks.full_size_problem import classes, encoder
 from benchmarks.report import markdown_table
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.resources import Encoder, Estimate, Inputs, suggest
+from fusionbench_lite.resources import Estimate, Inputs, suggest
 from fusionbench_lite.resources.planned import USABLE
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -163,7 +163,7 @@ def plans(methods: Sequence[str], host: int, batch: int, precision: str) -> str:
     for model, tasks in PLANS:
         own = encoder(model, "packed")
         rows = [
-            (method, *_row(own, Inputs(
+            (method, *_row(Inputs(
                 own, method, tasks, batch_size=batch, precision=precision, classes=classes(tasks), threads=1,
             ), host)) for method in methods
         ]  # fmt: skip
@@ -172,7 +172,7 @@ def plans(methods: Sequence[str], host: int, batch: int, precision: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _row(own: Encoder, inputs: Inputs, host: int) -> list[str]:
+def _row(inputs: Inputs, host: int) -> list[str]:
     from fusionbench_lite import registry
 
     values = dict(registry.get(inputs.method, learning=True).defaults)

@@ -10,6 +10,8 @@ from fusionbench_lite.adaptation.adamerging import task_vectors
 from fusionbench_lite.adaptation.base import base_weights
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.registry import choice, integer, method, real, word
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -50,7 +52,38 @@ class MetaMerging:
     adapter_batch_size: int | None = integer(None, low=1, optional=True, later=True)
 
 
-@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",), label="MetaMerging")
+def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
+    adapter = 2 * of.width * h.rank + h.rank + of.width
+    count = {"blocks": of.blocks, "final": 1, "none": 0}[h.adapters]
+    own = count * adapter
+    note = f"{own:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
+    counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * own}
+    return costs.Learned(counts, tasks * own, note, True, {"adapter": adapter, "per task": own})
+
+
+def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:
+    """Return the stages of a run of so many steps: on the coefficients, unless weights are given, then on the adapters."""
+    if h.base:
+        return (costs.Stage(False, steps, h.adapter_batch_size),)
+    last = 0 if h.adapters == "none" else adapter_steps(h, steps)
+    first = costs.Stage(
+        True, steps - last, h.outer_batch_size, h.inner_steps, h.order == "second", h.adapters != "none",
+        runs=h.adapter_steps is None or not 0 < steps <= h.adapter_steps,
+    )
+    return (first,) if h.adapters == "none" or h.adapter_steps == 0 else (first, costs.Stage(False, last, h.adapter_batch_size))
+
+
+def adapter_steps(h: MetaMerging, steps: int) -> int:
+    """Return how many of the steps are those of the adapters."""
+    return steps // 2 if h.adapter_steps is None else min(h.adapter_steps, steps)
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    tensors = () if s.h.base else tuple(costs.vectors(s))
+    return costs.Cost(tensors, "stages", given=bool(s.h.base), stages=stages(s.h, s.steps))
+
+
+@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",), label="MetaMerging", learned=_learned, cost=_cost)
 def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner:
     """θ = θ0 + Σ_t softplus(raw_t) τ_t, and per task adapters h - (U relu(D h + d) + u) on what leaves a block.
 

@@ -84,7 +84,7 @@ def directions(experts: Experts, name: str, fraction: float) -> tuple[Components
 
     The first block is that of the common directions, one for each task follows; some may be empty.
     """
-    common, own = _shares(min(experts.shape(name)), len(experts), fraction)
+    common, own = shares(min(experts.shape(name)), len(experts), fraction)
     left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
     # What the sum has beyond its common directions makes room for those of the tasks.
     each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own), range(len(experts)))
@@ -102,7 +102,7 @@ def _outside(experts: Experts, name: str, space: Tensor, target: Components, own
         target[0][:, place], target[1][place], target[2][place] = left, values, right
 
 
-def _shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
+def shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
     """Return how many of `size` directions are common and how many every task gets.
 
     Python rounds halves to even, as the released code does; where ⌊fp⌋ is so small that nothing common would be left,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.registry import REFERENCE, NoHyperparameters, method
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Own, PerTask
+from fusionbench_lite.weights.costs import Learned
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict
 
@@ -25,7 +27,11 @@ def pretrained(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Te
     return iter(())
 
 
-@method("individual", per_task=True, label="Individual experts", family=REFERENCE)
+def _learned(of: Architecture, tasks: int, h: NoHyperparameters) -> Learned:
+    return Learned({"encoders": tasks * of.parameters}, (tasks - 1) * of.parameters, task_id=True)
+
+
+@method("individual", per_task=True, label="Individual experts", family=REFERENCE, learned=_learned)
 def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, PerTask]]:
     """θ̂_t = θ_t: the expert of each task, the upper reference; one model per task.
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fusionbench_lite.errors import did_you_mean
 from fusionbench_lite.weights.architecture import Architecture, Shape
 
 WORK = 4
@@ -19,7 +20,7 @@ WORK = 4
 EIGEN_FLOPS = 9
 """Operations of a symmetric eigendecomposition with vectors, times the side cubed."""
 
-KINDS = ("descent", "features", "adapters", "routers", "training")
+KINDS = ("descent", "features", "adapters", "routers", "training", "stages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,8 @@ class Cost:
     """What a run of a method takes beside passes of the model, tensor by tensor, and how its steps run.
 
     `kind` is what a step computes: "descent" through the merged weights, "features" of frozen networks alone, "adapters"
-    behind the blocks of frozen weights, "routers" in front of mixed perceptrons, "training" of the weights themselves; with
-    `stages` it is what they say. `merges`: weights are merged into leaves that take gradients; `given`: not in this run,
+    behind the blocks of frozen weights, "routers" in front of mixed perceptrons, "training" of the weights themselves, or what
+    its "stages" say. `merges`: weights are merged into leaves that take gradients; `given`: not in this run,
     whose weights were merged before. `placeable`: constants may be placed elsewhere. `new_origin`: merges start from other
     weights than the pretrained ones. `forward`: steps run the model, and do not look at weights alone. `gradients`:
     learnables have some of their own, and not in the memory of the weights'. `mixture`: of weights for single examples.
@@ -131,6 +132,10 @@ class Cost:
     gradients: bool = True
     mixture: Mixture | None = None
     stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind of steps {self.kind!r}: {did_you_mean(self.kind, KINDS)}")
 
 
 @dataclasses.dataclass(frozen=True)

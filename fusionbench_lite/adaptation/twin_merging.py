@@ -89,7 +89,10 @@ def twin_merging(experts: Experts, h: TwinMerging) -> Learner:
     """
     from fusionbench_lite.adaptation.learners.twin import Twin
 
-    return functools.partial(Twin, experts, h, _shared(experts, h.scaling))
+    return functools.partial(
+        Twin, experts, _shared(experts, h.scaling), rank_ratio=h.rank_ratio, of_tasks=h.router == "tasks", lr=h.lr,
+        dropout=h.dropout, seed=h.seed,
+    )
 
 
 def _shared(experts: Experts, scaling: float) -> dict[str, Tensor]:

@@ -68,4 +68,7 @@ def wemoe(experts: Experts, h: Wemoe) -> Learner:
     from fusionbench_lite.methods.api import merge
 
     base = merge("task_arithmetic", experts.pretrained, experts.by_task, scaling=h.scaling).state_dict()
-    return functools.partial(Routing, experts, h, base)
+    return functools.partial(
+        Routing, experts, base, scaling=h.scaling, lr=h.lr, falling=h.schedule == "cosine", whole_batch=h.routing == "batch",
+        seed=h.seed,
+    )

@@ -19,11 +19,11 @@ TASKS = 3
 MATRICES = {"matrices": "attn_mlp"}
 ADAPTIVE = [id for id in registry.names() if registry.get(id, learning=True).adaptive]
 VARIANTS = [
-    *(("adarank_ta", {"learn": learn}) for learn in ("coefficients", "masks")), ("adarank_ta", {"top_only": True, "rank_ratio": 0.5}),
-    ("adarank_tsvm", {"extra": "none"}), ("adarank_iso_cts", {"top_only": True, "rank_ratio": 0.5}), ("concrete_am", {"level": "task"}),
-    ("pareto_merging", {"learn_coefficients": False}), ("pareto_merging", {"rank": 3}), ("prob_surgery", {"shared": True}),
-    ("surgery", {"rank": 5}), ("metamerging", {"rank": 5}), ("metamerging", {"adapters": "none"}),
-    ("metamerging", {"base": "task_arithmetic"}),
+    *(("adarank_ta", {"learn": learn}) for learn in ("coefficients", "masks")), ("adarank_tsvm", {"extra": "none"}),
+    *((id, {"top_only": True, "rank_ratio": 0.5}) for id in ("adarank_ta", "adarank_iso_cts")),
+    ("concrete_am", {"level": "task"}), ("pareto_merging", {"learn_coefficients": False}), ("pareto_merging", {"rank": 3}),
+    ("prob_surgery", {"shared": True}), ("surgery", {"rank": 5}), ("metamerging", {"rank": 5}),
+    ("metamerging", {"adapters": "none"}), ("metamerging", {"base": "task_arithmetic"}),
 ]
 
 

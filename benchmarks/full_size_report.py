@@ -38,7 +38,7 @@ PASSES_EXPLANATION = (
     "beyond the weights."
 )
 PLANNED = (
-    "Planned, not measured: by `memory_plan.suggest`, from shapes alone. A GPU of n GB is taken as n GiB, of which {usable:.0%} "
+    "Planned, not measured: by `resources.suggest`, from shapes alone. A GPU of n GB is taken as n GiB, of which {usable:.0%} "
     "are planned with, beside {host} GiB of memory; {batch} images a task, {precision}, packed layout. Entries: where constants "
     "are kept, images at once, peak on the GPU / in the machine's memory in GiB."
 )

@@ -1,4 +1,4 @@
-"""Sizes of the methods: every figure of the specification, the papers' figures, and inventories against the libraries."""
+"""Sizes of the methods: every figure of the specification, the papers' figures, and those of given hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from fusionbench_lite import registry
 from fusionbench_lite.models.architectures import MODELS, architecture
-from fusionbench_lite.models.clip_sizes import SIZES
 from fusionbench_lite.resources.sizes import compare, learned, methods, published, quantity, table
 from fusionbench_lite.sizes import main
 
@@ -181,48 +180,3 @@ def test_given_hyperparameters(capsys):
 def test_no_torch():
     code = "import sys; from fusionbench_lite.sizes import main; main([]); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", list(SIZES))
-def test_image_towers_are_those_of_the_libraries(model):
-    from fusionbench_lite.models import clip
-
-    of, size = architecture(model), SIZES[model]
-    text = {f"model.{name}": shape for name, shape in clip.text_shapes(size).items() if "transformer." not in name}
-    assert of.tensors == text | {f"model.visual.{name}": shape for name, shape in clip.shapes(size, "packed").items()}
-    assert of.leftovers == set(text)
-    separate = clip.shapes(size, "separate")
-    del separate["visual_projection.weight"]
-    assert architecture(f"{model}_hf").tensors == separate
-
-
-@pytest.mark.slow
-def test_the_embedded_encoder_is_that_of_its_architecture():
-    """On torch's meta device, which allocates nothing."""
-    import torch
-
-    from fusionbench_lite.models.mini import build
-
-    with torch.device("meta"):
-        assert {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()} == architecture("vit_mini").tensors
-
-
-@pytest.mark.slow
-def test_the_others_are_those_of_transformers():
-    import torch
-
-    transformers = pytest.importorskip("transformers")
-    vision = transformers.CLIPVisionConfig(patch_size=32)
-    with torch.device("meta"):
-        models = {
-            "vit_b32_hf": transformers.CLIPVisionModel(vision), "gpt2": transformers.GPT2Model(transformers.GPT2Config()),
-            "roberta_base": transformers.RobertaModel(transformers.RobertaConfig(), add_pooling_layer=False),
-        }
-        for model, module in models.items():
-            real = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
-            ours = architecture(model).tensors
-            # Embeddings of words are no part of the merged encoders, and transformers 5 dropped CLIP's outer prefix.
-            strip = {name.removeprefix("vision_model."): shape for name, shape in real.items()}
-            for name, shape in ours.items():
-                assert strip.get(name.removeprefix("vision_model.")) == shape, (model, name)

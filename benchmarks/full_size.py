@@ -31,7 +31,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.placement import PLACES
 from fusionbench_lite.errors import InputError, MergeError
-from fusionbench_lite.resources import Inputs, Suggestion, suggest
+from fusionbench_lite.resources import Inputs, Suggestion, Transformer, suggest
 from fusionbench_lite.resources.planned import USABLE
 
 METHODS = ("adamerging_layerwise", "adarank_ta", "adarank_cart", "adarank_tsvm", "surgery")
@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         _put(given.markdown, full_size_report.plans(given.methods or PLANNED, given.host, given.batch_size, given.precision))
         return 0
     given.methods = given.methods or METHODS
-    own = encoder(given.model, given.layout)
-    results = Results(command.machine(given.device, given.threads, "wall"), _setting(given), own.forward_flops)
+    flops = Transformer(encoder(given.model, given.layout)).forward_flops
+    results = Results(command.machine(given.device, given.threads, "wall"), _setting(given), flops)
     with tempfile.TemporaryDirectory(prefix="full-size-", dir=given.folder) as name:
         for part in given.parts:
             {"methods": _methods, "passes": _passes, "images": _images}[part](given, Path(name), results)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fusionbench_lite.data import TaskData, vision
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
-from fusionbench_lite.resources import Encoder, of_size
+from fusionbench_lite.resources import of_size
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import Layout
 from fusionbench_lite.weights.placed import PlacedWeights
@@ -38,7 +39,7 @@ _SEED = 0
 _VARIANT = "tall"
 
 
-def encoder(model: str, layout: str) -> Encoder:
+def encoder(model: str, layout: str) -> Architecture:
     """Return what a plan has to know of a model."""
     return of_size(model, SIZES[model], layout)
 

@@ -13,7 +13,7 @@ from benchmarks.full_size_passes import Pass
 from benchmarks.full_size_problem import classes, encoder
 from benchmarks.report import markdown_table
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.resources import Encoder, Estimate, Inputs, suggest
+from fusionbench_lite.resources import Estimate, Inputs, suggest
 from fusionbench_lite.resources.planned import USABLE
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -38,7 +38,7 @@ PASSES_EXPLANATION = (
     "beyond the weights."
 )
 PLANNED = (
-    "Planned, not measured: by `memory_plan.suggest`, from shapes alone. A GPU of n GB is taken as n GiB, of which {usable:.0%} "
+    "Planned, not measured: by `resources.suggest`, from shapes alone. A GPU of n GB is taken as n GiB, of which {usable:.0%} "
     "are planned with, beside {host} GiB of memory; {batch} images a task, {precision}, packed layout. Entries: where constants "
     "are kept, images at once, peak on the GPU / in the machine's memory in GiB."
 )
@@ -163,7 +163,7 @@ def plans(methods: Sequence[str], host: int, batch: int, precision: str) -> str:
     for model, tasks in PLANS:
         own = encoder(model, "packed")
         rows = [
-            (method, *_row(own, Inputs(
+            (method, *_row(Inputs(
                 own, method, tasks, batch_size=batch, precision=precision, classes=classes(tasks), threads=1,
             ), host)) for method in methods
         ]  # fmt: skip
@@ -172,7 +172,7 @@ def plans(methods: Sequence[str], host: int, batch: int, precision: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _row(own: Encoder, inputs: Inputs, host: int) -> list[str]:
+def _row(inputs: Inputs, host: int) -> list[str]:
     from fusionbench_lite import registry
 
     values = dict(registry.get(inputs.method, learning=True).defaults)

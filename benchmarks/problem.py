@@ -19,7 +19,7 @@ import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, w
 # isort: split
 from open_clip.transformer import VisionTransformer
 
-from fusionbench_lite.models import clip_sizes, mini
+from fusionbench_lite.models import clip_sizes
 from fusionbench_lite.weights.matrices import is_factorised
 
 CLASSES = 100
@@ -41,12 +41,12 @@ class Size:
     tasks: int = 8
 
 
-def _size(of: mini.Size | clip_sizes.Size, images: int) -> Size:
+def _size(of: clip_sizes.Size, images: int) -> Size:
     """Return the size of one of the package's models, for so many images per task and step."""
     return Size(of.image, of.patch, of.width, of.layers, of.heads, of.output, images)
 
 
-SIZES = {"vit_mini": _size(mini.SIZE, images=16), "vit_b32": _size(clip_sizes.SIZES["vit_b32"], images=2)}
+SIZES = {"vit_mini": _size(clip_sizes.MINI, images=16), "vit_b32": _size(clip_sizes.SIZES["vit_b32"], images=2)}
 
 
 @dataclasses.dataclass(frozen=True)

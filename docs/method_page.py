@@ -18,9 +18,10 @@ from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning import presets, task_sets
+from fusionbench_lite.registry import FAMILIES
 from fusionbench_lite.running.experiment import Experiment
 from fusionbench_lite.tables import render
-from fusionbench_lite.tables.families import FAMILIES, family, label
+from fusionbench_lite.tables.families import family, label
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Rows

@@ -101,7 +101,7 @@ images become squares, unless `data.skip_corrupt` is set.
 
 A run prints its plan before it starts: bytes by item, place and phase, and operations, from shapes alone.
 `checkpoints.place=device`, `cpu` or `disk` says where task vectors and singular components stay; `auto` takes the first
-that fits. Plans are within 20 % of the measured peak in the tests (`tests/test_memory_plan.py`).
+that fits. Plans are within 20 % of the measured peak in the tests (`tests/resources/test_memory_plan.py`).
 [performance.md](performance.md) has measurements.
 
 ## Evaluation
@@ -152,11 +152,11 @@ def _table(rows: Iterator[list[object]]) -> Iterator[str]:
 def _models() -> Iterator[list[object]]:
     yield ["model", "patch", "width", "blocks", "tokens", "features", "tensors, packed", "separate", "parameters", "GFLOP an image"]
     for name in CLIP:
-        size, encoder = clip.SIZES[name], resources.encoder(name, "packed")
+        size, passes = clip.SIZES[name], resources.Transformer(resources.encoder(name, "packed"))
         yield [
-            name, size.patch, size.width, size.layers, encoder.tokens, size.output, len(clip.shapes(size, "packed")),
+            name, size.patch, size.width, size.layers, passes.of.tokens, size.output, len(clip.shapes(size, "packed")),
             len(clip.shapes(size, "separate")), f"{sum(map(math.prod, clip.shapes(size, 'packed').values())):,}",
-            f"{encoder.forward_flops / 1e9:.1f}",
+            f"{passes.forward_flops / 1e9:.1f}",
         ]
 
 

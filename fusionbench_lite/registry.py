@@ -12,10 +12,21 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import checked, kinds
+
+if TYPE_CHECKING:
+    from fusionbench_lite.weights.costs import CostOf, LearnedOf
+
+REFERENCE, DATA_FREE, SVD, ADAPTIVE = "Reference", "Data-free", "Data-free, SVD-based", "Test-time adaptive"
+STATISTICS, PER_TASK, SOME = "Training statistics", "One model per task", "Some of the experts"
+ADAPTERS, ROUTED = "Adapters per task", "Routed per example"
+FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, ADAPTERS, ROUTED, PER_TASK, SOME)
+"""How methods are grouped in tables and pictures. SOME is not a method's, but that of a run on some of the experts."""
+UNRANKED = (REFERENCE, ADAPTERS, ROUTED, PER_TASK, SOME)
+"""Rows that do not answer the question of the others: one model, as large as one expert, that does what all do."""
 
 _PACKAGES = ("fusionbench_lite.methods", "fusionbench_lite.adaptation")
 _REGISTERED: dict[str, Method] = {}
@@ -35,7 +46,9 @@ class Method:
     `inputs` names the extra mappings that the method reads besides the weights, such as the statistics of Fisher
     merging; `per_task` says that it keeps one model per task; `adaptive` that it needs unlabelled data; `routed` that its
     model mixes the experts anew for every example, so that no merged weights describe it. `training` tells of hyperparameters
-    whether the steps of an adaptation read images of the training split; None: never.
+    whether the steps of an adaptation read images of the training split; None: never. `label` is the papers' spelling
+    of the name, and `family` one of `FAMILIES`. `learned` says what it learns and keeps, and `cost` what its runs take, in
+    the words of `weights.costs`; None: it does not say.
     """
 
     id: str
@@ -46,6 +59,10 @@ class Method:
     inputs: tuple[str, ...] = ()
     routed: bool = False
     training: Callable[[Any], bool] | None = None
+    label: str = ""
+    family: str = DATA_FREE
+    learned: LearnedOf | None = None
+    cost: CostOf | None = None
 
     @property
     def accepted(self) -> dict[str, str]:
@@ -80,11 +97,20 @@ class Method:
 def method(
     id: str, hyperparameters: type = NoHyperparameters, *, per_task: bool = False, adaptive: bool = False,
     inputs: tuple[str, ...] = (), routed: bool = False, training: Callable[[Any], bool] | None = None,
+    label: str = "", family: str = "", learned: LearnedOf | None = None, cost: CostOf | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as the method `id`."""
+    """Register the decorated function as the method `id`, which others know by what is declared here (see `Method`).
+
+    Without a label it is called by its id, and the family follows from the rest. Raises ValueError for an unknown family.
+    """
+    if family and family not in FAMILIES:
+        raise ValueError(f"method {id!r}: unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Method(id, function, hyperparameters, per_task, adaptive, inputs, routed, training)
+        entry = Method(
+            id, function, hyperparameters, per_task, adaptive, inputs, routed, training, label=label or id,
+            family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
+        )
         if adaptive and id in _REGISTERED and not _REGISTERED[id].adaptive:
             _LEARNED[id] = entry
         else:
@@ -92,6 +118,17 @@ def method(
         return function
 
     return register
+
+
+def _family(per_task: bool, adaptive: bool, inputs: tuple[str, ...], routed: bool) -> str:
+    """Return the family of a method that names none."""
+    if per_task or routed:
+        return PER_TASK if per_task else ROUTED
+    if "merged" in inputs:
+        return ADAPTERS
+    if adaptive:
+        return ADAPTIVE
+    return STATISTICS if {"fisher", "gram"} & set(inputs) else DATA_FREE
 
 
 @functools.cache
@@ -108,6 +145,12 @@ def names() -> list[str]:
     """Return the ids of all methods, sorted."""
     _scan()
     return sorted(_REGISTERED)
+
+
+def find(id: str) -> Method | None:
+    """Return the method of this id, None where there is none, as for a record of somebody else's method."""
+    _scan()
+    return _REGISTERED.get(id)
 
 
 def get(id: str, *, learning: bool = False) -> Method:

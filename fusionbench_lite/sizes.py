@@ -1,22 +1,23 @@
 """`python -m fusionbench_lite.sizes [model=vit_b32] [tasks=8] [format=text]`: what every adaptive method learns and keeps.
 
 Computed from the tensors of the encoder, beside the figures that the papers print and why they differ. Formats: text,
-csv, markdown. Nothing is loaded, and torch is not imported.
+csv, markdown. METHOD.NAME=VALUE sets a hyperparameter, as in surgery.rank=32; others have their defaults. Nothing is
+loaded, and torch is not imported.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fusionbench_lite.resources.inventories import Inventory
+    from fusionbench_lite.weights.architecture import Architecture
 
 USAGE = f"usage: python -m fusionbench_lite.sizes [KEY=VALUE ...]\n\n{__doc__}"
 DEFAULTS = {"model": "vit_b32", "tasks": "8", "format": "text"}
@@ -30,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     try:
-        chosen = _settings(given)
-        from fusionbench_lite.resources.inventories import inventory
+        values = _values([argument for argument in given if "." in argument.partition("=")[0]])
+        chosen = _settings([argument for argument in given if "." not in argument.partition("=")[0]])
+        from fusionbench_lite.models.architectures import architecture
 
-        sys.stdout.write(_answer(inventory(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"]))
-    except InputError as error:
+        sys.stdout.write(_answer(architecture(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"], values))
+    except (InputError, MergeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -52,6 +54,26 @@ def _settings(given: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
+def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return hyperparameters by method; raises InputError for what sets none, and for a method without a size."""
+    if not given:
+        return {}
+    import yaml
+
+    from fusionbench_lite.resources.sizes import methods
+
+    values: dict[str, dict[str, Any]] = {}
+    for argument in given:
+        key, equals, value = argument.partition("=")
+        method, _, name = key.partition(".")
+        if not equals:
+            raise InputError(f"{argument!r} sets nothing: give a value, as in surgery.rank=32")
+        if method not in (known := methods()):
+            raise InputError(f"{argument!r}: {method!r} is no method with a size: {did_you_mean(method, known)}")
+        values.setdefault(method, {})[name] = yaml.safe_load(value)
+    return values
+
+
 def _tasks(value: str) -> int:
     if not value.isdigit():
         from fusionbench_lite.planning import task_sets
@@ -62,13 +84,13 @@ def _tasks(value: str) -> int:
     return int(value)
 
 
-def _answer(of: Inventory, tasks: int, kind: str) -> str:
+def _answer(of: Architecture, tasks: int, kind: str, values: Mapping[str, Mapping[str, Any]]) -> str:
     from fusionbench_lite.resources.sizes import compare, table
 
-    sizes, beside = table(of, tasks), compare(of, tasks)
+    sizes, beside = table(of, tasks, values), compare(of, tasks)
     if kind == "csv":
         return str(sizes.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    title = f"{of.model} ({of.layout}), {tasks} tasks: {of.count} tensors, {of.parameters:,} parameters"
+    title = f"{of.name} ({of.layout}), {tasks} tasks: {of.count} tensors, {of.parameters:,} parameters"
     if of.leftovers:
         title += f", of which the forward pass reads {of.used:,}"
     rows = [_row(line) for _, line in sizes.iterrows()]

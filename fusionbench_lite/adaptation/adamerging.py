@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, flag, real
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class AdaMergingEntropy(AdaMerging):
     objective: str = choice("entropy", OBJECTIVES)
 
 
-@method("adamerging_taskwise", AdaMergingEntropy, adaptive=True)
+@method(
+    "adamerging_taskwise", AdaMergingEntropy, adaptive=True, label="AdaMerging (task-wise)",
+    learned=costs.task_coefficients, cost=costs.descent_on_vectors,
+)
 def adamerging_taskwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ_tl (AdaMerging, Section 3.2).
 
@@ -43,7 +47,10 @@ def adamerging_taskwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     return _learner(experts, h, shared=True)
 
 
-@method("adamerging_layerwise", AdaMergingEntropy, adaptive=True)
+@method(
+    "adamerging_layerwise", AdaMergingEntropy, adaptive=True, label="AdaMerging (layer-wise)",
+    learned=costs.coefficients, cost=costs.descent_on_vectors,
+)
 def adamerging_layerwise(experts: Experts, h: AdaMergingEntropy) -> Learner:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ_tl (AdaMerging, Section 3.2).
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
@@ -14,6 +16,8 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.isotropic import directions
 from fusionbench_lite.methods.tsv import side_by_side
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import orthonormalise_, product, rank_of, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
@@ -57,7 +61,42 @@ class AdaMergingIsoCts:
     matrices: str = choice("attn_mlp", MATRIX_POLICIES)
 
 
-@method("adamerging_tsvm", AdaMergingTsvM, adaptive=True)
+def _low_rank(s: costs.Setting, ratio: float | None, *, common: int = 0) -> Iterator[costs.Tensors]:
+    """Constant dense updates, of which factorised matrices have `common` more than there are tasks."""
+    chosen = s.architecture.matrices(s.h.matrices)
+    for name, shape in s.architecture.tensors.items():
+        own = costs.task_vectors(s, shape, s.tasks + (common if name in chosen else 0))
+        if name in chosen:
+            size, rank = math.prod(shape), max(1, int((1 / s.tasks if ratio is None else ratio) * min(shape)))
+            # Whitened or shared directions: all tasks' factors side by side in float64, and their Gram matrices.
+            factors = 8 * s.tasks * rank * sum(shape) + 40 * min(s.tasks * rank, min(shape)) ** 2
+            room = max(costs.decomposition_room(shape, s.at_once), factors)
+            setup = s.tasks * (costs.decomposition_flops(shape) + 2 * rank * size)
+            # With all components of every task nothing is decomposed, but where directions are shared.
+            own = dataclasses.replace(own, room=room if ratio != 1 or common else own.room, setup=setup)
+        yield own
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(_low_rank(s, s.h.rank_ratio)))
+
+
+def _cost_of_cart(s: costs.Setting) -> costs.Cost:
+    return dataclasses.replace(_cost(s), new_origin=True)
+
+
+def _cost_of_iso_cts(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(_low_rank(s, 1.0, common=1)))
+
+
+def _learned_of_iso_cts(of: Architecture, tasks: int, h: AdaMergingIsoCts) -> costs.Learned:
+    matrices = of.matrices(h.matrices)
+    return costs.Learned({"coefficients": tasks * of.count, "coefficients of common blocks": len(matrices)})
+
+
+@method(
+    "adamerging_tsvm", AdaMergingTsvM, adaptive=True, label="AdaMerging (TSV-M)", learned=costs.coefficients, cost=_cost,
+)
 def adamerging_tsvm(experts: Experts, h: AdaMergingTsvM) -> Learner:
     """θ_l = θ0_l + Σ_t λ_tl Ũ_tl diag(s_tl) Ṽ_tlᵀ for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 
@@ -80,7 +119,9 @@ def adamerging_tsvm(experts: Experts, h: AdaMergingTsvM) -> Learner:
     return _learner(experts, parts, h)
 
 
-@method("adamerging_cart", AdaMergingCart, adaptive=True)
+@method(
+    "adamerging_cart", AdaMergingCart, adaptive=True, label="AdaMerging (CART)", learned=costs.coefficients, cost=_cost_of_cart,
+)
 def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     """θ_l = θ̄_l + Σ_t λ_tl SVD_k(θ_tl - θ̄_l) for matrices, with all components for the rest.
 
@@ -100,7 +141,10 @@ def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     return _learner(experts, parts, h)
 
 
-@method("adamerging_iso_cts", AdaMergingIsoCts, adaptive=True)
+@method(
+    "adamerging_iso_cts", AdaMergingIsoCts, adaptive=True, label="AdaMerging (Iso-CTS)",
+    learned=_learned_of_iso_cts, cost=_cost_of_iso_cts,
+)
 def adamerging_iso_cts(experts: Experts, h: AdaMergingIsoCts) -> Learner:
     """θ_l = θ0_l + σ̄_l (λ_0l U_0l V_0lᵀ + Σ_t λ_tl U_tl V_tlᵀ) for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 

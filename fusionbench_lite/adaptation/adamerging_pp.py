@@ -11,6 +11,7 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors as TiesVectors
 from fusionbench_lite.methods.ties import cancels, ordered_sum, trim, trim_thresholds
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -32,7 +33,15 @@ class AdaMergingPlusPlus(AdaMerging):
     virtual_zeros: int = integer(0, low=0, later=True)
 
 
-@method("adamerging_pp_taskwise", AdaMergingPlusPlus, adaptive=True)
+def _cost(s: costs.Setting) -> costs.Cost:
+    """Three passes before; counters of 65,536 bins and keys of a block are small beside a tensor."""
+    return costs.Cost(tuple(dataclasses.replace(own, setup=10 * own.setup) for own in costs.vectors(s)))
+
+
+@method(
+    "adamerging_pp_taskwise", AdaMergingPlusPlus, adaptive=True, label="AdaMerging++ (task-wise)",
+    learned=costs.task_coefficients, cost=_cost,
+)
 def adamerging_pp_taskwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     """One λ per task: θ_l = θ0_l + Σ_t clamp(λ_t, 0, 1) τ̂_tl with the task vectors of TIES (AdaMerging, Section 3.2).
 
@@ -42,7 +51,10 @@ def adamerging_pp_taskwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     return _learner(experts, h, shared=True)
 
 
-@method("adamerging_pp_layerwise", AdaMergingPlusPlus, adaptive=True)
+@method(
+    "adamerging_pp_layerwise", AdaMergingPlusPlus, adaptive=True, label="AdaMerging++ (layer-wise)",
+    learned=costs.coefficients, cost=_cost,
+)
 def adamerging_pp_layerwise(experts: Experts, h: AdaMergingPlusPlus) -> Learner:
     """One λ per task and tensor: θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) τ̂_tl with the task vectors of TIES (AdaMerging,
     Section 3.2).

@@ -8,11 +8,14 @@ reading (C): the others are not there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, flag, real
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture, Shape
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
@@ -62,7 +65,67 @@ class AdaRankTsvM(AdaRankTa):
     extra: str = choice("raw", EXTRA)
 
 
-@method("adarank_ta", AdaRankTa, adaptive=True)
+def _held(h: AdaRankTa, tasks: int, shape: Shape) -> int:
+    """Return how many components of a task's matrix there are, active at the start or not."""
+    if not h.top_only and getattr(h, "extra", "raw") == "raw":
+        return min(shape)
+    return max(1, int((1 / tasks if h.rank_ratio is None else h.rank_ratio) * min(shape)))
+
+
+def _learned(of: Architecture, tasks: int, h: AdaRankTa) -> costs.Learned:
+    """λ of every task and tensor, and a bit per singular component of every task and masked matrix (AdaRank, Eq. 5)."""
+    matrices = of.matrices(h.matrices).values()
+    counts = chosen(h, {"coefficients": tasks * of.count}, tasks * sum(_held(h, tasks, shape) for shape in matrices))
+    return costs.Learned(counts, parts={"unused scalars of the released code": of.count - len(matrices)})
+
+
+def chosen(h: AdaRankTa, coefficients: Mapping[str, int], logits: int) -> dict[str, int]:
+    """Return what is learned of these coefficients and so many mask logits."""
+    return (dict(coefficients) if h.learn != "masks" else {}) | ({"mask logits": logits} if h.learn != "coefficients" else {})
+
+
+def _tensors(s: costs.Setting, *, whiten: bool) -> Iterator[costs.Tensors]:
+    """The components of all tasks, and the sums of those active at the start where memory allows."""
+    masked, whole = s.architecture.matrices(s.h.matrices), not s.h.top_only and getattr(s.h, "extra", "raw") == "raw"
+    for name, shape in s.architecture.tensors.items():
+        if name not in masked:
+            yield costs.task_vectors(s, shape)
+            continue
+        size, rank, held = math.prod(shape), min(shape), _held(s.h, s.tasks, shape)
+        every, kept = (s.tasks * count * (sum(shape) + 1) * costs.WORK for count in (rank, held))
+        dense, room = s.tasks * size * costs.WORK, costs.decomposition_room(shape, s.at_once)
+        setup, exact = s.tasks * (costs.decomposition_flops(shape) + 2 * held * size), whole and not whiten
+        if s.h.learn == "coefficients":
+            yield costs.Tensors(vectors=dense, room=room + every + (0 if exact else dense), setup=setup)
+            continue
+        beside = 0 if s.keep and exact else dense  # the task vectors, where the sums are others
+        room = max(room + beside, beside + (0 if whole else every))
+        if whiten:
+            active = s.tasks * max(1, int((1 / s.tasks if s.h.rank_ratio is None else s.h.rank_ratio) * rank))
+            room = max(room, dense + 8 * (2 * active * max(shape) + 4 * active**2))
+        yield costs.Tensors(
+            sums=dense if s.keep else 0, components=kept, room=room, setup=setup, step=s.tasks * products(shape),
+        )
+
+
+def products(shape: Shape) -> int:
+    """Return the operations of a step's way back: the components of a matrix, of one task, meet the gradient."""
+    return 2 * min(shape) * (math.prod(shape) + max(shape))
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(_tensors(s, whiten=False)))
+
+
+def _cost_of_cart(s: costs.Setting) -> costs.Cost:
+    return dataclasses.replace(_cost(s), new_origin=True)
+
+
+def _cost_of_tsvm(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(_tensors(s, whiten=True)))
+
+
+@method("adarank_ta", AdaRankTa, adaptive=True, label="AdaRank (TA)", learned=_learned, cost=_cost)
 def adarank_ta(experts: Experts, h: AdaRankTa) -> Learner:
     """θ_l = θ0_l + Σ_t λ_tl U_tl diag(b_tl ⊙ s_tl) V_tlᵀ from the task vectors θ_t - θ0 (AdaRank, Eq. 5).
 
@@ -74,7 +137,7 @@ def adarank_ta(experts: Experts, h: AdaRankTa) -> Learner:
     return _learner(experts, h, experts.base)
 
 
-@method("adarank_cart", AdaRankCart, adaptive=True)
+@method("adarank_cart", AdaRankCart, adaptive=True, label="AdaRank (CART)", learned=_learned, cost=_cost_of_cart)
 def adarank_cart(experts: Experts, h: AdaRankCart) -> Learner:
     """As adarank_ta with the average θ̄ in place of θ0, for every tensor: task vectors θ_t - θ̄ sum to zero.
 
@@ -83,7 +146,7 @@ def adarank_cart(experts: Experts, h: AdaRankCart) -> Learner:
     return _learner(experts, h, experts.mean)
 
 
-@method("adarank_tsvm", AdaRankTsvM, adaptive=True)
+@method("adarank_tsvm", AdaRankTsvM, adaptive=True, label="AdaRank (TSV-M)", learned=_learned, cost=_cost_of_tsvm)
 def adarank_tsvm(experts: Experts, h: AdaRankTsvM) -> Learner:
     """As adarank_ta with the leading ⌊ρr⌋ components of all tasks whitened together; the tensors without a mask
     start at θ0 plus the mean task vector.

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.adaptation.adarank import AdaRankTa
+from fusionbench_lite.adaptation.adarank import AdaRankTa, chosen, products
 from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.methods.isotropic import directions
+from fusionbench_lite.methods.isotropic import directions, shares
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
 from fusionbench_lite.weights.matrices import is_factorised
@@ -32,7 +36,38 @@ class AdaRankIsoCts(AdaRankTa):
     common_fraction: float = real(0.8, low=0, high=1)
 
 
-@method("adarank_iso_cts", AdaRankIsoCts, adaptive=True)
+def _learned(of: Architecture, tasks: int, h: AdaRankIsoCts) -> costs.Learned:
+    """λ of every task and tensor and of the common blocks, and a bit per direction of every block."""
+    matrices, logits = of.matrices(h.matrices).values(), 0
+    for shape in matrices:
+        blocks = shares(min(shape), tasks, h.common_fraction)
+        common, own = (rank_of(h.rank_ratio or 1.0, block) for block in blocks) if h.top_only else blocks
+        logits += common + tasks * own
+    coefficients = {"coefficients": tasks * of.count, "coefficients of common blocks": len(matrices)}
+    return costs.Learned(chosen(h, coefficients, logits))
+
+
+def _tensors(s: costs.Setting) -> Iterator[costs.Tensors]:
+    """As many directions as a matrix has, shared out among a common block and the tasks."""
+    masked = s.architecture.matrices(s.h.matrices)
+    for name, shape in s.architecture.tensors.items():
+        if name not in masked:
+            yield costs.task_vectors(s, shape)
+            continue
+        size, rank = math.prod(shape), min(shape)
+        yield costs.Tensors(
+            sums=(1 + s.tasks) * size * costs.WORK if s.keep else 0, components=rank * (sum(shape) + 1) * costs.WORK,
+            room=8 * (4 * size + 4 * rank**2) + costs.decomposition_room(shape, s.at_once),
+            setup=(3 + s.tasks) * costs.decomposition_flops(shape),
+            step=0 if s.h.learn == "coefficients" else products(shape),
+        )
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(_tensors(s)))
+
+
+@method("adarank_iso_cts", AdaRankIsoCts, adaptive=True, label="AdaRank (Iso-CTS)", learned=_learned, cost=_cost)
 def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     """θ_l = θ0_l + σ̄_l Σ_{t=0..T} λ_tl U_tl diag(b_tl) V_tlᵀ for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 

@@ -6,11 +6,14 @@ A reconstruction, as awd_ta is.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.methods.awd import AwdTa, redundant_vectors
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -36,7 +39,23 @@ class AwdAm:
     lr: float = real(1e-3, low=0, open_low=True)
 
 
-@method("awd_am", AwdAm, adaptive=True)
+def _learned(of: Architecture, tasks: int, h: AwdAm) -> costs.Learned:
+    """The redundant vector before the steps, λ in them."""
+    counts = {"redundant vector": of.parameters, "coefficients": tasks * of.count}
+    return costs.Learned(counts, before=frozenset({"redundant vector"}))
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    adam, steps = s.h.optimizer == "adam", s.h.awd_steps if s.h.optimizer == "adam" else 1
+    tensors = []
+    for shape in s.architecture.tensors.values():
+        own, size = costs.task_vectors(s, shape), math.prod(shape)
+        room = own.room + (8 * 4 * size if adam else 0) + size * costs.WORK
+        tensors.append(dataclasses.replace(own, room=room, setup=steps * 2 * s.tasks**2 * size))
+    return costs.Cost(tuple(tensors))
+
+
+@method("awd_am", AwdAm, adaptive=True, label="AWD AM", learned=_learned, cost=_cost)
 def awd_am(experts: Experts, h: AwdAm) -> Learner:
     """θ_l = θ0_l + Σ_t clamp(λ_tl, 0, 1) (τ_tl - δ_l), δ as in awd_ta.
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -57,7 +60,31 @@ class ConcreteAm:
     seed: int = integer(0)
 
 
-@method("concrete_ta", ConcreteTa, adaptive=True)
+def _learned_of_ta(of: Architecture, tasks: int, h: ConcreteTa) -> costs.Learned:
+    return costs.Learned({"mask logits": of.parameters})
+
+
+def _learned_of_am(of: Architecture, tasks: int, h: ConcreteAm) -> costs.Learned:
+    return costs.Learned({"mask logits": of.parameters, "coefficients": tasks * (of.count if h.level == "layer" else 1)})
+
+
+def _cost(s: costs.Setting, vectors: int) -> costs.Cost:
+    """The mask, and so many vectors; the gradients of the logits take the memory of the weights'."""
+    sizes = [math.prod(shape) * costs.WORK for shape in s.architecture.tensors.values()]
+    tensors = (costs.Tensors(vectors=vectors * size, own=size, room=2 * size) for size in sizes)
+    return costs.Cost(tuple(tensors), gradients=False)
+
+
+def _cost_of_ta(s: costs.Setting) -> costs.Cost:
+    """The sum of task vectors stays with the model."""
+    return dataclasses.replace(_cost(s, 1), placeable=False)
+
+
+def _cost_of_am(s: costs.Setting) -> costs.Cost:
+    return _cost(s, s.tasks)
+
+
+@method("concrete_ta", ConcreteTa, adaptive=True, label="Concrete TA", learned=_learned_of_ta, cost=_cost_of_ta)
 def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     """θ_l = θ0_l + m̂_l ⊙ λ Σ_t τ_tl, m̂ = m / mean(m), m = σ((log u - log(1 - u) + x) / κ), u uniform in (0, 1).
 
@@ -77,7 +104,7 @@ def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     return functools.partial(Concrete, parametrisation, initial=h.scaling, mask_lr=h.lr)
 
 
-@method("concrete_am", ConcreteAm, adaptive=True)
+@method("concrete_am", ConcreteAm, adaptive=True, label="Concrete AM", learned=_learned_of_am, cost=_cost_of_am)
 def concrete_am(experts: Experts, h: ConcreteAm) -> Learner:
     """θ_l = θ0_l + m̂_l ⊙ Σ_t λ_tl τ_tl with the masks of concrete_ta, then AdaMerging of λ behind them.
 

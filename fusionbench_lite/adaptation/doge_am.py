@@ -6,12 +6,16 @@ The definition is that of the released code; the paper has one modification for 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.methods.doge import DogeTa, Modified, nothing_selected
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.ranks import RANKS, Ranks
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner
 
 DELTAS = ("shared", "per_task")
+
+ROWS = 4
+"""Products of a task vector's size in a step of the modification: two of T and two of k directions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +55,36 @@ class DogeAm:
     lr: float = real(1e-3, low=0, open_low=True)
 
 
-@method("doge_am", DogeAm, adaptive=True)
+def _learned(of: Architecture, tasks: int, h: DogeAm) -> costs.Learned:
+    """The modification before the steps, λ in them."""
+    matrices = of.matrices(h.matrices).values()
+    shared = sum(map(math.prod, matrices))
+    what, number = ("shared vector", shared) if h.deltas == "shared" else ("vectors of the tasks", tasks * shared)
+    note = f"one vector per task as in the released code: {tasks * shared:,}" if h.deltas == "shared" else ""
+    return costs.Learned({what: number, "coefficients": tasks * len(matrices)}, note=note, before=frozenset({what}))
+
+
+def _tensors(s: costs.Setting) -> Iterator[costs.Tensors]:
+    """Only selected matrices are merged; while one is modified, Adam's state and another order of its vectors are there."""
+    divisor = s.h.subspace_divisor or s.tasks
+    for shape in s.architecture.matrices(s.h.matrices).values():
+        size, rank = math.prod(shape), min(shape)
+        vectors = s.tasks * size * costs.WORK
+        space, joint = 8 * shape[0] * (rank // divisor), 8 * (2 * shape[0] * rank + 4 * rank**2)
+        deltas = vectors if s.h.deltas == "per_task" else 0
+        descent = deltas + 5 * size * costs.WORK + space + vectors  # beside the vectors, which are worked on
+        # The vectors come out in another order, in memory of their own: both are there for a moment.
+        room = max(joint + costs.decomposition_room(shape, s.at_once), descent, vectors)
+        descent_flops = s.h.delta_steps * ROWS * (s.tasks + rank // divisor) * size
+        setup = s.tasks * costs.decomposition_flops(shape) + descent_flops
+        yield costs.Tensors(vectors=vectors, room=room, setup=setup)
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(_tensors(s)))
+
+
+@method("doge_am", DogeAm, adaptive=True, label="doGe AM", learned=_learned, cost=_cost)
 def doge_am(experts: Experts, h: DogeAm) -> Learner:
     """θ_l = θ0_l + Σ_t λ_tl M_tl ⊙ (τ_tl + Δ_l) for the selected matrices, θ0 else.
 

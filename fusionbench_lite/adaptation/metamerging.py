@@ -11,10 +11,13 @@ from fusionbench_lite.adaptation.base import base_weights
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.fields import choice, integer, real, word
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.engine.descent import Learner
+    from fusionbench_lite.adaptation.engine.procedure import Context, Procedure
 
 ORDERS = ("second", "first")
 ADAPTERS = ("blocks", "final", "none")
@@ -51,7 +54,40 @@ class MetaMerging:
     adapter_batch_size: int | None = integer(None, low=1, optional=True, later=True)
 
 
-@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",))
+def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
+    adapter = 2 * of.width * h.rank + h.rank + of.width
+    count = {"blocks": of.blocks, "final": 1, "none": 0}[h.adapters]
+    own = count * adapter
+    note = f"{own:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
+    counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * own}
+    return costs.Learned(counts, tasks * own, note, True, {"adapter": adapter, "per task": own})
+
+
+def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:
+    """Return the stages of a run of so many steps: on the coefficients, unless weights are given, then on the adapters."""
+    if h.base:
+        return (costs.Stage(False, steps, h.adapter_batch_size),)
+    last = adapter_steps(h, steps)
+    first = costs.Stage(
+        True, steps - last, h.outer_batch_size, h.inner_steps, h.order == "second", h.adapters != "none",
+        runs=h.adapter_steps is None or not 0 < steps <= h.adapter_steps,
+    )
+    return (first,) if h.adapters == "none" or h.adapter_steps == 0 else (first, costs.Stage(False, last, h.adapter_batch_size))
+
+
+def adapter_steps(h: MetaMerging, steps: int) -> int:
+    """Return how many of the steps are those of the adapters."""
+    if h.adapters == "none":
+        return 0
+    return steps // 2 if h.adapter_steps is None else min(h.adapter_steps, steps)
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    tensors = () if s.h.base else tuple(costs.vectors(s))
+    return costs.Cost(tensors, "stages", given=bool(s.h.base), stages=stages(s.h, s.steps))
+
+
+@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",), label="MetaMerging", learned=_learned, cost=_cost)
 def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner:
     """θ = θ0 + Σ_t softplus(raw_t) τ_t, and per task adapters h - (U relu(D h + d) + u) on what leaves a block.
 
@@ -62,12 +98,26 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
     for its second-order part; O(Td) for the merge and its gradient; all task vectors in memory, and the experts, whose
     features of an example are computed once.
     """
-    from fusionbench_lite.adaptation.learners.adapter_training import AdapterTraining
-    from fusionbench_lite.adaptation.learners.meta import Meta, Softplus
+    from fusionbench_lite.adaptation.learners.adapter_training import Adapters, AdapterTraining
+    from fusionbench_lite.adaptation.learners.meta import Meta, Softplus, Stage
 
+    adapters = Adapters(h.adapters, h.rank, h.loss, h.seed, h.adapter_lr, h.adapter_batch_size)
     if merged is not None or h.base is not None:
         if h.adapters == "none":
             raise MergeError("adapters='none' leaves nothing to learn on given weights: choose blocks or final")
-        return functools.partial(AdapterTraining, experts, h, base_weights(experts, h.base or "", merged))
+        return functools.partial(AdapterTraining, experts, adapters, base_weights(experts, h.base or "", merged))
     vectors = {name: task_vectors(experts, name) for name in experts.names}
-    return functools.partial(Meta, experts, h, Softplus(experts, vectors, h.raw, lr=h.lr, shared=True))
+    parametrisation = Softplus(experts, vectors, h.raw, lr=h.lr, shared=True)
+
+    def learner(context: Context) -> Procedure:
+        if h.adapters != "none" and (h.adapter_steps or 0) > context.steps:
+            raise MergeError(
+                f"adapter_steps is {h.adapter_steps} of {context.steps} steps: lower it, or leave it out for half of the steps"
+            )
+        first = Stage(
+            context.steps - adapter_steps(h, context.steps), h.inner_steps if h.adapters != "none" else 0, h.inner_lr,
+            h.order == "second", h.outer_batch_size, h.optimizer == "adam",
+        )
+        return Meta(experts, adapters, first, parametrisation, context)
+
+    return learner

@@ -7,7 +7,9 @@ import functools
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import integer, real
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import REFERENCE, method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -25,7 +27,18 @@ class TraditionalMtl:
     clip: float = real(1.0, low=0, open_low=True)
 
 
-@method("traditional_mtl", TraditionalMtl, adaptive=True, training=lambda h: True)
+def _learned(of: Architecture, tasks: int, h: TraditionalMtl) -> costs.Learned:
+    return costs.Learned({"encoder": of.parameters})
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(kind="training", merges=False, placeable=False)
+
+
+@method(
+    "traditional_mtl", TraditionalMtl, adaptive=True, training=lambda h: True, label="Traditional MTL", family=REFERENCE,
+    learned=_learned, cost=_cost,
+)
 def traditional_mtl(experts: Experts, h: TraditionalMtl) -> Learner:
     """θ minimises Σ_t of the mean cross entropy of task t's predictions, from θ0, with AdamW.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, flag, integer, real
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 
@@ -44,7 +46,20 @@ class Pareto:
     seed: int = integer(0)
 
 
-@method("pareto_merging", Pareto, adaptive=True)
+def _learned(of: Architecture, tasks: int, h: Pareto) -> costs.Learned:
+    low_rank = 0
+    for shape in of.matrices(h.matrices).values():
+        rank = min(h.rank, *shape)
+        low_rank += rank * sum(shape) + tasks * rank**2
+    coefficients = {"coefficients": tasks * of.count} if h.learn_coefficients else {}
+    return costs.Learned({**coefficients, "low-rank tensors": low_rank}, low_rank, "and a preference over the tasks")
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(tuple(costs.vectors(s)), forward=s.h.mode == "entropy")
+
+
+@method("pareto_merging", Pareto, adaptive=True, label="Pareto Merging", learned=_learned, cost=_cost)
 def pareto_merging(experts: Experts, h: Pareto) -> Learner:
     """W_l(γ) = θ0_l + Σ_t λ_tl τ_tl + A_l (Σ_t γ_t C_tl) B_lᵀ for matrices, without the update A C Bᵀ for the rest.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite.adaptation.base import base_weights
 from fusionbench_lite.fields import flag, integer, real, word
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -29,7 +31,19 @@ class ProbSurgery:
     seed: int = integer(0)
 
 
-@method("prob_surgery", ProbSurgery, adaptive=True, inputs=("merged",))
+def _learned(of: Architecture, tasks: int, h: ProbSurgery) -> costs.Learned:
+    """Down projection, mean head and variance head, of which evaluation needs the first two."""
+    own, kept, count = 3 * of.output * h.hidden, 2 * of.output * h.hidden, 1 if h.shared else tasks
+    note = f"{own:,} {'for all tasks' if h.shared else 'per task'}, of which evaluation needs {kept:,}"
+    note += ": down projection and mean head"
+    return costs.Learned({"adapters": count * own}, count * kept, note, True, {"per task": own})
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(kind="features", merges=False)
+
+
+@method("prob_surgery", ProbSurgery, adaptive=True, inputs=("merged",), label="ProbSurgery", learned=_learned, cost=_cost)
 def prob_surgery(experts: Experts, h: ProbSurgery, merged: Any = None) -> Learner:
     """Features z(θ_base) - μ_t with μ_t = M_t relu(D_t z(θ_base)) for task t, D_t [h, d'] and M_t [d', h].
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite.adaptation.base import base_weights
 from fusionbench_lite.fields import choice, flag, integer, real, word
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -32,7 +34,17 @@ class Surgery:
     moments: str = choice("own", MOMENTS)
 
 
-@method("surgery", Surgery, adaptive=True, inputs=("merged",))
+def _learned(of: Architecture, tasks: int, h: Surgery) -> costs.Learned:
+    """Down and up projections of the final feature, without biases."""
+    own = 2 * h.rank * of.output
+    return costs.Learned({"adapters": tasks * own}, tasks * own, f"{own:,} per task", True, {"per task": own})
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(kind="features", merges=False)
+
+
+@method("surgery", Surgery, adaptive=True, inputs=("merged",), label="Surgery", learned=_learned, cost=_cost)
 def surgery(experts: Experts, h: Surgery, merged: Any = None) -> Learner:
     """Features z(θ_base) - U_t relu(D_t z(θ_base)) for task t, D_t [r, d'] and U_t [d', r] (Surgery, Eq. 3).
 

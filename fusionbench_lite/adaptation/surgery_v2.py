@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite.adaptation.base import base_weights
 from fusionbench_lite.fields import integer, real, word
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -26,7 +28,16 @@ class SurgeryV2:
     seed: int = integer(0)
 
 
-@method("surgery_v2", SurgeryV2, adaptive=True, inputs=("merged",))
+def _learned(of: Architecture, tasks: int, h: SurgeryV2) -> costs.Learned:
+    own = 2 * h.rank * (of.blocks * of.width + of.output)
+    return costs.Learned({"adapters": tasks * own}, tasks * own, f"{own:,} per task", True, {"per task": own})
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    return costs.Cost(kind="adapters", merges=False)
+
+
+@method("surgery_v2", SurgeryV2, adaptive=True, inputs=("merged",), label="SurgeryV2", learned=_learned, cost=_cost)
 def surgery_v2(experts: Experts, h: SurgeryV2, merged: Any = None) -> Learner:
     """Hidden states h - U_tl relu(D_tl h) behind every block l of θ_base, on every token, and such an adapter on the
     features.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, integer, real
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture, Shape
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -33,7 +37,47 @@ class TwinMerging:
     seed: int = integer(0)
 
 
-@method("twin_merging", TwinMerging, adaptive=True, routed=True, training=lambda h: h.router == "tasks")
+def _kept(of: Architecture, h: TwinMerging) -> Iterator[tuple[Shape, int]]:
+    """Yield the tensors of a truncated difference, as factors or whole, and how many numbers each has."""
+    for name, shape in of.tensors.items():
+        if not name.endswith("bias"):
+            yield shape, int(h.rank_ratio * min(shape)) * sum(shape) if len(shape) == 2 else math.prod(shape)
+
+
+def _learned(of: Architecture, tasks: int, h: TwinMerging) -> costs.Learned:
+    """A router d → 2d → 2d → T with batch normalisation; T truncated task vectors stay at inference."""
+    factors, wide = sum(count for _, count in _kept(of, h)), 2 * of.width
+    linear = of.width * wide + wide + wide * wide + wide + wide * tasks + tasks
+    counts = {"router": linear, "batch normalisation": 4 * wide}
+    extra = tasks * factors + sum(counts.values()) + 4 * wide  # running means and variances
+    return costs.Learned(counts, extra, f"{factors:,} per truncated task vector", parts={"per task": factors})
+
+
+def _tensors(s: costs.Setting) -> Iterator[costs.Tensors]:
+    for shape, count in _kept(s.architecture, s.h):
+        own, size = s.tasks * count * costs.WORK, math.prod(shape)
+        if len(shape) == 2:
+            room = s.tasks * size * costs.WORK + costs.decomposition_room(shape, 1) + 8 * s.tasks * count
+            yield costs.Tensors(own=own, room=room, setup=s.tasks * costs.decomposition_flops(shape))
+        else:
+            yield costs.Tensors(own=own, room=size * s.architecture.itemsize)
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    """Linear layers and embeddings that are called apply low-rank parts to states; other tensors are summed."""
+    summed = [
+        math.prod(shape) * costs.WORK for name, shape in s.architecture.tensors.items()
+        if not name.endswith("bias") and (len(shape) != 2 or name in ("positional_embedding", "proj"))
+    ]
+    states = 8 * s.tasks * s.h.rank_ratio  # of the components, before and after their gates
+    mixture = costs.Mixture(sum(summed), max(summed), states, steps=s.h.router == "entropy")
+    return costs.Cost(tuple(_tensors(s)), "features", merges=False, placeable=False, mixture=mixture)
+
+
+@method(
+    "twin_merging", TwinMerging, adaptive=True, routed=True, training=lambda h: h.router == "tasks", label="Twin-Merging",
+    learned=_learned, cost=_cost,
+)
 def twin_merging(experts: Experts, h: TwinMerging) -> Learner:
     """θ(x) = θ* + Σ_t softmax(router(x))_t v_t with θ* = θ0 + scaling Σ_t τ_t and v_t the leading singular components of
     θ_t - θ* (Twin-Merging, Section 3).
@@ -46,7 +90,10 @@ def twin_merging(experts: Experts, h: TwinMerging) -> Learner:
     """
     from fusionbench_lite.adaptation.learners.twin import Twin
 
-    return functools.partial(Twin, experts, h, _shared(experts, h.scaling))
+    return functools.partial(
+        Twin, experts, _shared(experts, h.scaling), rank_ratio=h.rank_ratio, of_tasks=h.router == "tasks", lr=h.lr,
+        dropout=h.dropout, seed=h.seed,
+    )
 
 
 def _shared(experts: Experts, scaling: float) -> dict[str, Tensor]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, integer, real
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -30,7 +33,29 @@ class Wemoe:
     seed: int = integer(0)
 
 
-@method("wemoe", Wemoe, adaptive=True, routed=True)
+def _learned(of: Architecture, tasks: int, h: Wemoe) -> costs.Learned:
+    """A router d → d → T per block; the task vectors of the perceptrons stay at inference."""
+    if not of.perceptrons:
+        return costs.Learned(None, note="no module is called mlp")
+    router = of.width**2 + of.width + of.width * tasks + tasks
+    extra = tasks * of.perceptrons + of.blocks * router
+    return costs.Learned(
+        {"routers": of.blocks * router}, extra, f"{router:,} per router",
+        parts={"router": router, "kept of what is read": of.used + extra},
+    )
+
+
+def _cost(s: costs.Setting) -> costs.Cost:
+    """The perceptrons of all tasks around the pretrained ones."""
+    sizes = [math.prod(shape) for name, shape in s.architecture.tensors.items() if ".mlp." in name]
+    tensors = (
+        costs.Tensors(own=(1 + s.tasks) * size * costs.WORK, room=size * s.architecture.itemsize, setup=s.tasks * size)
+        for size in sizes
+    )
+    return costs.Cost(tuple(tensors), "routers", merges=False, placeable=False)
+
+
+@method("wemoe", Wemoe, adaptive=True, routed=True, label="WEMoE", learned=_learned, cost=_cost)
 def wemoe(experts: Experts, h: Wemoe) -> Learner:
     """θ_mlp(h) = θ0_mlp + Σ_t g_t(h) τ_t,mlp with g(h) = mean over tokens of W2 relu(W1 h + b1) + b2, all else
     θ0 + scaling Σ_t τ_t (WEMoE, Section 3).
@@ -44,4 +69,7 @@ def wemoe(experts: Experts, h: Wemoe) -> Learner:
     from fusionbench_lite.methods.api import merge
 
     base = merge("task_arithmetic", experts.pretrained, experts.by_task, scaling=h.scaling).state_dict()
-    return functools.partial(Routing, experts, h, base)
+    return functools.partial(
+        Routing, experts, base, scaling=h.scaling, lr=h.lr, falling=h.schedule == "cosine", whole_batch=h.routing == "batch",
+        seed=h.seed,
+    )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@method("weight_averaging")
+@method("weight_averaging", label="Weight averaging")
 def weight_averaging(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tensor]]:
     """θ = (1/T) Σ_t θ_t for every tensor (Wortsman et al. 2022). The pretrained weights are not used.
 
@@ -31,7 +31,7 @@ class TaskArithmetic:
     scaling: float = real(0.3)
 
 
-@method("task_arithmetic", TaskArithmetic)
+@method("task_arithmetic", TaskArithmetic, label="Task arithmetic")
 def task_arithmetic(experts: Experts, h: TaskArithmetic) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t τ_t for every tensor (Ilharco et al. 2023, Section 2).
 

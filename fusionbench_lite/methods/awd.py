@@ -36,7 +36,7 @@ class AwdTa:
     optimizer: str = choice("gd", ("gd", "adam"))
 
 
-@method("awd_ta", AwdTa)
+@method("awd_ta", AwdTa, label="AWD TA")
 def awd_ta(experts: Experts, h: AwdTa) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t (τ_t - δ), δ minimising the mean |cos(τ_i - δ, τ_j - δ)| over pairs plus α‖δ‖ (AWD, a reconstruction).
 

@@ -30,7 +30,7 @@ class Breadcrumbs:
     granularity: str = choice("row", ("row", "tensor"))
 
 
-@method("breadcrumbs", Breadcrumbs)
+@method("breadcrumbs", Breadcrumbs, label="Model Breadcrumbs")
 def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α Σ_t τ̃_t: of each row of n entries the ⌊γn⌋ largest magnitudes go, the next ⌊βn⌋ stay, the rest go.
 

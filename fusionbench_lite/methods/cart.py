@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, rank_of, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
@@ -28,7 +28,7 @@ class Cart:
     matrices: str = choice("attn_mlp", MATRIX_POLICIES)
 
 
-@method("cart", Cart)
+@method("cart", Cart, label="CART", family=SVD)
 def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
     """θ = θ̄ + λ Σ_t SVD_k(θ_t - θ̄) for matrices with k = max(1, ⌊ρp⌋); every other tensor is the average θ̄.
 

@@ -34,7 +34,7 @@ class TiesDare(TiesMerging):
     seed: int = integer(0)
 
 
-@method("ta_dare", TaDare)
+@method("ta_dare", TaDare, label="Task arithmetic w/ DARE")
 def ta_dare(experts: Experts, h: TaDare) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t M_t ⊙ τ_t / (1 - p), M_t Bernoulli(1 - p) per coordinate.
 
@@ -46,7 +46,7 @@ def ta_dare(experts: Experts, h: TaDare) -> Iterator[tuple[str, Tensor]]:
         yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
 
 
-@method("ties_dare", TiesDare)
+@method("ties_dare", TiesDare, label="TIES-Merging w/ DARE")
 def ties_dare(experts: Experts, h: TiesDare) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ τ_m as ties_merging, of the task vectors M_t ⊙ τ_t / (1 - p) with M_t as ta_dare.
 

@@ -59,7 +59,7 @@ class DogeTa:
     loss: str = choice("row", ("row", "matrix"))
 
 
-@method("doge_ta", DogeTa)
+@method("doge_ta", DogeTa, label="doGe TA")
 def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + Σ_t λ_t M_t ⊙ (τ_t + Δ) for the selected matrices, θ0 else.
 

@@ -21,7 +21,7 @@ class EmrMerging:
     rescale: str = choice("tensor_mean", ("tensor_mean", "global"))
 
 
-@method("emr_merging", EmrMerging, per_task=True)
+@method("emr_merging", EmrMerging, per_task=True, label="EMR-Merging")
 def emr_merging(experts: Experts, h: EmrMerging) -> Iterator[tuple[str, Masked]]:
     """θ̂_t = θ0 + ρ_t M_t ⊙ τ_u: γ = sgn Σ_s τ_s (0 counts as negative), M_t = 1[τ_t γ > 0], τ_u = γ max_s M_s |τ_s|,
     ρ_t = Σ|τ_t| / Σ|M_t ⊙ τ_u|; one model per task.

@@ -25,7 +25,7 @@ class FisherMerging:
     normalize: bool = flag(True)
 
 
-@method("fisher_merging", FisherMerging, inputs=("fisher",))
+@method("fisher_merging", FisherMerging, inputs=("fisher",), label="Fisher merging")
 def fisher_merging(
     experts: Experts, h: FisherMerging, fisher: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:

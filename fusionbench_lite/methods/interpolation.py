@@ -42,7 +42,7 @@ class NuSlerp:
     dimension: str = choice("flat", ("flat", "last", "first"))
 
 
-@method("slerp", Slerp)
+@method("slerp", Slerp, label="SLERP")
 def slerp(experts: Experts, h: Slerp) -> Iterator[tuple[str, Tensor]]:
     """θ = sin((1-t)Ω)/sin Ω θ_1 + sin(tΩ)/sin Ω θ_2 per tensor, Ω the angle between θ_1 and θ_2; linear near Ω = 0.
 
@@ -54,7 +54,7 @@ def slerp(experts: Experts, h: Slerp) -> Iterator[tuple[str, Tensor]]:
         yield name, _on_circle(a.reshape(1, -1), b.reshape(1, -1), h.t, parallel=PARALLEL).reshape(a.shape)
 
 
-@method("nuslerp", NuSlerp)
+@method("nuslerp", NuSlerp, label="NuSLERP")
 def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + SLERP(τ_1, τ_2; t), or of the weights without θ0; linear only where sin Ω vanishes.
 

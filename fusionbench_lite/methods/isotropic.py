@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, numerical_rank, orthonormalise_, product, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
@@ -43,7 +43,7 @@ class IsoCts:
     matrices: str = choice("all_2d", MATRIX_POLICIES)
 
 
-@method("iso_c", IsoC)
+@method("iso_c", IsoC, label="Iso-C", family=SVD)
 def iso_c(experts: Experts, h: IsoC) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α σ̄ U Vᵀ for matrices, with Σ_t τ_t = U Σ Vᵀ and σ̄ the mean of Σ; θ0 + α mean_t τ_t for the rest (Iso-C).
 
@@ -65,7 +65,7 @@ def iso_c(experts: Experts, h: IsoC) -> Iterator[tuple[str, Tensor]]:
     ranks.warn()
 
 
-@method("iso_cts", IsoCts)
+@method("iso_cts", IsoCts, label="Iso-CTS", family=SVD)
 def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
     """As iso_c with components of the sum (about fp) and of every task outside them (q = round((p - ⌊fp⌋)/T)), made
     orthogonal as in TSV-M: θ = θ0 + α σ̄ U⊥ V⊥ᵀ (Iso-CTS).
@@ -85,7 +85,7 @@ def directions(experts: Experts, name: str, fraction: float) -> tuple[Components
 
     The first block is that of the common directions, one for each task follows; some may be empty.
     """
-    common, own = _shares(min(experts.shape(name)), len(experts), fraction)
+    common, own = shares(min(experts.shape(name)), len(experts), fraction)
     left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
     # What the sum has beyond its common directions makes room for those of the tasks.
     each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own), range(len(experts)))
@@ -103,7 +103,7 @@ def _outside(experts: Experts, name: str, space: Tensor, target: Components, own
         target[0][:, place], target[1][place], target[2][place] = left, values, right
 
 
-def _shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
+def shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
     """Return how many of `size` directions are common and how many every task gets.
 
     Python rounds halves to even, as the released code does; where ⌊fp⌋ is so small that nothing common would be left,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import eigenbasis, product
 
@@ -35,7 +35,7 @@ class KnotsTies:
     cutoff: float = real(1e-5, low=0)
 
 
-@method("knots_ta", KnotsTa)
+@method("knots_ta", KnotsTa, label="KnOTS-TA", family=SVD)
 def knots_ta(experts: Experts, h: KnotsTa) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ U Σ_t R_t for matrices, with [τ_1 … τ_T] = U S [V_1 … V_T]ᵀ and R_t = S V_tᵀ; θ0 else.
 
@@ -48,7 +48,7 @@ def knots_ta(experts: Experts, h: KnotsTa) -> Iterator[tuple[str, Tensor]]:
             yield name, _lifted(experts, name, h.scaling, basis, ordered_sum(rows))
 
 
-@method("knots_ties", KnotsTies)
+@method("knots_ties", KnotsTies, label="KnOTS-TIES", family=SVD)
 def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ U R_m for matrices, R_m the TIES merge (mean) of the representations R_t = Uᵀ τ_t; θ0 else.
 

@@ -55,7 +55,7 @@ class ConsensusTies(ConsensusTa):
     virtual_zeros: int = integer(0, low=0)
 
 
-@method("tall_masks", TallMasks, per_task=True)
+@method("tall_masks", TallMasks, per_task=True, label="TALL-masks")
 def tall_masks(experts: Experts, h: TallMasks) -> Iterator[tuple[str, Masked]]:
     """θ̂_t = θ0 + M_t ⊙ τ_m with M_t = 1[|τ_t| > λ_t |τ_m - τ_t|] (TALL-masks); one model per task.
 
@@ -67,7 +67,7 @@ def tall_masks(experts: Experts, h: TallMasks) -> Iterator[tuple[str, Masked]]:
         yield name, Masked(experts, name, merged, torch.cat(bits, dim=1))
 
 
-@method("consensus_ta", ConsensusTa)
+@method("consensus_ta", ConsensusTa, label="Consensus TA")
 def consensus_ta(experts: Experts, h: ConsensusTa) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α C ⊙ τ_m with C = 1[Σ_t M_t ≥ k], the masks of TALL-masks and τ_m = Σ_t τ_t.
 
@@ -76,7 +76,7 @@ def consensus_ta(experts: Experts, h: ConsensusTa) -> Iterator[tuple[str, Tensor
     yield from _consensus(experts, h, "ta", 0)
 
 
-@method("consensus_ties", ConsensusTies)
+@method("consensus_ties", ConsensusTies, label="Consensus TIES")
 def consensus_ties(experts: Experts, h: ConsensusTies) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α C ⊙ τ_m as consensus_ta, with τ_m from TIES (20 %, sum).
 

@@ -22,7 +22,7 @@ class MagMax:
     scaling: float = real(0.5)
 
 
-@method("magmax", MagMax)
+@method("magmax", MagMax, label="MagMax")
 def magmax(experts: Experts, h: MagMax) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ τ_m, each entry of τ_m that of the task whose entry is largest in magnitude; the later task at a tie.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@method("metagpt")
+@method("metagpt", label="MetaGPT")
 def metagpt(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + Σ_t λ_t τ_t with λ_t = ‖τ_t‖² / Σ_s ‖τ_s‖², norms over the whole model.
 

@@ -30,7 +30,7 @@ class ModelStock:
     granularity: str = choice("tensor", ("tensor", "row"))
 
 
-@method("model_stock", ModelStock)
+@method("model_stock", ModelStock, label="Model Stock")
 def model_stock(experts: Experts, h: ModelStock) -> Iterator[tuple[str, Tensor]]:
     """θ = ρ θ̄ + (1 - ρ) θ0 per tensor, with ρ = T cos φ / (1 + (T - 1) cos φ), φ the angle between task vectors.
 

@@ -40,7 +40,7 @@ class PcbMerging:
     virtual_zeros: int = integer(0, low=0)
 
 
-@method("pcb_merging", PcbMerging)
+@method("pcb_merging", PcbMerging, label="PCB-Merging")
 def pcb_merging(experts: Experts, h: PcbMerging) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t τ̂_t s_t / Σ_t s_t, with scores s_t from β_t = exp(T ν_t²) ⊙ inter_t above its (1 - r) quantile.
 

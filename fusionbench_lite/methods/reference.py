@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.registry import NoHyperparameters, method
+from fusionbench_lite.registry import REFERENCE, NoHyperparameters, method
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Own, PerTask
+from fusionbench_lite.weights.costs import Learned
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import StateDict
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@method("pretrained")
+@method("pretrained", label="Pretrained", family=REFERENCE)
 def pretrained(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0: the pretrained model itself, the lower reference.
 
@@ -25,7 +27,11 @@ def pretrained(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Te
     return iter(())
 
 
-@method("individual", per_task=True)
+def _learned(of: Architecture, tasks: int, h: NoHyperparameters) -> Learned:
+    return Learned({"encoders": tasks * of.parameters}, (tasks - 1) * of.parameters, task_id=True)
+
+
+@method("individual", per_task=True, label="Individual experts", family=REFERENCE, learned=_learned)
 def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, PerTask]]:
     """θ̂_t = θ_t: the expert of each task, the upper reference; one model per task.
 
@@ -35,7 +41,7 @@ def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Pe
         yield name, Own(experts, name)
 
 
-@method("traditional_mtl", inputs=("multitask",))
+@method("traditional_mtl", inputs=("multitask",), label="Traditional MTL", family=REFERENCE)
 def traditional_mtl(
     experts: Experts, h: NoHyperparameters, multitask: StateDict
 ) -> Iterator[tuple[str, Tensor]]:

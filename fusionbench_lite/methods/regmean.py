@@ -30,7 +30,7 @@ class RegMean:
     square: str = choice("last", ("last", "first"))
 
 
-@method("regmean", RegMean, inputs=("gram",))
+@method("regmean", RegMean, inputs=("gram",), label="RegMean")
 def regmean(
     experts: Experts, h: RegMean, gram: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:

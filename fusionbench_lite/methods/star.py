@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, low_rank
 from fusionbench_lite.weights.parallel import in_turns
@@ -25,7 +25,7 @@ class Star:
     eta: float = real(40.0, low=0, high=100, open_low=True)
 
 
-@method("star", Star)
+@method("star", Star, label="STAR", family=SVD)
 def star(experts: Experts, h: Star) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + (1/T) Σ_t τ'_t: of each τ_t the fewest components with η % of the nuclear norm, rescaled to all of it.
 

@@ -36,7 +36,7 @@ class TiesMerging:
     count_tied: bool = flag(True)
 
 
-@method("ties_merging", TiesMerging)
+@method("ties_merging", TiesMerging, label="TIES-Merging")
 def ties_merging(experts: Experts, h: TiesMerging) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ τ_m: at every coordinate τ_m is the sum (the mean, the largest) of the trimmed entries τ̂_t whose sign is
     the elected one, sgn Σ_t τ̂_t. Trimming keeps the largest magnitudes of τ_t and sets the others to zero.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.registry import method
+from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, orthonormalise_, product, rank_of, top_singular
@@ -44,7 +44,7 @@ class TsvC:
     rank_ratio: float | None = real(None, low=0, high=1, open_low=True, optional=True)
 
 
-@method("tsv_m", TsvM)
+@method("tsv_m", TsvM, label="TSV-M", family=SVD)
 def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α U⊥ Σ̄ V⊥ᵀ for matrices, θ0 + α mean_t τ_t for the rest (TSV-Merge): of every τ_t the leading k = ⌊ρp⌋
     components side by side, Ū Σ̄ V̄ᵀ, with U⊥ = Ū (ŪᵀŪ)^{-1/2} and V⊥ = V̄ (V̄ᵀV̄)^{-1/2}.
@@ -85,7 +85,7 @@ def side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ran
     return left, values, right
 
 
-@method("tsv_c", TsvC, per_task=True)
+@method("tsv_c", TsvC, per_task=True, label="TSV-C")
 def tsv_c(experts: Experts, h: TsvC) -> Iterator[tuple[str, PerTask]]:
     """θ̂_t = θ0 + SVD_k(τ_t) for every matrix with k = ⌊ρp⌋, the expert's own tensor else (TSV-Compress); one model per task.
 

@@ -23,7 +23,7 @@ class Wudi:
     lr: float = real(1e-5, low=0, open_low=True)
 
 
-@method("wudi", Wudi)
+@method("wudi", Wudi, label="WUDI-Merging")
 def wudi(experts: Experts, h: Wudi) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + τ_m for matrices, τ_m minimising Σ_t ‖(τ_m - τ_t) τ_tᵀ‖² / ‖τ_t‖² by Adam; the average for the rest.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.models.clip_sizes import SIZES
+from fusionbench_lite.models.clip_sizes import MINI, SIZES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +31,7 @@ def feature_width(name: str) -> int:
     if name in SIZES:
         return SIZES[name].output
     _check(name)
-    from fusionbench_lite.models import mini
-
-    return mini.SIZE.output
+    return MINI.output
 
 
 def _check(name: str) -> None:

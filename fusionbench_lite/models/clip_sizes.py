@@ -30,3 +30,6 @@ SIZES = {
     "vit_b16": Size(224, 16, 768, 12, 12, 512, 512, 12, 8),
     "vit_l14": Size(224, 14, 1024, 24, 16, 768, 768, 12, 12),
 }
+
+MINI = Size(32, 8, 128, 4, 4, 64, text_width=0, text_layers=0, text_heads=0)
+"""The embedded suite's encoder, which has no text tower."""

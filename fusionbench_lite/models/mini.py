@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
 
 # isort: split
@@ -11,27 +9,13 @@ import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, w
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """The numbers of the architecture; `output` is the width of the features."""
-
-    image: int = 32
-    patch: int = 8
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    output: int = 64
+from fusionbench_lite.models.clip_sizes import MINI, Size
 
 
-SIZE = Size()
-
-
-def build(size: Size = SIZE) -> nn.Module:
+def build(size: Size = MINI) -> nn.Module:
     """Return the encoder, images [B, 3, 32, 32] to features [B, 64], with open_clip's names for its tensors."""
     model: nn.Module = VisionTransformer(
-        image_size=size.image, patch_size=size.patch, width=size.width, layers=size.layers, heads=size.heads,
-        mlp_ratio=size.mlp_ratio, output_dim=size.output,
+        image_size=size.image, patch_size=size.patch, width=size.width, layers=size.layers, heads=size.heads, mlp_ratio=4.0,
+        output_dim=size.output,
     )
     return model

@@ -4,114 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fusionbench_lite.resources.encoder import WORK
-from fusionbench_lite.resources.methods import Family, summed
 from fusionbench_lite.resources.plan import Entry, Inputs
-from fusionbench_lite.resources.tensors import Tensors
+from fusionbench_lite.weights.costs import WORK, Mixture
 
 EVALUATED = {"cpu": 64, "cuda": 16}
 """Images of an evaluation's pass where its size is found automatically: a processor's at 224 pixels, and the first one on a
 GPU, whose later ones take what is free."""
 
 BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""Bytes of weights that Twin-Merging sums for single examples of one pass, as in `adaptation.engine.lazy_weights`."""
+"""Bytes of weights that are summed for single examples of one pass, as in `adaptation.learners.lazy_weights`."""
 
 ADAPTER_STATES = 1.0
 """States that an adapter behind a block keeps for its backward pass, in those of the block."""
 
-META_SECOND = 3.0
-"""What second-order MetaMerging keeps, in passes with attention that is not fused: an inner pass, its gradient's, the outer."""
+SECOND_ORDER = 3.0
+"""What a second-order step keeps, in passes with attention that is not fused: an inner pass, its gradient's, the outer."""
+
+ROUTED_STATES = 8.0
+"""Bytes that mixed layers and their router keep for every entry of a block's states: the layers' inputs, its states."""
 
 
-def spot_of(inputs: Inputs, family: Family) -> str:
+def spot_of(inputs: Inputs) -> str:
     """Return where the constants of a method go."""
-    return inputs.place if family.placeable else "device"
+    return inputs.place if inputs.cost.placeable else "device"
 
 
-def passes(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[Entry]:
+def passes(inputs: Inputs) -> Iterable[Entry]:
     """Yield what merges and steps take beside constants and learnables."""
-    encoder, bf16 = inputs.encoder, inputs.bf16
-    if family.kind == "features":
-        yield from _mixing(inputs)
+    cost, encoder, passes, bf16 = inputs.cost, inputs.encoder, inputs.transformer, inputs.bf16
+    if cost.kind == "features":
+        if cost.mixture is not None and cost.mixture.steps:
+            yield from _mixing(inputs, cost.mixture)
         return
-    yield from _merging(inputs, family, tensors)
-    if family.kind == "descent" and inputs.values.get("mode") == "distance":
+    yield from _merging(inputs)
+    if not cost.forward:
         return
-    if family.kind == "meta":
-        yield from _meta(inputs)
+    if cost.kind == "stages":
+        yield from _stages(inputs)
         return
     together = inputs.images
     size = min(inputs.chunk or together, together)
-    yield Entry("images of a step", "device", 2 * encoder.inputs(together), ("step",))  # and side by side
-    frozen = family.kind in ("adapters", "routers")
+    yield Entry("images of a step", "device", 2 * passes.inputs(together), ("step",))  # and side by side
+    frozen = cost.kind in ("adapters", "routers")
     gradients = 0 if frozen else encoder.leaves
-    kept = _activations(inputs, family, size) + encoder.backward(size, bf16=bf16)
-    if family.merges:
+    kept = passes.saved(size, bf16=bf16, frozen=frozen) + passes.backward(size, bf16=bf16)
+    if cost.kind == "routers":
+        kept += int(ROUTED_STATES * encoder.blocks * passes.states(size))
+    if cost.merges:
         yield Entry("gradients", "device", gradients, ("merge", "step"))
     # In one pass gradients of weights take the place of what the backward pass has done with.
     spare = 0 if size < together else gradients
-    yield Entry("activations", "device", max(kept - spare, encoder.backward(size, bf16=bf16)), ("step",))
+    yield Entry("activations", "device", max(kept - spare, passes.backward(size, bf16=bf16)), ("step",))
     if bf16:
-        yield Entry("weights in bfloat16", "device", 2 * encoder.matrix_elements, ("step",))
+        yield Entry("weights in bfloat16", "device", 2 * encoder.multiplied, ("step",))
 
 
-def _activations(inputs: Inputs, family: Family, size: int) -> int:
-    encoder, bf16 = inputs.encoder, inputs.bf16
-    frozen = family.kind in ("adapters", "routers")
-    kept = encoder.saved(size, bf16=bf16, frozen=frozen)
-    if family.kind == "routers":
-        kept += int(8 * encoder.layers * encoder.states(size))  # mixed layers keep their inputs, routers their states
-    return kept
+def _stages(inputs: Inputs) -> Iterable[Entry]:
+    """Yield what a step takes, of the greatest of the stages.
 
-
-def _meta(inputs: Inputs) -> Iterable[Entry]:
-    """Yield what a step of MetaMerging takes, of the greater of its stages: on the coefficients, then on the adapters.
-
-    Tasks run one after another, and the second stage's weights take no gradients.
+    Tasks run one after another, and weights take no gradients in stages that do not merge.
     """
-    encoder, bf16, values = inputs.encoder, inputs.bf16, inputs.values
-    outer, adapters = inputs.batch_of("outer"), inputs.batch_of("adapter")
-    widest, read = max(inputs.batch_size * inputs.batches, outer), inputs.read
-    first = read * (int(values.get("inner_steps", 1)) * inputs.batch_size * inputs.batches + outer)
-    size, last = min(inputs.chunk or widest, widest), min(inputs.chunk or adapters, adapters)
-    plain = encoder.saved(size, bf16=bf16, plain=True)
-    kept = int(META_SECOND * plain) if values.get("order", "second") == "second" else plain
-    kept += encoder.backward(size, bf16=bf16)
-    trained = encoder.saved(last, bf16=bf16, frozen=True) + encoder.backward(last, bf16=bf16)
-    trained += int(ADAPTER_STATES * encoder.layers * encoder.states(last, 2 if bf16 else WORK))
-    if inputs.learns_coefficients:
-        yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
-    else:
-        first, kept = 0, 0
-    if not inputs.trains_adapters:
-        adapters, trained = 0, 0
-    yield Entry("images of a step", "device", encoder.inputs(max(first, read * adapters)), ("step",))
-    yield Entry("activations", "device", max(kept, trained), ("step",))
-    if bf16:
-        yield Entry("weights in bfloat16", "device", 2 * encoder.matrix_elements, ("step",))
-
-
-def _mixing(inputs: Inputs) -> Iterable[Entry]:
-    """Yield what steps of Twin-Merging take that run mixtures; those on the numbers of the tasks read known features alone."""
-    if inputs.method != "twin_merging" or inputs.values.get("router", "tasks") != "entropy":
-        return
-    encoder, together = inputs.encoder, inputs.batch_size * inputs.batches  # a task at a time
-    every, _ = summed(encoder)
-    size = max(1, min(inputs.chunk or together, together, BUDGET[inputs.device] // every))
-    states = 8 * inputs.tasks * float(inputs.values.get("rank_ratio", 0.1))  # of the components, before and after their gates
-    kept = encoder.saved(size, bf16=inputs.bf16, frozen=True, plain=True) + encoder.backward(size, bf16=inputs.bf16)
-    kept += int(states * encoder.layers * encoder.states(size, 2 if inputs.bf16 else WORK))
-    yield Entry("images of a step", "device", encoder.inputs(inputs.images), ("step",))
+    encoder, passes, bf16 = inputs.encoder, inputs.transformer, inputs.bf16
+    images, kept = 0, 0
+    for stage in (stage for stage in inputs.cost.stages if stage.runs):
+        own, widest = inputs.batch_of(stage), inputs.together(stage)
+        size = min(inputs.chunk or widest, widest)
+        images = max(images, inputs.read * (stage.inner * inputs.batch_size * inputs.batches + own))
+        if stage.merges:
+            yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
+            states = passes.saved(size, bf16=bf16, plain=True)
+            states = int(SECOND_ORDER * states) if stage.second else states
+        else:
+            states = passes.saved(size, bf16=bf16, frozen=True)
+            states += int(ADAPTER_STATES * encoder.blocks * passes.states(size, 2 if bf16 else WORK))
+        kept = max(kept, states + passes.backward(size, bf16=bf16))
+    yield Entry("images of a step", "device", passes.inputs(images), ("step",))
     yield Entry("activations", "device", kept, ("step",))
-    yield Entry("weights summed for examples", "device", 2 * size * every, ("step",))
+    if bf16:
+        yield Entry("weights in bfloat16", "device", 2 * encoder.multiplied, ("step",))
 
 
-def _merging(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable[Entry]:
+def _mixing(inputs: Inputs, mixture: Mixture) -> Iterable[Entry]:
+    """Yield what steps take that run mixtures; others read known features alone."""
+    passes, together = inputs.transformer, inputs.batch_size * inputs.batches  # a task at a time
+    size = max(1, min(inputs.chunk or together, together, BUDGET[inputs.device] // mixture.every))
+    kept = passes.saved(size, bf16=inputs.bf16, frozen=True, plain=True) + passes.backward(size, bf16=inputs.bf16)
+    kept += int(mixture.states * inputs.encoder.blocks * passes.states(size, 2 if inputs.bf16 else WORK))
+    yield Entry("images of a step", "device", passes.inputs(inputs.images), ("step",))
+    yield Entry("activations", "device", kept, ("step",))
+    yield Entry("weights summed for examples", "device", 2 * size * mixture.every, ("step",))
+
+
+def _merging(inputs: Inputs) -> Iterable[Entry]:
     """Yield what a merge, and the way back of its gradient, take for the largest tensor."""
-    if not family.merges:
+    cost, spot = inputs.cost, spot_of(inputs)
+    if not cost.merges:
         return
-    spot = spot_of(inputs, family)
-    largest = max((own.components for own in tensors), default=0)
+    largest = max((own.components for own in cost.tensors), default=0)
     yield Entry("active components", "device", largest, ("merge",))
     products = {"cpu": 1 << 20, "cuda": 1 << 26}[inputs.device]
     product = min(max(products * WORK, largest // inputs.tasks), largest)
@@ -119,24 +108,27 @@ def _merging(inputs: Inputs, family: Family, tensors: list[Tensors]) -> Iterable
     if spot != "device" and inputs.device == "cuda":
         yield Entry("merged tensor and gradient on their way", "cpu", 2 * inputs.encoder.largest * WORK, ("merge",))
     if spot == "disk":
-        yield Entry("pages in use", "cpu", max(max(own.vectors, own.sums, own.components) for own in tensors), ("merge",))
+        used = max((max(own.vectors, own.sums, own.components) for own in cost.tensors), default=0)
+        yield Entry("pages in use", "cpu", used, ("merge",))
 
 
-def evaluation(inputs: Inputs, family: Family) -> Iterable[Entry]:
+def evaluation(inputs: Inputs, *, learns: bool = True) -> Iterable[Entry]:
     """Yield what an evaluation takes; features of frozen networks are computed for as many images at once."""
-    encoder, bf16 = inputs.encoder, inputs.bf16
+    encoder, passes, bf16 = inputs.encoder, inputs.transformer, inputs.bf16
     size = inputs.eval_batch or (min(250, 64 * 224**2 // encoder.image**2) if inputs.device == "cpu" else EVALUATED["cuda"])
     held = inputs.tasks * inputs.held_out
     wide = min(inputs.chunk or held, held)
-    images = encoder.inputs(size) + encoder.inputs(size) // 4  # and their bytes
+    images = passes.inputs(size) + passes.inputs(size) // 4  # and their bytes
     # Losses on held-out images are in full precision.
-    most = max(encoder.forward(size, bf16=bf16) + images, encoder.forward(wide) + 2 * encoder.inputs(held))
+    most = max(passes.forward(size, bf16=bf16) + images, passes.forward(wide) + 2 * passes.inputs(held))
     yield Entry("images and states of an evaluation", "device", most, ("evaluate",))
-    if inputs.method == "twin_merging":
-        _, largest = summed(encoder)
+    if not learns:
+        return
+    if inputs.cost.mixture is not None:
+        largest = inputs.cost.mixture.largest
         once = max(1, min(inputs.chunk or size, size, BUDGET[inputs.device] // largest))
         yield Entry("weights summed for examples", "device", 2 * once * largest, ("evaluate",))
-    if family.kind in ("features", "adapters", "meta"):
-        widths = {"features": 2 * encoder.output, "meta": encoder.output}
-        width = widths.get(family.kind, encoder.layers * encoder.width + encoder.output)
+    if inputs.cost.kind in ("features", "adapters", "stages"):
+        widths = {"features": 2 * encoder.output, "stages": encoder.output}
+        width = widths.get(inputs.cost.kind, encoder.blocks * encoder.width + encoder.output)
         yield Entry("known features", "device", inputs.test_images * width * 4, ("step", "evaluate"))

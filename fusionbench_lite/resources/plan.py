@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from fusionbench_lite.resources.encoder import Encoder
+from fusionbench_lite import registry
+from fusionbench_lite.registry import Method
+from fusionbench_lite.resources.transformer import Transformer
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
+from fusionbench_lite.weights.costs import Cost, Setting, Stage
 
 PHASES = ("load", "build", "merge", "step", "evaluate")
 """Weights are read, a method's constants made, merged weights written and gradients pulled back, gradients computed, test
@@ -25,11 +31,12 @@ class Inputs:
     or "cuda"; `place` is that of constants, and `experts` says where the experts are held while those are made: "disk"
     (read each time), "cpu", "device", or "memory", for as long as the run takes. `classes` are the tasks' numbers of
     classes. `test_images` of all tasks together are evaluated `evaluations` times, `eval_batch` at once (None: as many
-    as the evaluation chooses), and `held_out` per task with them. `threads` decompose matrices. `device_total` and
-    `cpu_total` are the bytes of the memories, where known: they decide whether AdaRank keeps dense sums.
+    as the evaluation chooses), and `held_out` per task with them. `threads` decompose matrices. `keep` says
+    whether sums that only save time are kept; None: as `device_total` and `cpu_total` allow, the bytes of the memories, and
+    kept where those are not known.
     """
 
-    encoder: Encoder
+    encoder: Architecture
     method: str
     tasks: int
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -50,6 +57,7 @@ class Inputs:
     threads: int = 1
     device_total: int | None = None
     cpu_total: int | None = None
+    keep: bool | None = None
 
     @property
     def bf16(self) -> bool:
@@ -66,28 +74,41 @@ class Inputs:
         """The tasks whose images a process reads, the one with most of them."""
         return -(-self.tasks // self.processes)
 
-    def batch_of(self, stage: str) -> int:
-        """Return the images of a task for a step on MetaMerging's "outer" coefficients or on its "adapter"s."""
-        return int(self.values.get(f"{stage}_batch_size") or self.batch_size) * self.batches
+    def together(self, stage: Stage) -> int:
+        """Return the images of a task in the largest batch of a stage's steps."""
+        own = self.batch_of(stage)
+        return max(self.batch_size * self.batches, own) if stage.merges else own
 
-    @property
-    def trains_adapters(self) -> bool:
-        """Whether MetaMerging has a stage that trains its adapters."""
-        chosen = self.values.get("adapters", "blocks") != "none" and self.values.get("adapter_steps") != 0
-        return chosen or bool(self.values.get("base"))  # on given weights nothing else is trained
+    def batch_of(self, stage: Stage) -> int:
+        """Return the images of a task for the update that ends a step of a stage."""
+        return (stage.batch or self.batch_size) * self.batches
 
-    @property
-    def learns_coefficients(self) -> bool:
-        """Whether MetaMerging has a stage on its coefficients."""
-        last = self.values.get("adapter_steps")
-        return not self.values.get("base") and not (last is not None and 0 < self.steps <= last)
+    @functools.cached_property
+    def transformer(self) -> Transformer:
+        """The passes of the encoder."""
+        return Transformer(self.encoder)
 
-    @property
-    def widest(self) -> int:
-        """The images of one task in the largest batch of MetaMerging's stages."""
-        sizes = [self.batch_of("adapter")] if self.trains_adapters else []
-        sizes += [self.batch_size * self.batches, self.batch_of("outer")] if self.learns_coefficients else []
-        return max(sizes, default=1)
+    @functools.cached_property
+    def entry(self) -> Method:
+        """The method, in the form that learns where it has two."""
+        return registry.get(self.method, learning=True)
+
+    @functools.cached_property
+    def h(self) -> Any:
+        """The checked hyperparameters, by default where `values` has none."""
+        return self.entry.configure(**self.values)
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What the method says that it takes; one that says nothing counts as a descent on all task vectors."""
+        of = self.entry.cost or costs.descent_on_vectors
+        keep = True if self.keep is None else self.keep
+        return of(Setting(self.encoder, self.tasks, self.h, self.threads, keep, self.steps))
+
+    @functools.cached_property
+    def learned(self) -> int:
+        """The number of parameters that steps learn; of a method that does not say it, a coefficient per task and tensor."""
+        return (self.entry.learned or costs.coefficients)(self.encoder, self.tasks, self.h).in_steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a planned run takes, and where its experts stay so that it fits: `memory_plan` applied to a `Plan`."""
+"""What a planned run takes, and where its experts stay so that it fits: `resources` applied to a `Plan`."""
 
 from __future__ import annotations
 

@@ -1,185 +1,60 @@
-"""How much every adaptive method learns and keeps, by formulas, beside what the papers print.
+"""How much every method learns and keeps, as it declares it, beside what the papers print.
 
-Specification of the adaptive methods, §0.1, §0.2, §7 to §11 and §18. Hyperparameters are the methods' defaults.
+Specification of the adaptive methods, §0.1, §0.2, §7 to §11 and §18.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from fusionbench_lite.resources.inventories import TENSORS_PER_BLOCK, TEXT_BLOCKS, Inventory
+from fusionbench_lite import registry
+from fusionbench_lite.models.architectures import TENSORS_PER_BLOCK, TEXT_BLOCKS
 from fusionbench_lite.tables.families import label
+from fusionbench_lite.weights.architecture import Architecture
+from fusionbench_lite.weights.costs import Learned
 
 PUBLISHED = "published_sizes.yaml"
-SURGERY_RANK, PROB_HIDDEN, META_RANK, PARETO_RANK = 16, 128, 64, 16
-COMMON_FRACTION, TWIN_RATIO = 0.8, 0.1
+
+UNDECLARED = Learned(None, note="it does not say what it learns")
 
 
-@dataclass(frozen=True)
-class Size:
-    """`learned` {what: number of parameters}; `extra`: parameters kept at inference beyond one encoder and the heads.
+def methods() -> list[str]:
+    """Return the methods that have a size, adaptive ones and those that declare it, family after family."""
+    entries = [registry.get(id, learning=True) for id in registry.names()]
+    sized = [entry for entry in entries if entry.adaptive or entry.learned is not None]
+    return [entry.id for entry in sorted(sized, key=lambda entry: registry.FAMILIES.index(entry.family))]
 
-    None where the method does not apply to the model, with the reason as `note`.
+
+def learned(of: Architecture, tasks: int, method: str, values: Mapping[str, Any] | None = None) -> Learned:
+    """Return what a method learns and keeps with these hyperparameters, its defaults where `values` has none.
+
+    Where it chooses matrices, they are those of the architecture's blocks. Raises MergeError for an unknown method or
+    hyperparameter.
     """
-
-    learned: Mapping[str, int] | None
-    extra: int = 0
-    note: str = ""
-    task_id: bool = False
-    parts: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def learnable(self) -> int | None:
-        """The number of parameters that are learned, in all phases together."""
-        return None if self.learned is None else sum(self.learned.values())
+    entry = registry.get(method, learning=True)
+    own = {"matrices": of.policy} if "matrices" in entry.defaults else {}
+    return UNDECLARED if entry.learned is None else entry.learned(of, tasks, entry.configure(**{**own, **(values or {})}))
 
 
-Formula = Callable[[Inventory, int], Size]
+def table(of: Architecture, tasks: int, values: Mapping[str, Mapping[str, Any]] | None = None) -> pd.DataFrame:
+    """Return a line per method: what it learns, what it keeps at inference, and how many encoders that is.
 
-
-def _coefficients(each: bool) -> Formula:
-    def formula(of: Inventory, tasks: int) -> Size:
-        return Size({"coefficients": tasks * (of.count if each else 1)})
-
-    return formula
-
-
-def _adamerging_iso_cts(of: Inventory, tasks: int) -> Size:
-    return Size({"coefficients": tasks * of.count, "coefficients of common blocks": len(of.matrices)})
-
-
-def _adarank(of: Inventory, tasks: int) -> Size:
-    """λ of every task and tensor, and a bit per singular component of every task and masked matrix (AdaRank, Eq. 5)."""
-    return Size(
-        {"coefficients": tasks * of.count, "mask logits": tasks * of.components},
-        parts={"unused scalars of the released code": of.count - len(of.matrices)},
-    )
-
-
-def _adarank_iso_cts(of: Inventory, tasks: int) -> Size:
-    logits = 0
-    for shape in of.matrices:
-        common = int(COMMON_FRACTION * min(shape))
-        logits += common + tasks * ((min(shape) - common) // tasks)
-    return Size({**(_adamerging_iso_cts(of, tasks).learned or {}), "mask logits": logits})
-
-
-def _concrete_ta(of: Inventory, tasks: int) -> Size:
-    return Size({"mask logits": of.parameters})
-
-
-def _concrete_am(of: Inventory, tasks: int) -> Size:
-    return Size({"mask logits": of.parameters, "coefficients": tasks * of.count})
-
-
-def _doge_am(of: Inventory, tasks: int) -> Size:
-    shared = sum(map(math.prod, of.matrices))
-    return Size(
-        {"shared vector": shared, "coefficients": tasks * len(of.matrices)},
-        note=f"one vector per task as in the released code: {tasks * shared:,}",
-    )
-
-
-def _awd_am(of: Inventory, tasks: int) -> Size:
-    return Size({"redundant vector": of.parameters, "coefficients": tasks * of.count})
-
-
-def _surgery(of: Inventory, tasks: int) -> Size:
-    """Down and up projections of the final feature, without biases (Representation Surgery)."""
-    own = 2 * SURGERY_RANK * of.feature
-    return Size({"adapters": tasks * own}, tasks * own, f"{own:,} per task", True, {"per task": own})
-
-
-def _surgery_v2(of: Inventory, tasks: int) -> Size:
-    own = of.blocks * 2 * SURGERY_RANK * of.width + 2 * SURGERY_RANK * of.feature
-    return Size({"adapters": tasks * own}, tasks * own, f"{own:,} per task", True, {"per task": own})
-
-
-def _prob_surgery(of: Inventory, tasks: int) -> Size:
-    own, kept = 3 * of.feature * PROB_HIDDEN, 2 * of.feature * PROB_HIDDEN
-    note = f"{own:,} per task, of which evaluation needs {kept:,}: down projection and mean head"
-    return Size({"adapters": tasks * own}, tasks * kept, note, True, {"per task": own})
-
-
-def _metamerging(of: Inventory, tasks: int) -> Size:
-    adapter = 2 * of.width * META_RANK + META_RANK + of.width
-    own = of.blocks * adapter
-    note = f"{own:,} per task: an adapter of {adapter:,} after each of {of.blocks} blocks"
-    learned = {"coefficients": tasks, "adapters": tasks * own}
-    return Size(learned, tasks * own, note, True, {"adapter": adapter, "per task": own})
-
-
-def _pareto_merging(of: Inventory, tasks: int) -> Size:
-    low_rank = 0
-    for shape in of.matrices:
-        rank = min(PARETO_RANK, *shape)
-        low_rank += rank * sum(shape) + tasks * rank**2
-    return Size({"coefficients": tasks * of.count, "low-rank tensors": low_rank}, low_rank, "and a preference over the tasks")
-
-
-def _wemoe(of: Inventory, tasks: int) -> Size:
-    """T task vectors of the MLPs and a router d → d → T per block stay at inference (WEMoE)."""
-    if not of.perceptrons:
-        return Size(None, note="no module is called mlp")
-    router = of.width**2 + of.width + of.width * tasks + tasks
-    extra = tasks * of.perceptrons + of.blocks * router
-    return Size(
-        {"routers": of.blocks * router}, extra, f"{router:,} per router",
-        parts={"router": router, "kept of what is read": of.used + extra},
-    )
-
-
-def _twin_merging(of: Inventory, tasks: int) -> Size:
-    """T truncated task vectors, a factor pair per matrix, and a router d → 2d → 2d → T with batch normalisation."""
-    factors = 0
-    for name, shape in of.tensors.items():
-        if not name.endswith("bias"):
-            factors += int(TWIN_RATIO * min(shape)) * sum(shape) if len(shape) == 2 else math.prod(shape)
-    wide = 2 * of.width
-    linear = of.width * wide + wide + wide * wide + wide + wide * tasks + tasks
-    learned = {"router": linear, "batch normalisation": 4 * wide}
-    extra = tasks * factors + sum(learned.values()) + 4 * wide  # running means and variances
-    return Size(learned, extra, f"{factors:,} per truncated task vector", parts={"per task": factors})
-
-
-def _traditional_mtl(of: Inventory, tasks: int) -> Size:
-    return Size({"encoder": of.parameters})
-
-
-def _individual(of: Inventory, tasks: int) -> Size:
-    return Size({"encoders": tasks * of.parameters}, (tasks - 1) * of.parameters, task_id=True)
-
-
-METHODS: dict[str, Formula] = {
-    "individual": _individual, "traditional_mtl": _traditional_mtl,
-    "adamerging_taskwise": _coefficients(False), "adamerging_pp_taskwise": _coefficients(False),
-    "adamerging_layerwise": _coefficients(True), "adamerging_pp_layerwise": _coefficients(True),
-    "adamerging_tsvm": _coefficients(True), "adamerging_cart": _coefficients(True), "adamerging_iso_cts": _adamerging_iso_cts,
-    "adarank_ta": _adarank, "adarank_cart": _adarank, "adarank_tsvm": _adarank, "adarank_iso_cts": _adarank_iso_cts,
-    "concrete_ta": _concrete_ta, "concrete_am": _concrete_am, "doge_am": _doge_am, "awd_am": _awd_am,
-    "surgery": _surgery, "surgery_v2": _surgery_v2, "prob_surgery": _prob_surgery, "metamerging": _metamerging,
-    "pareto_merging": _pareto_merging, "wemoe": _wemoe, "twin_merging": _twin_merging,
-}
-
-
-def table(of: Inventory, tasks: int) -> pd.DataFrame:
-    """Return a line per method: what it learns, what it keeps at inference, and how many encoders that is."""
+    `values` are hyperparameters by method.
+    """
     lines = []
-    for method, formula in METHODS.items():
-        size = formula(of, tasks)
-        applies = size.learned is not None
-        detail = "; ".join(f"{what} {number:,}" for what, number in (size.learned or {}).items()) if applies else ""
+    for method in methods():
+        size = learned(of, tasks, method, (values or {}).get(method))
+        applies = size.counts is not None
+        detail = "; ".join(f"{what} {number:,}" for what, number in (size.counts or {}).items()) if applies else ""
         lines.append(
             {
-                "method": method, "name": label(method), "learnable": size.learnable, "detail": detail,
+                "method": method, "name": label(method), "learnable": size.total, "detail": detail,
                 "extra": size.extra if applies else None, "needs_task": size.task_id,
                 "models_kept": (of.parameters + size.extra) / of.parameters if applies else None, "note": size.note,
             }
@@ -187,7 +62,7 @@ def table(of: Inventory, tasks: int) -> pd.DataFrame:
     return pd.DataFrame(lines).astype({"learnable": "Int64", "extra": "Int64"})
 
 
-def quantity(of: Inventory, tasks: int, method: str, what: str) -> float | None:
+def quantity(of: Architecture, tasks: int, method: str, what: str) -> float | None:
     """Return a number that a paper prints: of a method, or with method "" of the encoder alone."""
     text_tower = TEXT_BLOCKS * TENSORS_PER_BLOCK
     encoder: dict[str, float] = {
@@ -196,12 +71,12 @@ def quantity(of: Inventory, tasks: int, method: str, what: str) -> float | None:
     }
     if not method:
         return encoder.get(what)
-    size = METHODS[method](of, tasks)
-    if size.learned is None:
+    size = learned(of, tasks, method)
+    if size.counts is None:
         return None
     return {
-        "learnable": size.learnable, "models kept": (of.parameters + size.extra) / of.parameters, "extra": size.extra,
-        **size.learned, **size.parts,
+        "learnable": size.total, "models kept": (of.parameters + size.extra) / of.parameters, "extra": size.extra,
+        **size.counts, **size.parts,
     }.get(what)
 
 
@@ -212,7 +87,7 @@ def published() -> list[dict[str, Any]]:
     return list(yaml.safe_load(text))
 
 
-def compare(of: Inventory, tasks: int) -> pd.DataFrame:
+def compare(of: Architecture, tasks: int) -> pd.DataFrame:
     """Return the papers' figures for this model and number of tasks beside the computed ones."""
     lines = [
         {
@@ -222,7 +97,7 @@ def compare(of: Inventory, tasks: int) -> pd.DataFrame:
             "computed": quantity(of, tasks, entry["method"], entry["quantity"]), "why": entry.get("why", ""),
         }
         for entry in published()
-        if of.model in entry["models"] and tasks in entry.get("tasks", [tasks])
+        if of.name in entry["models"] and tasks in entry.get("tasks", [tasks])
     ]
     columns = ("paper", "table", "method", "name", "quantity", "printed", "value", "computed", "why")
     return pd.DataFrame(lines, columns=list(columns))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.resources.estimates import PLACES, estimate
-from fusionbench_lite.resources.methods import FAMILIES
 from fusionbench_lite.resources.plan import PHASES, Estimate, Inputs
 
 GIB = 1 << 30
@@ -46,9 +45,10 @@ def suggest(
 
 
 def _together(inputs: Inputs) -> int:
-    """Return the images of one pass without chunks: MetaMerging's tasks run one after another."""
-    family = FAMILIES.get(inputs.method)
-    return inputs.widest if family is not None and family.kind == "meta" else inputs.images
+    """Return the images of one pass without chunks: in stages tasks run one after another."""
+    if not inputs.entry.adaptive or not inputs.cost.stages:
+        return inputs.images
+    return max((inputs.together(stage) for stage in inputs.cost.stages if stage.runs), default=1)
 
 
 def _chunks(inputs: Inputs) -> Iterator[int | None]:

@@ -13,8 +13,9 @@ from matplotlib.axis import Axis
 from matplotlib.colors import AsinhNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from fusionbench_lite.registry import ADAPTIVE
 from fusionbench_lite.tables import style
-from fusionbench_lite.tables.families import ADAPTIVE, family, label
+from fusionbench_lite.tables.families import family, label
 from fusionbench_lite.tables.learned import Floats
 from fusionbench_lite.tables.style import CYCLE, INK, MARGIN, SOFT, Sheet
 

@@ -13,8 +13,9 @@ import pandas as pd
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.measures import ACCURACY, Measure, shared, stated
 from fusionbench_lite.evaluation.selection import RULES
+from fusionbench_lite.registry import REFERENCE, SOME
 from fusionbench_lite.tables.compare import compare, find_row
-from fusionbench_lite.tables.families import REFERENCE, SOME, family, label
+from fusionbench_lite.tables.families import family, label
 from fusionbench_lite.tables.notes import notes
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Row, Rows

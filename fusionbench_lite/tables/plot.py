@@ -16,18 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fusionbench_lite.evaluation.measures import PERCENT
-from fusionbench_lite.tables.families import (
-    ADAPTERS,
-    ADAPTIVE,
-    DATA_FREE,
-    FAMILIES,
-    PER_TASK,
-    REFERENCE,
-    ROUTED,
-    SOME,
-    STATISTICS,
-    SVD,
-)
+from fusionbench_lite.registry import ADAPTERS, ADAPTIVE, DATA_FREE, FAMILIES, PER_TASK, REFERENCE, ROUTED, SOME, STATISTICS, SVD
 from fusionbench_lite.tables.frame import AVERAGE, Table
 from fusionbench_lite.tables.notes import DAGGER
 from fusionbench_lite.tables.render import AVERAGE_HEADER, BEST, heading, ranks, reference

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fusionbench_lite.evaluation.measures import ACCURACY
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
-from fusionbench_lite.tables.families import REFERENCE, UNRANKED
+from fusionbench_lite.registry import REFERENCE, UNRANKED
 from fusionbench_lite.tables.frame import AVERAGE, Table
 from fusionbench_lite.tables.notes import DAGGER
 

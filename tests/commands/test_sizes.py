@@ -1,4 +1,4 @@
-"""Sizes of the methods: every figure of the specification, the papers' figures, and inventories against the libraries."""
+"""Sizes of the methods: every figure of the specification, the papers' figures, and those of given hyperparameters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from importlib import resources
 import pytest
 
 from fusionbench_lite import registry
-from fusionbench_lite.models.clip_sizes import SIZES
-from fusionbench_lite.resources.inventories import MODELS, inventory
-from fusionbench_lite.resources.sizes import METHODS, compare, published, quantity, table
+from fusionbench_lite.models.architectures import MODELS, architecture
+from fusionbench_lite.resources.sizes import compare, learned, methods, published, quantity, table
 from fusionbench_lite.sizes import main
 
-B32, L14, HF = inventory("vit_b32"), inventory("vit_l14"), inventory("vit_b32_hf")
-ADAMERGING = [name for name in METHODS if name.startswith("adamerging") and "taskwise" not in name and "iso" not in name]
+B32, L14, HF = architecture("vit_b32"), architecture("vit_l14"), architecture("vit_b32_hf")
+ADAMERGING = [name for name in methods() if name.startswith("adamerging") and "taskwise" not in name and "iso" not in name]
+
 ADARANK = ("adarank_ta", "adarank_cart", "adarank_tsvm")
+
+
+def learned_of(method, of, tasks, **values):
+    return learned(of, tasks, method, values)
 
 
 @pytest.mark.parametrize(
@@ -32,10 +36,10 @@ ADARANK = ("adarank_ta", "adarank_cart", "adarank_tsvm")
 )
 def test_inventories(model, tensors, parameters, matrices, tasks, coefficients):
     """Specification §0.1."""
-    of = inventory(model)
-    assert (of.count, of.parameters, len(of.matrices)) == (tensors, parameters, matrices)
+    of = architecture(model)
+    assert (of.count, of.parameters, len(of.matrices().values())) == (tensors, parameters, matrices)
     for method in ADAMERGING:
-        assert METHODS[method](of, tasks).learnable == coefficients
+        assert learned_of(method, of, tasks).total == coefficients
 
 
 def test_what_is_read_and_blocks():
@@ -43,12 +47,12 @@ def test_what_is_read_and_blocks():
     assert (B32.used, L14.used) == (87_849_216, 303_966_208)
     assert {len(B32.leftovers), len(L14.leftovers)} == {6}
     assert (B32.count - 6, L14.count - 6) == (152, 296)
-    assert {max(map(min, B32.matrices)), max(map(min, L14.matrices))} == {768, 1024}
+    assert {max(map(min, B32.matrices().values())), max(map(min, L14.matrices().values()))} == {768, 1024}
     block = [s for name, s in B32.tensors.items() if ".resblocks.3." in name]
     assert len(block) == 12
     assert sum(s[0] * (s[1] if len(s) == 2 else 1) for s in block) == 7_087_872
-    assert sum(m * n for m, n in B32.matrices) == 84_934_656 == 12 * 7_077_888
-    assert inventory("vit_l14_hf").parameters == 303_179_776
+    assert sum(m * n for m, n in B32.matrices().values()) == 84_934_656 == 12 * 7_077_888
+    assert architecture("vit_l14_hf").parameters == 303_179_776
     assert B32.perceptrons == 56_669_184
     assert B32.used - B32.perceptrons == 31_180_032
 
@@ -62,49 +66,49 @@ def test_coefficients_and_masks():
     assert quantity(L14, 8, "", "task vectors") == 2_740_496_392
     for method in ADARANK:
         for of, logits, total, unused in ((B32, 294_912, 296_176, 110), (L14, 786_432, 788_848, 206)):
-            size = METHODS[method](of, 8)
-            assert (size.learned["mask logits"], size.learnable, size.extra) == (logits, total, 0)
+            size = learned_of(method, of, 8)
+            assert (size.counts["mask logits"], size.total, size.extra) == (logits, total, 0)
             assert size.parts == {"unused scalars of the released code": unused}
-    assert METHODS["adarank_ta"](inventory("roberta_base"), 7).learned == {"coefficients": 1_344, "mask logits": 387_072}
-    assert METHODS["adarank_ta"](inventory("gpt2"), 7).learned == {"coefficients": 1_022, "mask logits": 258_048}
-    assert METHODS["adamerging_taskwise"](B32, 8).learnable == 8
-    assert METHODS["adamerging_iso_cts"](B32, 8).learnable == 1_264 + 48
-    assert METHODS["concrete_ta"](HF, 8).learnable == 87_456_000
-    assert METHODS["doge_am"](HF, 8).learned["coefficients"] == 576
-    assert METHODS["awd_am"](B32, 8).learned["coefficients"] == 1_264
+    assert learned_of("adarank_ta", architecture("roberta_base"), 7).counts == {"coefficients": 1_344, "mask logits": 387_072}
+    assert learned_of("adarank_ta", architecture("gpt2"), 7).counts == {"coefficients": 1_022, "mask logits": 258_048}
+    assert learned_of("adamerging_taskwise", B32, 8).total == 8
+    assert learned_of("adamerging_iso_cts", B32, 8).total == 1_264 + 48
+    assert learned_of("concrete_ta", HF, 8).total == 87_456_000
+    assert learned_of("doge_am", HF, 8).counts["coefficients"] == 576
+    assert learned_of("awd_am", B32, 8).counts["coefficients"] == 1_264
 
 
 def test_adapters_and_routers():
     """Specification §7 to §11 and §18."""
-    assert METHODS["surgery"](B32, 8).parts["per task"] == 16_384
-    assert METHODS["surgery"](L14, 8).parts["per task"] == 24_576
-    assert METHODS["surgery"](B32, 8).extra == 131_072
-    assert METHODS["surgery_v2"](B32, 8).parts["per task"] == 311_296 == 12 * 2 * 768 * 16 + 2 * 512 * 16
-    assert METHODS["surgery_v2"](B32, 8).extra == 2_490_368
-    assert METHODS["prob_surgery"](B32, 8).parts["per task"] == 196_608
-    assert METHODS["prob_surgery"](B32, 8).extra == 1_048_576
-    meta = METHODS["metamerging"](B32, 8)
+    assert learned_of("surgery", B32, 8).parts["per task"] == 16_384
+    assert learned_of("surgery", L14, 8).parts["per task"] == 24_576
+    assert learned_of("surgery", B32, 8).extra == 131_072
+    assert learned_of("surgery_v2", B32, 8).parts["per task"] == 311_296 == 12 * 2 * 768 * 16 + 2 * 512 * 16
+    assert learned_of("surgery_v2", B32, 8).extra == 2_490_368
+    assert learned_of("prob_surgery", B32, 8).parts["per task"] == 196_608
+    assert learned_of("prob_surgery", B32, 8).extra == 1_048_576
+    meta = learned_of("metamerging", B32, 8)
     assert (meta.parts["adapter"], meta.parts["per task"], meta.extra) == (99_136, 1_189_632, 9_517_056)
-    assert meta.learned["coefficients"] == 8
-    pareto = METHODS["pareto_merging"](B32, 8)
-    assert pareto.extra == sum(16 * (m + n) + 8 * 16**2 for m, n in B32.matrices)
-    assert pareto.learnable == pareto.extra + 1_264
-    router = METHODS["wemoe"](B32, 8)
-    assert (router.parts["router"], router.learnable) == (596_744, 7_160_928)
+    assert meta.counts["coefficients"] == 8
+    pareto = learned_of("pareto_merging", B32, 8)
+    assert pareto.extra == sum(16 * (m + n) + 8 * 16**2 for m, n in B32.matrices().values())
+    assert pareto.total == pareto.extra + 1_264
+    router = learned_of("wemoe", B32, 8)
+    assert (router.parts["router"], router.total) == (596_744, 7_160_928)
     assert router.parts["kept of what is read"] == 9 * 56_669_184 + 31_180_032 + 7_160_928
     for tasks, models in ((8, 4.8), (20, 10.8)):
-        assert METHODS["wemoe"](B32, tasks).parts["kept of what is read"] / B32.parameters == pytest.approx(models, abs=0.05)
-    assert METHODS["wemoe"](inventory("roberta_base"), 7).learned is None
+        assert learned_of("wemoe", B32, tasks).parts["kept of what is read"] / B32.parameters == pytest.approx(models, abs=0.05)
+    assert learned_of("wemoe", architecture("roberta_base"), 7).counts is None
     d = 768
     hidden = d * 2 * d + 2 * d + 4 * d * d + 2 * d
-    assert METHODS["twin_merging"](B32, 8).learned["router"] == hidden + 2 * d * 8 + 8
-    assert METHODS["individual"](B32, 8).extra == 7 * B32.parameters
+    assert learned_of("twin_merging", B32, 8).counts["router"] == hidden + 2 * d * 8 + 8
+    assert learned_of("individual", B32, 8).extra == 7 * B32.parameters
 
 
 def test_every_adaptive_method_of_the_package_has_a_size():
     adaptive = {name for name in registry.names() if registry.get(name).adaptive}
-    assert adaptive <= set(METHODS)
-    assert len(table(B32, 8)) == len(METHODS)
+    assert set(methods()) == adaptive | {"individual", "traditional_mtl"}
+    assert list(table(B32, 8)["method"]) == methods()
 
 
 def test_published_figures_are_the_computed_ones_or_say_why_not():
@@ -112,7 +116,7 @@ def test_published_figures_are_the_computed_ones_or_say_why_not():
         assert set(entry["models"]) <= set(MODELS)
         for model in entry["models"]:
             for tasks in entry.get("tasks", [8]):
-                computed = quantity(inventory(model), tasks, entry["method"], entry["quantity"])
+                computed = quantity(architecture(model), tasks, entry["method"], entry["quantity"])
                 assert computed is not None, entry
                 assert entry.get("why") or computed == pytest.approx(entry["value"], rel=1e-3), entry
         if "equals" in entry:
@@ -132,7 +136,7 @@ def _arithmetic(node):
 
 
 def test_the_figures_are_packaged():
-    assert resources.files("fusionbench_lite.tables").joinpath("published_sizes.yaml").is_file()
+    assert resources.files("fusionbench_lite.resources").joinpath("published_sizes.yaml").is_file()
 
 
 def test_command_line(capsys):
@@ -153,51 +157,26 @@ def test_command_line(capsys):
     assert not compare(B32, 14).empty
 
 
+def test_given_hyperparameters(capsys):
+    assert learned_of("surgery", B32, 8, rank=32).parts["per task"] == 32_768
+    shared = learned_of("prob_surgery", B32, 8, shared=True)
+    assert (shared.total, shared.extra) == (196_608, 131_072)
+    assert learned_of("adarank_ta", B32, 8, learn="masks").counts == {"mask logits": 294_912}
+    assert learned_of("adarank_ta", B32, 8, top_only=True, rank_ratio=0.25).counts["mask logits"] == 294_912 // 4
+    assert main(["surgery.rank=32", "prob_surgery.shared=true"]) == 0
+    assert "32,768 per task" in (shown := capsys.readouterr().out)
+    assert "196,608 for all tasks" in shown
+    for argument, word in (
+        ("surgery.rnk=3", "no hyperparameter 'rnk': did you mean 'rank'"), ("surgery.rank=x", "rank must be an integer"),
+        ("surgary.rank=3", "no method with a size: did you mean 'surgery'"), ("surgery.rank", "sets nothing"),
+        ("ties_merging.keep=0.1", "no method with a size"),
+    ):
+        assert main([argument]) == 2
+        error = capsys.readouterr().err
+        assert word in error
+        assert error.count("\n") == 1
+
+
 def test_no_torch():
     code = "import sys; from fusionbench_lite.sizes import main; main([]); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", list(SIZES))
-def test_image_towers_are_those_of_the_libraries(model):
-    from fusionbench_lite.models import clip
-
-    of, size = inventory(model), SIZES[model]
-    text = {f"model.{name}": shape for name, shape in clip.text_shapes(size).items() if "transformer." not in name}
-    assert of.tensors == text | {f"model.visual.{name}": shape for name, shape in clip.shapes(size, "packed").items()}
-    assert of.leftovers == set(text)
-    separate = clip.shapes(size, "separate")
-    del separate["visual_projection.weight"]
-    assert inventory(f"{model}_hf").tensors == separate
-
-
-@pytest.mark.slow
-def test_the_embedded_encoder_is_that_of_its_inventory():
-    """On torch's meta device, which allocates nothing."""
-    import torch
-
-    from fusionbench_lite.models.mini import build
-
-    with torch.device("meta"):
-        assert {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()} == inventory("vit_mini").tensors
-
-
-@pytest.mark.slow
-def test_the_others_are_those_of_transformers():
-    import torch
-
-    transformers = pytest.importorskip("transformers")
-    vision = transformers.CLIPVisionConfig(patch_size=32)
-    with torch.device("meta"):
-        models = {
-            "vit_b32_hf": transformers.CLIPVisionModel(vision), "gpt2": transformers.GPT2Model(transformers.GPT2Config()),
-            "roberta_base": transformers.RobertaModel(transformers.RobertaConfig(), add_pooling_layer=False),
-        }
-        for model, module in models.items():
-            real = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
-            ours = inventory(model).tensors
-            # Embeddings of words are no part of the merged encoders, and transformers 5 dropped CLIP's outer prefix.
-            strip = {name.removeprefix("vision_model."): shape for name, shape in real.items()}
-            for name, shape in ours.items():
-                assert strip.get(name.removeprefix("vision_model.")) == shape, (model, name)

@@ -18,8 +18,7 @@ from fusionbench_lite.adaptation.engine.core import call
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip
-from fusionbench_lite.resources import PHASES, Inputs, encoder, estimate, lines, of_size, suggest
-from fusionbench_lite.resources.methods import FAMILIES
+from fusionbench_lite.resources import PHASES, Inputs, Transformer, encoder, estimate, lines, of_size, suggest
 from fusionbench_lite.weights.experts import Experts
 from tests.conftest import ROOT
 
@@ -30,6 +29,7 @@ TOLERANCE = 0.2
 
 measures = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="reads the peak from /proc (Linux)")
 ATTN = {"matrices": "attn_mlp"}
+ADAPTIVE = [id for id in registry.names() if registry.get(id, learning=True).adaptive]
 CASES = [
     ("adamerging_layerwise", {}, {}),
     *(
@@ -49,6 +49,11 @@ CASES = [
         )
     ),
 ]
+
+
+def attn(method) -> dict[str, str]:
+    """Select matrices by the names of CLIP's open_clip layout, where the method selects any."""
+    return {name: value for name, value in ATTN.items() if name in registry.get(method, learning=True).defaults}
 
 
 def name(case) -> str:
@@ -118,7 +123,7 @@ def test_what_autograd_keeps(layout, plain):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), sdpa_kernel(backends):
         call(model, leaves, images)
     found = sum(nbytes for nbytes, _ in kept.values())
-    planned = of_size("middle", MIDDLE, layout).saved(3, plain=plain)
+    planned = Transformer(of_size("middle", MIDDLE, layout)).saved(3, plain=plain)
     assert abs(planned / found - 1) < 0.05, planned / found
 
 
@@ -126,7 +131,7 @@ def test_what_autograd_keeps(layout, plain):
 @pytest.mark.parametrize("size", [SMALL, MIDDLE], ids=["small", "middle"])
 def test_operations_of_a_pass(size, layout):
     """Attention runs unfused, because torch counts no operations of a processor's fused one: products four, not five."""
-    model, own = clip.build(size, layout).eval(), of_size("counted", size, layout)
+    model, own = clip.build(size, layout).eval(), Transformer(of_size("counted", size, layout))
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             features = model(torch.rand(2, 3, size.image, size.image))
@@ -223,8 +228,7 @@ def test_plans_need_no_torch():
 
 
 def test_every_adaptive_method_has_a_plan():
-    adaptive = {id for id in registry.names() if registry.get(id, learning=True).adaptive}
-    assert adaptive == set(FAMILIES)
+    assert all(registry.get(id, learning=True).cost and registry.get(id, learning=True).learned for id in ADAPTIVE)
     for method in registry.names():
         values = dict(registry.get(method, learning=True).defaults)
         found = estimate(Inputs(encoder("vit_mini"), method, 8, values, classes=(10,) * 8))
@@ -232,13 +236,13 @@ def test_every_adaptive_method_has_a_plan():
         assert all(entry.nbytes > 0 and set(entry.phases) <= set(PHASES) for entry in found.entries)
 
 
-@pytest.mark.parametrize("method", sorted(FAMILIES))
+@pytest.mark.parametrize("method", ADAPTIVE)
 def test_more_of_anything_is_more_memory(method):
-    given = Inputs(encoder("vit_mini"), method, 8, batch_size=4, eval_batch=2, held_out=1, values=ATTN)
+    given = Inputs(encoder("vit_mini"), method, 8, batch_size=4, eval_batch=2, held_out=1, values=attn(method))
     least = estimate(given).peak("device")
     for change in ({"tasks": 16}, {"batch_size": 64, "held_out": 64}, {"encoder": of_size("middle", MIDDLE, "packed")}):
         assert estimate(dataclasses.replace(given, **change)).peak("device") > least, change
-    if FAMILIES[method].placeable and FAMILIES[method].kind == "descent":
+    if given.cost.placeable and given.cost.kind == "descent":
         on_cpu, on_disk = (estimate(dataclasses.replace(given, place=place)) for place in ("cpu", "disk"))
         assert on_cpu.peak("device") == on_disk.peak("device") < least
         assert on_disk.peak("cpu") < on_cpu.peak("cpu")
@@ -254,7 +258,7 @@ LARGE = [
 @pytest.mark.parametrize("gpu", [24, 40, 80])
 def test_twenty_tasks_of_the_largest_model_fit(method, gpu):
     room = int(0.93 * gpu * GIB)
-    given = Inputs(encoder("vit_l14"), method, 20, values=ATTN, classes=(50,) * 20)
+    given = Inputs(encoder("vit_l14"), method, 20, values=attn(method), classes=(50,) * 20)
     found = suggest(given, room, 96 * GIB)
     assert found.estimate.peak("device") <= room
     assert found.estimate.peak("cpu") <= 96 * GIB

@@ -12,10 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.registry import FAMILIES
 from fusionbench_lite.tables import frame, latex, output, plot, render, terminal
 from fusionbench_lite.tables.__main__ import main
 from fusionbench_lite.tables.compare import compare
-from fusionbench_lite.tables.families import FAMILIES
 from fusionbench_lite.tables.rows import Row, Rows, load_records
 from tests.support.record_factory import TASKS, experiment, store
 

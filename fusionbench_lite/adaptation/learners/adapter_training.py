@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,27 @@ from fusionbench_lite.adaptation.learners.frozen import Frozen
 from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 
-if TYPE_CHECKING:
-    from fusionbench_lite.adaptation.metamerging import MetaMerging
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """What adapters are, `place`, `rank`, `loss` and `seed` as in `Bottlenecks`, and how they are trained: by Adam with `lr`,
+    on `batch_size` examples of a task, None for the run's."""
+
+    place: str
+    rank: int
+    loss: str
+    seed: int
+    lr: float
+    batch_size: int | None
 
 
 class AdapterTraining(Procedure):
     """Adam on the adapters of all tasks, which bring the features of given weights close to those of the experts."""
 
-    def __init__(self, experts: Experts, h: MetaMerging, base: Mapping[str, Tensor], context: Context) -> None:
-        self.experts, self.h, self.chunk = experts, h, context.chunk
+    def __init__(self, experts: Experts, settings: Adapters, base: Mapping[str, Tensor], context: Context) -> None:
+        self.experts, self.settings, self.chunk = experts, settings, context.chunk
         self.frozen = Frozen(context, experts, base)
-        self.adapters = Bottlenecks(self.frozen, h.adapters, h.rank, h.loss, h.seed)
+        self.adapters = Bottlenecks(self.frozen, settings.place, settings.rank, settings.loss, settings.seed)
         self.learnables: nn.ModuleDict = nn.ModuleDict({"adapters": self.adapters})
         self.learnables.register_load_state_dict_pre_hook(self._accept)  # type: ignore[no-untyped-call]
         example = example_of(context, "metamerging")
@@ -39,7 +50,7 @@ class AdapterTraining(Procedure):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam on the adapters."""
-        self._of_adapters = torch.optim.Adam(self.adapters.parameters(), lr=self.h.adapter_lr)
+        self._of_adapters = torch.optim.Adam(self.adapters.parameters(), lr=self.settings.lr)
         return (self._of_adapters,)
 
     def known(self, task: str, inputs: Inputs) -> Tensor:
@@ -52,7 +63,7 @@ class AdapterTraining(Procedure):
 
     def draws(self, step: int) -> Sequence[Draw]:
         """Return the batch of a step."""
-        return (Draw(step, role="adapters", size=self.h.adapter_batch_size),)
+        return (Draw(step, role="adapters", size=self.settings.batch_size),)
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
         """Do one step on the adapters."""

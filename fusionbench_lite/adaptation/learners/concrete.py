@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.draws import open_uniform
-from fusionbench_lite.adaptation.engine.core import MergedEncoder
+from fusionbench_lite.adaptation.engine.descent import Descent
 from fusionbench_lite.adaptation.engine.naming import rename_state
-from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.placement import forget, put
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Update
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.weights.parallel import each
 
@@ -80,7 +79,7 @@ class Masked(nn.Module):
         return out if here is out else out.copy_(here)
 
 
-class Concrete(Procedure):
+class Concrete(Descent):
     """Steps on the masks, then steps on λ at one mask that is drawn at the end of them.
 
     A mask step is preceded by an Adam step on λ with `inner_lr`, on a batch of its own, that is undone afterwards
@@ -93,10 +92,7 @@ class Concrete(Procedure):
         self, parametrisation: Parametrisation, context: Context, *, initial: float, mask_lr: float,
         inner_lr: float | None = None, mask_steps: int | None = None, released: bool = False,
     ) -> None:
-        self.parametrisation = self.learnables = parametrisation
-        self.experts = parametrisation.experts
-        self.encoder = MergedEncoder(context, parametrisation)
-        self.objective = objective("entropy", context.heads)
+        super().__init__(parametrisation, context)
         self.mask_steps = context.steps if mask_steps is None else mask_steps
         if self.mask_steps > context.steps:
             raise MergeError(
@@ -184,20 +180,7 @@ class Concrete(Procedure):
         self._finished = step
         self._merge(step)
 
-    def encode(self, task: str, examples: Examples) -> Tensor:
-        """Return features of the merged model, the same for every task."""
-        assert examples.inputs is not None
-        return self.encoder.encode(examples.inputs)
-
-    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return each task's mean entropy."""
-        return self.encoder.losses(batch, self.objective)
-
-    def coefficients(self) -> dict[str, Tensor]:
-        """Return the raw λ."""
-        return self.parametrisation.named_coefficients()
-
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights merged with the mask of `refresh`."""
         self._sample(self._finished, self._parts)
-        return self.parametrisation.merged()
+        return super().merged(task)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fusionbench_lite.adaptation.engine.core import MergedEncoder
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Update
-from fusionbench_lite.adaptation.learners.adapter_training import AdapterTraining
+from fusionbench_lite.adaptation.learners.adapter_training import Adapters, AdapterTraining
 from fusionbench_lite.adaptation.learners.bottlenecks import Phi, portions
-from fusionbench_lite.errors import MergeError
 from fusionbench_lite.weights.experts import Experts
 
-if TYPE_CHECKING:
-    from fusionbench_lite.adaptation.metamerging import MetaMerging
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The steps on raw: `steps` of them, each after `inner_steps` of the adapters with `inner_lr`, and with the `second`-order
+    part of the gradient, on `batch_size` examples of a task, None for the run's. `adam`, else plain gradient descent."""
+
+    steps: int
+    inner_steps: int
+    inner_lr: float
+    second: bool
+    batch_size: int | None
+    adam: bool
 
 
 class Softplus(Parametrisation):
@@ -48,12 +58,13 @@ class Meta(AdapterTraining):
     share the gradient at the merged weights.
     """
 
-    def __init__(self, experts: Experts, h: MetaMerging, parametrisation: Softplus, context: Context) -> None:
-        super().__init__(experts, h, experts.pretrained, context)
-        self.parametrisation = parametrisation
+    def __init__(
+        self, experts: Experts, adapters: Adapters, first: Stage, parametrisation: Softplus, context: Context
+    ) -> None:
+        super().__init__(experts, adapters, experts.pretrained, context)
+        self.parametrisation, self.first = parametrisation, first
         self.encoder = MergedEncoder(context, parametrisation)
         self.learnables["merge"] = parametrisation
-        self.first_stage = context.steps - self._adapter_steps(context.steps)
         self._is_merged = False
 
     def _accept(self, module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
@@ -61,31 +72,23 @@ class Meta(AdapterTraining):
         if f"{prefix}raw" in state:
             state[f"{prefix}merge.coefficients"] = state.pop(f"{prefix}raw")[None]
 
-    def _adapter_steps(self, steps: int) -> int:
-        if self.h.adapters == "none":
-            return 0
-        chosen = self.h.adapter_steps
-        if chosen is not None and chosen > steps:
-            raise MergeError(f"adapter_steps is {chosen} of {steps} steps: lower it, or leave it out for half of the steps")
-        return steps // 2 if chosen is None else chosen
-
     def draws(self, step: int) -> Sequence[Draw]:
         """Return the inner batches and the outer one, which goes through the data in order; in stage 2 one batch."""
-        if step >= self.first_stage:
-            return super().draws(step - self.first_stage)
-        count = self.h.inner_steps if self.h.adapters != "none" else 0
+        if step >= self.first.steps:
+            return super().draws(step - self.first.steps)
+        count = self.first.inner_steps
         inner = [Draw(step * count + number, role="inner") for number in range(count)]
-        return (*inner, Draw(step, role="outer", kind="sequential", size=self.h.outer_batch_size))
+        return (*inner, Draw(step, role="outer", kind="sequential", size=self.first.batch_size))
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam or plain gradient descent on raw, and Adam on the adapters."""
-        kind = torch.optim.Adam if self.h.optimizer == "adam" else torch.optim.SGD
-        self._of_raw: torch.optim.Optimizer = kind(self.parametrisation.parameters(), lr=self.h.lr)
+        kind = torch.optim.Adam if self.first.adam else torch.optim.SGD
+        self._of_raw: torch.optim.Optimizer = kind(self.parametrisation.parameters(), lr=self.parametrisation.lr)
         return (self._of_raw, *(super().optimizers() if len(self.adapters.parts) else ()))
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
         """Do one step of the stage that it belongs to."""
-        if step < self.first_stage:
+        if step < self.first.steps:
             return self._meta_step(batches, update)
         if not self._is_merged:
             self.refresh(step)
@@ -107,7 +110,7 @@ class Meta(AdapterTraining):
 
     def _meta_loss(self, task: str, inner: Sequence[Examples], outer: Examples, size: int) -> Tensor:
         """Return L'_k(φ'_k), and add its gradient in W, through the inner steps, to that of the leaves."""
-        second = self.h.order == "second"
+        second = self.first.second
         weights = self.encoder.weights if second else self.weights()
         phi = self.adapters.of(task)
         path: list[tuple[Phi, Phi | None, Examples]] = []
@@ -115,7 +118,7 @@ class Meta(AdapterTraining):
             gradients, graph = self._inner(weights, phi, examples, size, keep=second)
             path.append((phi, graph, examples))
             phi = [
-                (part - self.h.inner_lr * gradient).detach().requires_grad_()
+                (part - self.first.inner_lr * gradient).detach().requires_grad_()
                 for part, gradient in zip(phi, gradients, strict=True)
             ]
         loss = self.adapters.descend(self.encoder.weights, phi, outer, size, [*self.encoder.leaves.values(), *phi])
@@ -149,7 +152,7 @@ class Meta(AdapterTraining):
                 loss = self.adapters.loss(self.encoder.weights, phi, part) * share
                 found = torch.autograd.grad(loss, phi, create_graph=True)
             products = [(gradient * v).sum() for gradient, v in zip(found, direction, strict=True)]
-            (-self.h.inner_lr * torch.stack(products).sum()).backward(inputs=leaves)  # type: ignore[no-untyped-call]
+            (-self.first.inner_lr * torch.stack(products).sum()).backward(inputs=leaves)  # type: ignore[no-untyped-call]
 
     def _forget(self) -> None:
         for leaf in self.encoder.leaves.values():

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fusionbench_lite.adaptation.draws import open_uniform
-from fusionbench_lite.adaptation.engine.core import MergedEncoder, concatenated
+from fusionbench_lite.adaptation.engine.core import concatenated
+from fusionbench_lite.adaptation.engine.descent import Descent
 from fusionbench_lite.adaptation.engine.naming import rename_state
-from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
-from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure, Update
+from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Update
 from fusionbench_lite.adaptation.learners.preferred import Distances, Preferred
 from fusionbench_lite.base.processes import own_tasks
 from fusionbench_lite.errors import MergeError
@@ -20,7 +20,7 @@ from fusionbench_lite.models.inputs import size_of
 from fusionbench_lite.models.modes import unmixed
 
 
-class ParetoMerging(Procedure):
+class ParetoMerging(Descent):
     """Each step draws a preference γ uniformly from the simplex and takes an Adam step on the objectives S_t, joined into
     one loss. They are entropies of a batch of every task, or (`mode` "distance") distances to the experts.
 
@@ -31,10 +31,7 @@ class ParetoMerging(Procedure):
         self, parametrisation: Parametrisation, context: Context, *, mode: str, scalarisation: str, mu: float,
         per_task: bool, seed: int,
     ) -> None:
-        self.parametrisation = self.learnables = parametrisation
-        self.experts = parametrisation.experts
-        self.encoder = MergedEncoder(context, parametrisation)
-        self.objective = objective("entropy", context.heads)
+        super().__init__(parametrisation, context)
         self.reads_inputs = mode == "entropy"
         self.distances = Distances(parametrisation) if mode == "distance" else None
         self.mu = mu if scalarisation == "tchebycheff" else None
@@ -52,12 +49,6 @@ class ParetoMerging(Procedure):
     def draws(self, step: int) -> Sequence[Draw]:
         """One batch of every task; none for distances, which need no data."""
         return (Draw(step),) if self.distances is None else ()
-
-    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Adam on A, B, C and, where it is learned, λ."""
-        learnable = [parameter for parameter in self.learnables.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.Adam(learnable, lr=self.parametrisation.lr)
-        return (self._optimizer,)
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
         """Do one step and return each task's objective, without the preference."""
@@ -146,9 +137,8 @@ class ParetoMerging(Procedure):
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the model merged for the task, or for all."""
-        assert examples.inputs is not None
         self._merge_for(task)
-        return self.encoder.encode(examples.inputs)
+        return super().encode(task, examples)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each task's objective at the preference that its model is evaluated at."""
@@ -162,10 +152,6 @@ class ParetoMerging(Procedure):
                 result[task] = self.distances.measure()[self.tasks.index(task)]
         return result
 
-    def coefficients(self) -> dict[str, Tensor]:
-        """Return λ."""
-        return self.parametrisation.named_coefficients()
-
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the merged weights for all tasks, or with `per_task` those for one."""
         if self.per_task and task is None:
@@ -173,4 +159,4 @@ class ParetoMerging(Procedure):
                 'preference="task" merges a model for every task: name the task, one of ' + ", ".join(self.tasks)
             )
         self._prefer_task(task if self.per_task else None)
-        return self.parametrisation.merged()
+        return super().merged(task)

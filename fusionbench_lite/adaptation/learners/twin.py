@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,6 @@ from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of, top_singular
 
-if TYPE_CHECKING:
-    from fusionbench_lite.adaptation.twin_merging import TwinMerging
-
 SLOPE = 0.01
 """Of the router's leaky ReLU below 0."""
 SAMPLES = 5500
@@ -35,16 +33,16 @@ SAMPLES = 5500
 class Router(nn.Module):
     """d -> 2d -> 2d -> T: linear, batch normalisation, leaky ReLU and dropout twice, then linear."""
 
-    def __init__(self, width: int, tasks: int, h: TwinMerging, frozen: Frozen) -> None:
+    def __init__(self, width: int, tasks: int, frozen: Frozen, *, dropout: float, seed: int) -> None:
         super().__init__()
-        self.seed, self.dropout = h.seed, h.dropout
+        self.seed, self.dropout = seed, dropout
         sizes = [width, 2 * width, 2 * width, tasks]
         self.linear = nn.ModuleList()
         self.norm = nn.ModuleList(nn.BatchNorm1d(size, device=frozen.device, dtype=frozen.dtype) for size in sizes[1:3])
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             linear = nn.Linear(fan_in, fan_out, device="meta")
             for part, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
-                start = (2 * uniform(shape, h.seed, "twin_merging", layer, part).double() - 1) / fan_in**0.5
+                start = (2 * uniform(shape, seed, "twin_merging", layer, part).double() - 1) / fan_in**0.5
                 setattr(linear, part, nn.Parameter(start.to(frozen.device, frozen.dtype)))
             self.linear.append(linear)
 
@@ -69,17 +67,22 @@ class Twin(Procedure):
 
     The router reads what θ*, the merged model, says of an example: the token mean of its last block's output. Where
     processes share the tasks, each routes the examples of all, so that statistics and dropout are those of one process.
+    `of_tasks`: it learns the numbers of the tasks, on training examples.
     """
 
-    def __init__(self, experts: Experts, h: TwinMerging, base: Mapping[str, Tensor], context: Context) -> None:
-        self.experts, self.h = experts, h
-        self.split, self.most = ("train", SAMPLES) if h.router == "tasks" else ("test", None)
+    def __init__(
+        self, experts: Experts, base: Mapping[str, Tensor], context: Context, *, rank_ratio: float, of_tasks: bool, lr: float,
+        dropout: float, seed: int,
+    ) -> None:
+        self.experts, self.rank_ratio, self.of_tasks, self.lr = experts, rank_ratio, of_tasks, lr
+        self.split, self.most = ("train", SAMPLES) if of_tasks else ("test", None)
         self.frozen = Frozen(context, experts, base)
         vectors = {name: twin for name in self.frozen.base if (twin := self._twin(name, base[name])) is not None}
         self.mixture = LazyModel(context.model, self.frozen.base, vectors)
         self.chunk = context.chunk
         self.objective = objective("entropy", context.heads)
         self._last = _last_block(context.model)
+        self._router = functools.partial(Router, tasks=len(self.tasks), frozen=self.frozen, dropout=dropout, seed=seed)
         self.learnables: nn.Module = nn.Module()
         if context.example is not None:
             one = Examples(context.example).part(0, 1).inputs
@@ -95,7 +98,7 @@ class Twin(Procedure):
         differences = self.experts.stack(name).sub_(base.to(self.experts.work_dtype(name)))
         if differences.dim() != 3:
             return Whole(differences.to(self.frozen.device))
-        rank = rank_of(self.h.rank_ratio, min(base.shape))
+        rank = rank_of(self.rank_ratio, min(base.shape))
         if rank == 0:
             return None
         left, right = [], []
@@ -110,7 +113,7 @@ class Twin(Procedure):
         """Return what the router reads, [B, d]; the first call makes the router, whose width that is."""
         features = self.frozen.run(self.frozen.base, inputs, self._summary)
         if not isinstance(self.learnables, Router):
-            self.learnables = Router(features.shape[-1], len(self.tasks), self.h, self.frozen)
+            self.learnables = self._router(features.shape[-1])
         return features
 
     def _summary(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
@@ -121,7 +124,7 @@ class Twin(Procedure):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam on the router."""
-        self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.h.lr)
+        self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr)
         return (self._optimizer,)
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
@@ -130,7 +133,7 @@ class Twin(Procedure):
         for parameter in self.learnables.parameters():
             parameter.grad = torch.zeros_like(parameter)
         logits, own = self._logits(batch, step)
-        if self.h.router == "tasks":
+        if self.of_tasks:
             losses = self._of_tasks(logits, own)
             if losses:
                 torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -148,7 +151,7 @@ class Twin(Procedure):
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each task's loss with the router as it is in evaluation."""
         logits, own = self._logits(batch, None)
-        if self.h.router == "tasks":
+        if self.of_tasks:
             return self._of_tasks(logits, own)
         gates = torch.softmax(logits, dim=-1)
         return {task: self._entropy(task, batch[task], gates, rows) for task, rows in own.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.blocks import perceptrons
 from fusionbench_lite.models.inputs import Inputs, size_of
 from fusionbench_lite.weights.experts import Experts
-
-if TYPE_CHECKING:
-    from fusionbench_lite.adaptation.wemoe import Wemoe
 
 INITIAL = 0.01
 """Standard deviation of a router's weights at the start."""
@@ -117,11 +114,16 @@ def _route(
 class Routing(Procedure):
     """Adam on the routers, by the entropy of the routed model's predictions.
 
-    All perceptrons mix θ0 + Σ_t g_t τ_t for every example, or for the batch of a task, which is never split then.
+    All perceptrons mix θ0 + Σ_t g_t τ_t for every example, or with `whole_batch` for the batch of a task, which is never
+    split then. Gates start near `scaling`; `falling` lets the learning rate fall to 0 along a cosine.
     """
 
-    def __init__(self, experts: Experts, h: Wemoe, base: Mapping[str, Tensor], context: Context) -> None:
-        self.experts, self.h, self.steps = experts, h, context.steps
+    def __init__(
+        self, experts: Experts, base: Mapping[str, Tensor], context: Context, *, scaling: float, lr: float, falling: bool,
+        whole_batch: bool, seed: int,
+    ) -> None:
+        self.experts, self.steps, self.scaling, self.seed = experts, context.steps, scaling, seed
+        self.lr, self.falling, self.whole_batch = lr, falling, whole_batch
         self.frozen = Frozen(context, experts, base)
         self.routers = {name: self._router(context.model, name) for name in perceptrons(context.model)}
         self.learnables = nn.ModuleDict({name.replace(".", "/"): router for name, router in self.routers.items()})
@@ -129,7 +131,6 @@ class Routing(Procedure):
             f"{name.replace('.', '/')}.{part}": f"{name}/{part}"
             for name, router in self.routers.items() for part, _ in router.named_parameters()
         })
-        self.whole_batch = h.routing == "batch"
         self.encoder = RoutedEncoder(context, self.frozen, self.routers, whole_batch=self.whole_batch)
         self.objective = objective("entropy", context.heads)
 
@@ -138,22 +139,22 @@ class Routing(Procedure):
         path, first = next(iter(linear_layers(model, name, self.experts.layout).items()))
         width = self.experts.shape(f"{path}.weight")[1 if isinstance(first, nn.Linear) else 0]
         hidden, output = (
-            (INITIAL * normal((rows, width), self.h.seed, "wemoe", name, part).double()).to(self.frozen.device, self.frozen.dtype)
+            (INITIAL * normal((rows, width), self.seed, "wemoe", name, part).double()).to(self.frozen.device, self.frozen.dtype)
             for part, rows in (("hidden", width), ("output", len(self.experts)))
         )
-        return Router(hidden, output, self.h.scaling)
+        return Router(hidden, output, self.scaling)
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam on the routers; its learning rate is set by the number of the step."""
-        self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.h.lr)
+        self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr)
         return (self._optimizer,)
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:
         """Do one step at the learning rate of the schedule."""
         (batch,) = batches
-        if self.h.schedule == "cosine":
+        if self.falling:
             for group in self._optimizer.param_groups:
-                group["lr"] = self.h.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
+                group["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
         self._optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         for part in self._together(batch):

@@ -1,0 +1,168 @@
+"""The architectures of the encoders by name, from their numbers: names and shapes of tensors. Never imports torch.
+
+Checked against open_clip and transformers in the tests. Specification of the adaptive methods, §0.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, Size
+from fusionbench_lite.weights.architecture import Architecture, Shape
+
+Named = Iterator[tuple[str, Shape]]
+
+TEXT_BLOCKS, TENSORS_PER_BLOCK = 12, 12
+"""Of CLIP's text towers."""
+
+PROJECTIONS = ("proj", "visual_projection.weight")
+"""CLIP's projection to features in either layout."""
+
+
+def architecture(model: str) -> Architecture:
+    """Return an encoder as papers count it: all that its checkpoints merge. Raises InputError for an unknown one."""
+    if model not in MODELS:
+        raise InputError(f"unknown model {model!r}: {did_you_mean(model, MODELS)}")
+    return MODELS[model](model)
+
+
+def encoder(model: str, layout: str | None = None, *, tower_alone: bool = False) -> Architecture:
+    """Return the encoder that a run of the suite merges: vit_mini, vit_b32, vit_b16 or vit_l14.
+
+    `tower_alone`: the projection is not merged, as in FusionBench's checkpoints. Raises InputError for another model.
+    """
+    if model == "vit_mini":
+        return of_size(model, MINI, "packed")
+    if model not in SIZES:
+        raise InputError(f"unknown model {model!r}: {did_you_mean(model, ['vit_mini', *SIZES])}")
+    return of_size(model, SIZES[model], layout or "packed", tower_alone=tower_alone)
+
+
+def of_size(name: str, size: Size, layout: str, *, tower_alone: bool = False) -> Architecture:
+    """Return CLIP's vision transformer of these numbers in a layout, with the names of the built encoder's state dict.
+
+    Raises InputError for another layout.
+    """
+    makers = dict(zip(LAYOUTS, (_packed, _separate), strict=True))
+    if layout not in makers:
+        raise InputError(f"unknown layout {layout!r} of a CLIP model: {did_you_mean(str(layout), makers)}")
+    tensors = dict(makers[layout](size))
+    constants = {name: tensors.pop(name) for name in PROJECTIONS if tower_alone and name in tensors}
+    return Architecture(
+        name, layout, tensors, size.layers, size.width, size.output, constants=constants, heads=size.heads,
+        tokens=(size.image // size.patch) ** 2 + 1, image=size.image,
+    )
+
+
+def _affine(name: str, shape: Shape) -> Named:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
+
+
+def _packed(size: Size) -> Named:
+    """open_clip's VisionTransformer."""
+    width = size.width
+    yield "class_embedding", (width,)
+    yield "positional_embedding", ((size.image // size.patch) ** 2 + 1, width)
+    yield "proj", (width, size.output)
+    yield "conv1.weight", (width, 3, size.patch, size.patch)
+    yield from _affine("ln_pre", (width,))
+    for number in range(size.layers):
+        block = f"transformer.resblocks.{number}"
+        yield from _affine(f"{block}.ln_1", (width,))
+        yield f"{block}.attn.in_proj_weight", (3 * width, width)
+        yield f"{block}.attn.in_proj_bias", (3 * width,)
+        yield from _affine(f"{block}.attn.out_proj", (width, width))
+        yield from _affine(f"{block}.ln_2", (width,))
+        yield from _affine(f"{block}.mlp.c_fc", (4 * width, width))
+        yield from _affine(f"{block}.mlp.c_proj", (width, 4 * width))
+    yield from _affine("ln_post", (width,))
+
+
+def _separate(size: Size) -> Named:
+    """transformers' CLIPVisionModelWithProjection."""
+    root, width = "vision_model", size.width
+    yield f"{root}.embeddings.class_embedding", (width,)
+    yield f"{root}.embeddings.patch_embedding.weight", (width, 3, size.patch, size.patch)
+    yield f"{root}.embeddings.position_embedding.weight", ((size.image // size.patch) ** 2 + 1, width)
+    yield from _affine(f"{root}.pre_layrnorm", (width,))
+    for number in range(size.layers):
+        block = f"{root}.encoder.layers.{number}"
+        for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            yield from _affine(f"{block}.self_attn.{part}", (width, width))
+        yield from _affine(f"{block}.layer_norm1", (width,))
+        yield from _affine(f"{block}.mlp.fc1", (4 * width, width))
+        yield from _affine(f"{block}.mlp.fc2", (width, 4 * width))
+        yield from _affine(f"{block}.layer_norm2", (width,))
+    yield from _affine(f"{root}.post_layernorm", (width,))
+    yield "visual_projection.weight", (size.output, width)
+
+
+def _text(size: Size) -> Named:
+    """What is left of CLIP's text side where its transformer was removed."""
+    yield "positional_embedding", (size.context, size.text_width)
+    yield "text_projection", (size.text_width, size.output)
+    yield "logit_scale", ()
+    yield "token_embedding.weight", (size.vocabulary, size.text_width)
+    yield from _affine("ln_final", (size.text_width,))
+
+
+def _released(model: str) -> Architecture:
+    """CLIP's image tower in open_clip's layout, with what AdaMerging's ImageEncoder keeps of a text tower."""
+    own = encoder(model)
+    tensors = {f"model.visual.{name}": shape for name, shape in own.tensors.items()}
+    leftovers = {f"model.{name}": shape for name, shape in _text(SIZES[model])}
+    return dataclasses.replace(
+        own, layout="open_clip ImageEncoder, text transformer removed", tensors={**leftovers, **tensors},
+        leftovers=frozenset(leftovers),
+    )
+
+
+def _embedded(model: str) -> Architecture:
+    return dataclasses.replace(encoder(model), layout="open_clip VisionTransformer")
+
+
+def _hugging_face(model: str) -> Architecture:
+    """transformers' CLIPVisionModel (FusionBench): separate q, k, v, and a frozen projection that is not merged."""
+    own = encoder(model.removesuffix("_hf"), "separate", tower_alone=True)
+    return dataclasses.replace(own, name=model, layout="transformers CLIPVisionModel")
+
+
+def _roberta(model: str) -> Architecture:
+    def named() -> Named:
+        for number in range(12):
+            block = f"encoder.layer.{number}"
+            for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+                yield from _affine(f"{block}.{part}", (768, 768))
+            yield from _affine(f"{block}.attention.output.LayerNorm", (768,))
+            yield from _affine(f"{block}.intermediate.dense", (3072, 768))
+            yield from _affine(f"{block}.output.dense", (768, 3072))
+            yield from _affine(f"{block}.output.LayerNorm", (768,))
+
+    return Architecture(model, "encoder blocks alone", dict(named()), 12, 768, 768, policy="all_2d")
+
+
+def _gpt2(model: str) -> Architecture:
+    def named() -> Named:
+        for number in range(12):
+            block = f"h.{number}"
+            yield from _affine(f"{block}.ln_1", (768,))
+            yield f"{block}.attn.c_attn.weight", (768, 2304)
+            yield f"{block}.attn.c_attn.bias", (2304,)
+            yield from _affine(f"{block}.attn.c_proj", (768, 768))
+            yield from _affine(f"{block}.ln_2", (768,))
+            yield f"{block}.mlp.c_fc.weight", (768, 3072)
+            yield f"{block}.mlp.c_fc.bias", (3072,)
+            yield f"{block}.mlp.c_proj.weight", (3072, 768)
+            yield f"{block}.mlp.c_proj.bias", (768,)
+        yield from _affine("ln_f", (768,))
+
+    return Architecture(model, "blocks and ln_f", dict(named()), 12, 768, 768)
+
+
+MODELS: dict[str, Callable[[str], Architecture]] = {
+    "vit_mini": _embedded, **dict.fromkeys(SIZES, _released),
+    **dict.fromkeys((f"{name}_hf" for name in SIZES), _hugging_face), "roberta_base": _roberta, "gpt2": _gpt2,
+}

@@ -2,7 +2,7 @@
 # make test    the test suite
 # make bench   cost of an adaptation step and of merging
 # make docs    result pages and configuration headers from records
-# make lint    ruff and mypy --strict
+# make lint    ruff, mypy --strict, and the contracts of who imports whom
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,6 +41,7 @@ docs: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

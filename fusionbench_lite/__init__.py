@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.0"
+from fusionbench_lite.base.version import __version__
 
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.api import Adapted, adapt

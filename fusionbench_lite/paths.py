@@ -23,6 +23,11 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGE = Path(__file__).resolve().parent
 
 
+def package_dir() -> Path:
+    """Return the folder of the package."""
+    return _PACKAGE
+
+
 def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
     """Return the cache directory: the configured one, else $FUSIONBENCH_LITE_CACHE, else the platform's own."""
     chosen = configured or os.environ.get(CACHE_VARIABLE)

@@ -33,13 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values = _values([argument for argument in given if "." in argument.partition("=")[0]])
         chosen = _settings([argument for argument in given if "." not in argument.partition("=")[0]])
-        from fusionbench_lite.models.architectures import architecture
-
-        sys.stdout.write(_answer(architecture(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"], values))
+        sys.stdout.write(_answer(_architecture(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"], values))
     except (InputError, MergeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _architecture(model: str) -> Architecture:
+    """Return a model as papers count it, or as its modality merges it. Raises InputError for what is neither."""
+    from fusionbench_lite import suites
+    from fusionbench_lite.models.architectures import MODELS, architecture
+    from fusionbench_lite.planning.command_line import plan_of
+
+    if model in MODELS or model not in suites.model_names():
+        return architecture(model)
+    plan = plan_of([f"model={model}"])
+    found = plan.kind.architecture(plan.wanted)
+    if found is None:
+        raise InputError(f"nothing says which tensors model {model!r} has: choose one of {', '.join(MODELS)}")
+    return found
 
 
 def _settings(given: Sequence[str]) -> dict[str, str]:

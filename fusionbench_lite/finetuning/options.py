@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusionbench_lite.evaluation.evaluator import Evaluation
+    from fusionbench_lite.evaluation.results import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)

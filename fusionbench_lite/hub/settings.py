@@ -44,7 +44,7 @@ class Settings:
 
     def headers(self, with_token: bool = True) -> dict[str, str]:
         """Return the headers of a request; compressed answers are declined, since their length would not be the file's."""
-        from fusionbench_lite import __version__
+        from fusionbench_lite.base.version import __version__
 
         headers = {"user-agent": f"fusionbench_lite/{__version__}", "accept-encoding": "identity"}
         if self.token and with_token:

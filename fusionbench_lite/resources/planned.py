@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from fusionbench_lite.planning.plan import Plan
     from fusionbench_lite.suites import Extent
+    from fusionbench_lite.weights.architecture import Architecture
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,12 @@ USABLE = 0.9
 """Of a GPU's memory, and of the machine's, the part that a run may plan with."""
 
 
-def inputs_of(plan: Plan, extent: Extent, device: torch.device) -> Inputs:
-    """Return what decides the memory and the work of a plan on a suite of this extent."""
+def inputs_of(plan: Plan, encoder: Architecture, extent: Extent, device: torch.device) -> Inputs:
+    """Return what decides the memory and the work of a plan on a suite of this encoder and extent."""
     wanted, adapts = plan.wanted, registry.get(plan.method).adaptive
     steps = plan.setting("steps") if adapts else 0
     return Inputs(
-        encoder=resources.encoder(plan.model, wanted.layout, tower_alone=extent.tower_alone), method=plan.method,
+        encoder=encoder, method=plan.method,
         tasks=len(plan.tasks), values=plan.values, batch_size=plan.setting("batch_size") if adapts else 1,
         batches=plan.setting("batches") if adapts else 1, processes=int(os.environ.get("WORLD_SIZE", plan.trainer["devices"])),
         chunk=plan.trainer["chunk"], precision=wanted.precision, device=device.type, experts=extent.experts,
@@ -47,10 +48,10 @@ def fitted(plan: Plan, device: torch.device) -> Suggestion | None:
     """
     from fusionbench_lite.adaptation.engine import memory
 
-    extent, asked = plan.kind.extent(plan.wanted), plan.place
-    if extent is None:
+    extent, encoder, asked = plan.kind.extent(plan.wanted), plan.kind.architecture(plan.wanted), plan.place
+    if extent is None or encoder is None:
         return None
-    inputs, scratch = inputs_of(plan, extent, device), plan.wanted.cache / "scratch"
+    inputs, scratch = inputs_of(plan, encoder, extent, device), plan.wanted.cache / "scratch"
     machine = int(USABLE * memory.total(memory.CPU))
     places = ("device", "cpu", "disk") if asked == "auto" else (asked,)
     return resources.suggest(

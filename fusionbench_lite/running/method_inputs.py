@@ -82,10 +82,10 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     """Return everything that decides the statistic of one task."""
     import torch
 
-    import fusionbench_lite
+    from fusionbench_lite.base.version import __version__
 
     key: dict[str, Any] = {
-        "statistic": name, "statistics_version": VERSION, "version": fusionbench_lite.__version__,
+        "statistic": name, "statistics_version": VERSION, "version": __version__,
         "method": plan.method, "model": plan.model, "task": task,
         "expert": suite.expert_hashes[task], "data": suite.data_hashes[task],
         "settings": {setting: plan.setting(setting) for setting in kinds(Statistics)},

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import fusionbench_lite
 from fusionbench_lite import registry
+from fusionbench_lite.base.version import __version__
 from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.measures import ACCURACY
 from fusionbench_lite.evaluation.results import Evaluation, TaskResult, average
+from fusionbench_lite.paths import package_dir
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.tables import records, schema
@@ -183,7 +184,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"fusionbench_lite": fusionbench_lite.__version__, "python": platform.python_version()}
+    versions = {"fusionbench_lite": __version__, "python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)
@@ -194,7 +195,7 @@ def _versions() -> dict[str, str]:
 
 def _git_revision() -> str | None:
     """Return the commit of the checkout that runs, with "+" where it has local changes; None outside a checkout."""
-    root = Path(fusionbench_lite.__file__).resolve().parent.parent
+    root = package_dir().parent
     if not (root / ".git").exists():
         return None
     try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionbench_lite.base.needs import Needs
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.weights.architecture import Architecture
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -69,7 +70,6 @@ class Extent:
     classes: tuple[int, ...]
     test_examples: tuple[int, ...]
     experts: str = "memory"
-    tower_alone: bool = False
     small: bool = False
 
 
@@ -103,8 +103,12 @@ class SuiteKind:
         """Return what a run needs; `training` is the number of training examples of a task that it reads, None for all."""
         return Needs()
 
+    def architecture(self, wanted: Wanted) -> Architecture | None:
+        """Return names and shapes of the tensors that are merged, None where nothing is counted or planned for the model."""
+        return None
+
     def extent(self, wanted: Wanted) -> Extent | None:
-        """Return how much a run reads and holds, None where no plan of it can be made."""
+        """Return how much a run reads and holds, None where no plan is made of it; an extent needs an architecture."""
         return None
 
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:

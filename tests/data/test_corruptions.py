@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage, stats
 
-from fusionbench_lite.data import corruptions
-from fusionbench_lite.data.corruptions import NAMES, PARAMETERS, corrupt
+from fusionbench_lite.data.vision import corruptions
+from fusionbench_lite.data.vision.corruptions import NAMES, PARAMETERS, corrupt
 from tests.support.clip_models import input_refused
 
 SEVERITIES = range(1, 6)

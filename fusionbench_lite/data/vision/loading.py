@@ -130,7 +130,7 @@ def _is_generated(sources: Sources) -> bool:
 
 def _corruption(task: Task, sources: Sources) -> Callable[[Image, int], Image]:
     """Return the function that corrupts the image of a row at its own resolution; its draws depend on seed, task and row."""
-    from fusionbench_lite.data.corruptions import corrupt
+    from fusionbench_lite.data.vision.corruptions import corrupt
 
     name = sources.corruption or ""
 
@@ -144,7 +144,7 @@ def _corruption(task: Task, sources: Sources) -> Callable[[Image, int], Image]:
 def _corruption_version() -> str:
     import scipy
 
-    from fusionbench_lite.data import corruptions
+    from fusionbench_lite.data.vision import corruptions
 
     return f"{file_sha256(Path(corruptions.__file__))} numpy {np.__version__} scipy {scipy.__version__}"
 

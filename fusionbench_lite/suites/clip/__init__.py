@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite.base.needs import Need, Needs
 from fusionbench_lite.base.task_sets import tasks_of
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models import architectures
 from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
 from fusionbench_lite.suites.clip.requests import layout_of, request_of, sources_of, usual_layout, variant_of
+from fusionbench_lite.weights.architecture import Architecture
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -66,6 +68,10 @@ class Clip(SuiteKind):
         notes = (*of_experts(families), *(note for task in published for note in vision.caveats(task, variant_of(wanted))))
         return Needs(tuple(items), tuple(dict.fromkeys(notes)), tuple(_hints(wanted, items)))
 
+    def architecture(self, wanted: Wanted) -> Architecture:
+        """Return the image tower in the layout of the run; FusionBench's experts do not have its projection."""
+        return architectures.encoder(wanted.model, wanted.layout, tower_alone=wanted.release == "fusionbench")
+
     def extent(self, wanted: Wanted) -> Extent:
         """Return the published sizes of the tasks where all are published."""
         from fusionbench_lite.data import vision
@@ -76,7 +82,7 @@ class Clip(SuiteKind):
             known = [vision.task(name, variant_of(wanted)) for name in wanted.tasks]
             classes = tuple(task.classes for task in known)
             tests = tuple(min(task.test, wanted.limit or task.test) for task in known)
-        return Extent(classes=classes, test_examples=tests, experts="disk", tower_alone=wanted.release == "fusionbench")
+        return Extent(classes=classes, test_examples=tests, experts="disk")
 
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:
         """Return what is not known of experts whose release nothing says."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionbench_lite.base.task_sets import tasks_of
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.models import architectures
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
+from fusionbench_lite.weights.architecture import Architecture
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -58,6 +60,10 @@ class Embedded(SuiteKind):
         from fusionbench_lite.suites.embedded import loading
 
         return loading.load(wanted, progress)
+
+    def architecture(self, wanted: Wanted) -> Architecture:
+        """Return the small transformer."""
+        return architectures.encoder(wanted.model)
 
     def extent(self, wanted: Wanted) -> Extent:
         """Return what drawn tasks have; everything fits everywhere."""

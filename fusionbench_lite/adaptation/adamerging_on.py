@@ -10,7 +10,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.methods.isotropic import directions
+from fusionbench_lite.methods.isotropic import STABLE, directions
 from fusionbench_lite.methods.tsv import side_by_side
 from fusionbench_lite.registry import choice, method, real
 from fusionbench_lite.weights.experts import Experts
@@ -89,13 +89,15 @@ def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     from fusionbench_lite.adaptation.engine.parts import Vectors
 
     ratio = _ratio(experts, h)
+    ranks = Ranks("adamerging_cart")
     parts: dict[str, Part] = {}
     for name in experts.names:
         mean, shape = experts.mean(name), experts.shape(name)
         vectors = experts.stack(name).sub_(mean)
         if is_factorised(name, shape, h.matrices) and ratio < 1:
-            each(functools.partial(_truncate, experts, name, vectors, rank_of(ratio, min(shape))), range(len(experts)))
+            each(functools.partial(_truncate, experts, name, vectors, rank_of(ratio, min(shape)), ranks), range(len(experts)))
         parts[name] = Vectors(mean, vectors)
+    ranks.warn()
     return _learner(experts, parts, h)
 
 
@@ -110,13 +112,14 @@ def adamerging_iso_cts(experts: Experts, h: AdaMergingIsoCts) -> Learner:
     """
     from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
 
+    ranks = Ranks("adamerging_iso_cts", STABLE)
     parts: dict[str, Part] = {}
     for name in experts.names:
         base = experts.base(name)
         if not is_factorised(name, base.shape, h.matrices):
             parts[name] = TasksAlone(Vectors(base, experts.task_vectors(name).div_(len(experts))))
             continue
-        (left, values, right), sizes = directions(experts, name, h.common_fraction)
+        (left, values, right), sizes = directions(experts, name, h.common_fraction, ranks)
         parts[name] = Vectors(base, _products(left.mul_(values.mean()), right, sizes, base.dtype))
     return _learner(experts, parts, h, common=True)
 
@@ -152,7 +155,8 @@ def _products(left: Tensor, right: Tensor, sizes: list[int], dtype: torch.dtype)
     return result
 
 
-def _truncate(experts: Experts, name: str, vectors: Tensor, rank: int, number: int) -> None:
+def _truncate(experts: Experts, name: str, vectors: Tensor, rank: int, ranks: Ranks, number: int) -> None:
     """Replace one of the matrices [T, m, n] by its `rank` leading singular components."""
-    left, values, right = top_singular(vectors[number], rank, f"{name!r} of expert {experts.tasks[number]!r}")
+    what = f"{name!r} of expert {experts.tasks[number]!r}"
+    left, values, right = top_singular(vectors[number], rank, what, ranks.cut(what, rank, sum(vectors.shape[1:])))
     vectors[number] = product(left.mul_(values), right, vectors.dtype)

@@ -143,7 +143,7 @@ def _whitened(experts: Experts, name: str, wanted: int, ranks: Ranks) -> Tensor:
     if not wanted:
         return torch.zeros_like(experts.base(name)).expand(len(experts), -1, -1)
     left, values, right = side_by_side(experts, name, wanted, "fixed", ranks)
-    orthonormalise_(left, right, repr(name))
+    orthonormalise_(left, right, repr(name), dtype)
     return _products(left.mul_(values), right, [wanted] * len(experts), dtype)
 
 

@@ -93,11 +93,12 @@ def directions(experts: Experts, name: str, fraction: float, ranks: Ranks) -> tu
     common, own = _shares(min(experts.shape(name)), len(experts), fraction)
     what = f"the summed task vectors of {name!r}"
     left, values, right = decompose(_summed(experts, name), what)
-    ranks.note(name, what, min(common, numerical_rank(values, experts.rounding(name) * len(experts) ** 0.5)), common)
-    ranks.cut(what, common, sum(experts.shape(name)))(values.square())
+    noise = experts.rounding(name) * len(experts) ** 0.5
+    ranks.note(name, what, numerical_rank(values, noise), common)
+    ranks.cut(what, common, sum(experts.shape(name)), noise)(values.square())
     # What the sum has beyond its common directions makes room for those of the tasks.
     each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own, ranks), range(len(experts)))
-    orthonormalise_(left, right, repr(name))
+    orthonormalise_(left, right, repr(name), experts.work_dtype(name))
     return (left, values, right), [common] + [own] * len(experts)
 
 
@@ -108,7 +109,7 @@ def _outside(experts: Experts, name: str, space: Tensor, target: Components, own
         vector = experts.task_vector(task, name).double()
         vector.addmm_(space, space.T @ vector, alpha=-1)
         what = f"{name!r} of expert {task!r} outside the common space"
-        left, values, right = top_singular(vector, own, what, ranks.cut(what, own, sum(vector.shape)))
+        left, values, right = top_singular(vector, own, what, ranks.cut(what, own, sum(vector.shape), experts.rounding(name)))
         ranks.note(name, what, numerical_rank(values, experts.rounding(name)), own)
         target[0][:, place], target[1][place], target[2][place] = left, values, right
 

@@ -61,7 +61,7 @@ def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
         wanted = rank_of(ratio, min(shape))
         if wanted:
             left, values, right = side_by_side(experts, name, wanted, h.rank, ranks)
-            orthonormalise_(left, right, repr(name))
+            orthonormalise_(left, right, repr(name), experts.work_dtype(name))
             merged = product(left.mul_(values), right, experts.work_dtype(name))
             yield name, merged.mul_(h.scaling).add_(experts.base(name))
     ranks.warn()

@@ -19,6 +19,9 @@ SMALLEST_BY_GRAM = 3e-5
 """Singular vectors of values below this part of the largest lose accuracy in a Gram matrix (1e-16 / ratio², 1e-7
 here): where they count as much as the others, the matrix itself is decomposed."""
 
+SMALLEST_IN_DOUBLE = 1e-4
+"""The same where results are float64: 1e-8 is left there."""
+
 _STRIP, _ROWS = 192, 256
 
 Components = tuple["Tensor", "Tensor", "Tensor"]
@@ -104,20 +107,20 @@ def _lower_gram(tall: Tensor) -> Tensor:
     return gram
 
 
-def orthonormalise_(left: Tensor, right: Tensor, what: str) -> None:
+def orthonormalise_(left: Tensor, right: Tensor, what: str, dtype: torch.dtype) -> None:
     """Replace U [m, K] and Vᵀ [K, n] by their polar factors, U (UᵀU)^{-1/2} and (VᵀV)^{-1/2} Vᵀ, in place.
 
     These are the nearest matrices with orthonormal columns and rows; null directions become zeros. Through the Gram
-    matrix, in which the condition number counts twice, only where it leaves more digits than float32 has.
+    matrix, in which the condition number counts twice, only where it leaves enough digits for results of this dtype.
     """
     sides = f"the left singular vectors of {what}", f"the right singular vectors of {what}"
-    root = _root(left.T @ left, sides[0])
+    root = _root(left.T @ left, sides[0], dtype)
     if root is None:
         left.copy_(_polar(left, sides[0]))
     else:
         for rows in torch.split(left, _ROWS):
             rows.copy_(rows @ root)
-    root = _root(right @ right.T, sides[1])
+    root = _root(right @ right.T, sides[1], dtype)
     if root is None:
         right.copy_(_polar(right, sides[1]))
     else:
@@ -125,16 +128,17 @@ def orthonormalise_(left: Tensor, right: Tensor, what: str) -> None:
             columns.copy_(root @ columns)
 
 
-def orthonormal_rows(rows: Tensor, what: str) -> Tensor:
+def orthonormal_rows(rows: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     """Return the polar factor (RRᵀ)^{-1/2} R of R [K, n] in float64, as `orthonormalise_` does."""
-    root = _root(rows @ rows.T, what)
+    root = _root(rows @ rows.T, what, dtype)
     return _polar(rows, what) if root is None else root @ rows
 
 
-def _root(gram: Tensor, what: str) -> Tensor | None:
-    """Return G^{-1/2}, or None where G leaves its smallest values too few digits."""
+def _root(gram: Tensor, what: str, dtype: torch.dtype) -> Tensor | None:
+    """Return G^{-1/2}, or None where G leaves its smallest values too few digits: float32 needs 7 of them, float64 8 here."""
     root, smallest = _inverse(gram, torch.rsqrt, what)
-    return root if smallest > SMALLEST_BY_GRAM**2 else None
+    limit = SMALLEST_IN_DOUBLE if dtype == torch.float64 else SMALLEST_BY_GRAM
+    return root if smallest > limit**2 else None
 
 
 def _polar(matrix: Tensor, what: str) -> Tensor:

@@ -48,15 +48,17 @@ class Ranks:
             self.deficient.add(name)
             self.lowest = min(self.lowest or (rank, what, wanted), (rank, what, wanted))
 
-    def cut(self, what: str, rank: int, operations: int) -> Watch:
+    def cut(self, what: str, rank: int, operations: int, noise: float = 0.0) -> Watch:
         """Return what looks at eigenvalues of a Gram matrix, largest first, of which `rank` are kept: is the next one equal?
 
         `operations` is the number of roundings behind the Gram matrix, whose eigenvalues are off by these in its trace
-        (Weyl, and ‖|A|ᵀ|A|‖_F ≤ ‖A‖_F²). Values of the null space are no concern.
+        (Weyl, and ‖|A|ᵀ|A|‖_F ≤ ‖A‖_F²). Singular values of the null space, or of the checkpoint's `noise`, are no concern.
         """
 
         def watch(weights: Tensor) -> None:
-            if 0 < rank < len(weights) and bool(_equal_to_the_next(weights, operations)[rank - 1]):
+            if not 0 < rank < len(weights) or float(weights[rank - 1]) <= noise**2:
+                return
+            if bool(_equal_to_the_next(weights, operations)[rank - 1]):
                 self.ties.add((what, rank))
 
         return watch
@@ -116,9 +118,10 @@ def task_components(experts: Experts, name: str, wanted: int, mode: str, ranks: 
         rank = numerical_rank(values)
         ranks.cut(what, min(wanted, rank), sum(experts.shape(name)))(values.square())
     else:
-        watch = ranks.cut(what, wanted, sum(experts.shape(name)))
+        noise = experts.rounding(name)
+        watch = ranks.cut(what, wanted, sum(experts.shape(name)), noise)
         left, values, right = top_singular(experts.task_vector(task, name), wanted, what, watch)
-        rank = numerical_rank(values, experts.rounding(name))
+        rank = numerical_rank(values, noise)
     kept = min(wanted, rank)
     if mode == "fixed":
         ranks.note(name, what, kept, wanted)

@@ -93,10 +93,11 @@ def decomposed(experts: Experts, name: str, deltas: Tensor, active: int, used: i
     def fill(number: int) -> None:
         what = f"{name!r} of expert {experts.tasks[number]!r}"
         left, values, right = decompose(deltas[number], what)
-        ranks.note(name, what, numerical_rank(values, experts.rounding(name)), used)
-        ranks.cut(what, active, height + width)(values.square())
+        noise = experts.rounding(name)
+        ranks.note(name, what, numerical_rank(values, noise), used)
+        ranks.cut(what, active, height + width, noise)(values.square())
         if learned:
-            ranks.basis(what, rank, height + width)(values.square())
+            ranks.basis(what, numerical_rank(values, noise), height + width)(values.square())
         found.left[number], found.values[number], found.right[number] = left.T, values, right
 
     each(fill, range(tasks))
@@ -112,5 +113,5 @@ def whiten_leading(components: Components, active: int, name: str) -> None:
         rows[:, :active] *= present
         leading = rows[:, :active].reshape(-1, rows.shape[2]).double()
         if len(leading):
-            whitened = orthonormal_rows(leading, f"the {side} singular vectors of {name!r}")
+            whitened = orthonormal_rows(leading, f"the {side} singular vectors of {name!r}", rows.dtype)
             rows[:, :active] = whitened.reshape(len(rows), active, -1).to(rows.dtype)

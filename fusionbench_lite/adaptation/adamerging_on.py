@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.methods.isotropic import directions
+from fusionbench_lite.methods.isotropic import STABLE, directions
 from fusionbench_lite.methods.tsv import side_by_side
 from fusionbench_lite.registry import method
 from fusionbench_lite.weights import costs
@@ -131,13 +131,15 @@ def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
     from fusionbench_lite.adaptation.engine.parts import Vectors
 
     ratio = _ratio(experts, h)
+    ranks = Ranks("adamerging_cart")
     parts: dict[str, Part] = {}
     for name in experts.names:
         mean, shape = experts.mean(name), experts.shape(name)
         vectors = experts.stack(name).sub_(mean)
         if is_factorised(name, shape, h.matrices) and ratio < 1:
-            each(functools.partial(_truncate, experts, name, vectors, rank_of(ratio, min(shape))), range(len(experts)))
+            each(functools.partial(_truncate, experts, name, vectors, rank_of(ratio, min(shape)), ranks), range(len(experts)))
         parts[name] = Vectors(mean, vectors)
+    ranks.warn()
     return _learner(experts, parts, h)
 
 
@@ -155,13 +157,14 @@ def adamerging_iso_cts(experts: Experts, h: AdaMergingIsoCts) -> Learner:
     """
     from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
 
+    ranks = Ranks("adamerging_iso_cts", STABLE)
     parts: dict[str, Part] = {}
     for name in experts.names:
         base = experts.base(name)
         if not is_factorised(name, base.shape, h.matrices):
             parts[name] = TasksAlone(Vectors(base, experts.task_vectors(name).div_(len(experts))))
             continue
-        (left, values, right), sizes = directions(experts, name, h.common_fraction)
+        (left, values, right), sizes = directions(experts, name, h.common_fraction, ranks)
         parts[name] = Vectors(base, _products(left.mul_(values.mean()), right, sizes, base.dtype))
     return _learner(experts, parts, h, common=True)
 
@@ -185,7 +188,7 @@ def _whitened(experts: Experts, name: str, wanted: int, ranks: Ranks) -> Tensor:
     if not wanted:
         return torch.zeros_like(experts.base(name)).expand(len(experts), -1, -1)
     left, values, right = side_by_side(experts, name, wanted, "fixed", ranks)
-    orthonormalise_(left, right, repr(name))
+    orthonormalise_(left, right, repr(name), dtype)
     return _products(left.mul_(values), right, [wanted] * len(experts), dtype)
 
 
@@ -197,7 +200,8 @@ def _products(left: Tensor, right: Tensor, sizes: list[int], dtype: torch.dtype)
     return result
 
 
-def _truncate(experts: Experts, name: str, vectors: Tensor, rank: int, number: int) -> None:
+def _truncate(experts: Experts, name: str, vectors: Tensor, rank: int, ranks: Ranks, number: int) -> None:
     """Replace one of the matrices [T, m, n] by its `rank` leading singular components."""
-    left, values, right = top_singular(vectors[number], rank, f"{name!r} of expert {experts.tasks[number]!r}")
+    what = f"{name!r} of expert {experts.tasks[number]!r}"
+    left, values, right = top_singular(vectors[number], rank, what, ranks.cut(what, rank, sum(vectors.shape[1:])))
     vectors[number] = product(left.mul_(values), right, vectors.dtype)

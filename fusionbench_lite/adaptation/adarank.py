@@ -19,6 +19,7 @@ from fusionbench_lite.weights.architecture import Architecture, Shape
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
+from fusionbench_lite.weights.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 LEARN = ("both", "coefficients", "masks")
 OBJECTIVES = ("entropy", "cross_entropy")
 EXTRA = ("raw", "none")
+
+NOISE = "of the merged weights by no more than that noise, but masks of such components say nothing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,7 @@ def adarank_ta(experts: Experts, h: AdaRankTa) -> Learner:
     step that of AdaMerging and O(Tpmn) per matrix for the gradients of the masks; task vectors and singular vectors in
     memory.
     """
-    return _learner(experts, h, experts.base)
+    return _learner(experts, h, experts.base, Ranks("adarank_ta", NOISE))
 
 
 @method("adarank_cart", AdaRankCart, adaptive=True, label="AdaRank (CART)", learned=_learned, cost=_cost_of_cart)
@@ -143,7 +146,7 @@ def adarank_cart(experts: Experts, h: AdaRankCart) -> Learner:
 
     Cost: as adarank_ta.
     """
-    return _learner(experts, h, experts.mean)
+    return _learner(experts, h, experts.mean, Ranks("adarank_cart", NOISE))
 
 
 @method("adarank_tsvm", AdaRankTsvM, adaptive=True, label="AdaRank (TSV-M)", learned=_learned, cost=_cost_of_tsvm)
@@ -153,11 +156,13 @@ def adarank_tsvm(experts: Experts, h: AdaRankTsvM) -> Learner:
 
     Cost: as adarank_ta, and two eigenproblems of side Tk per matrix before, k the number of leading components.
     """
-    return _learner(experts, h, experts.base, whiten=True, extra=h.extra)
+    return _learner(
+        experts, h, experts.base, Ranks("adarank_tsvm", 'tsv_m with rank="numerical" is stable'), whiten=True, extra=h.extra
+    )
 
 
 def _learner(
-    experts: Experts, h: AdaRankTa, origin: Callable[[str], Tensor], *, whiten: bool = False, extra: str = "raw"
+    experts: Experts, h: AdaRankTa, origin: Callable[[str], Tensor], ranks: Ranks, *, whiten: bool = False, extra: str = "raw"
 ) -> Learner:
     from fusionbench_lite.adaptation.engine.parts import Part, Vectors
     from fusionbench_lite.adaptation.learners.components import Masks, decomposed, whiten_leading
@@ -171,9 +176,10 @@ def _learner(
         if not is_factorised(name, start.shape, h.matrices):
             parts[name] = Vectors(start, deltas.div_(len(experts)) if whiten else deltas)
             continue
-        components = decomposed(experts, name, deltas)
-        rank = components.rank
+        rank = min(start.shape)
         active = rank_of(ratio, rank)
+        used = active if whiten or h.top_only or h.learn == "coefficients" else rank
+        components = decomposed(experts, name, deltas, active, used, ranks, learned=h.learn != "coefficients")
         if whiten:
             whiten_leading(components, active, name)
         if h.top_only or extra == "none":
@@ -182,4 +188,5 @@ def _learner(
         parts[name] = masks.part(
             name, start, components, active, rank=active if extra == "none" else rank, deltas=deltas if exact else None
         )
+    ranks.warn()
     return masks.learner(experts, parts, h.scaling, lr=h.lr, objective=h.objective)

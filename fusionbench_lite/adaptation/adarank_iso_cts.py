@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.adaptation.adarank import AdaRankTa, chosen, products
 from fusionbench_lite.fields import real
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.methods.isotropic import directions, shares
+from fusionbench_lite.methods.isotropic import STABLE, directions, shares
 from fusionbench_lite.registry import method
 from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import rank_of
 from fusionbench_lite.weights.matrices import is_factorised
+from fusionbench_lite.weights.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,7 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
     from fusionbench_lite.adaptation.learners.components import Masks
 
-    masks = Masks(experts, h.learn, h.temperature)
+    masks, ranks = Masks(experts, h.learn, h.temperature), Ranks("adarank_iso_cts", STABLE)
     factorised = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
     largest = max((experts.numel(name) for name in factorised), default=0)
     zeros: dict[torch.dtype, Tensor] = {}
@@ -90,14 +91,15 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
             continue
         # Blocks of the tasks are added to nothing: one tensor of zeros serves all matrices.
         nothing = zeros.setdefault(base.dtype, base.new_zeros(largest))[: base.numel()].view_as(base)
-        parts[name] = _part(experts, name, h, masks, base, nothing)
+        parts[name] = _part(experts, name, h, masks, ranks, base, nothing)
+    ranks.warn()
     return masks.learner(experts, parts, h.scaling, lr=h.lr, objective=h.objective, common=True)
 
 
-def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, base: Tensor, nothing: Tensor) -> Part:
+def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, ranks: Ranks, base: Tensor, nothing: Tensor) -> Part:
     from fusionbench_lite.adaptation.engine.parts import Sum
 
-    (left, values, right), sizes = directions(experts, name, h.common_fraction)
+    (left, values, right), sizes = directions(experts, name, h.common_fraction, ranks)
     blocks = []
     for label, origin, first, size, count in (("/common", base, 0, sizes[0], 1), ("", nothing, sizes[0], sizes[1], len(experts))):
         place, active = slice(first, first + size * count), rank_of(h.rank_ratio or 1.0, size)

@@ -6,6 +6,7 @@ A reconstruction: no code was released, and optimiser and granularity are not in
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fusionbench_lite.fields import choice, integer, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.rounding import Still, rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +42,8 @@ class AwdTa:
 def awd_ta(experts: Experts, h: AwdTa) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t (τ_t - δ), δ minimising the mean |cos(τ_i - δ, τ_j - δ)| over pairs plus α‖δ‖ (AWD, a reconstruction).
 
-    The gradient of ‖δ‖ at δ = 0 counts as 0. Cost: two passes for gradient descent, which needs only the T × T inner
+    The gradient of ‖δ‖ at δ = 0 counts as 0, and so do cosines and gradients that are no more than rounding (orthogonal and
+    parallel task vectors). Cost: two passes for gradient descent, which needs only the T × T inner
     products; O(Td) per step for Adam, with δ and its moments in memory.
     """
     for names, redundant in redundant_vectors(experts, h):
@@ -64,42 +67,67 @@ def redundant_vectors(experts: Experts, h: AwdTa) -> Iterator[tuple[list[str], T
         if h.optimizer == "adam" and len(experts) > 1:
             yield names, _by_adam(experts, names, products, h)
         else:
-            yield names, _descend(products, h)
+            yield names, _descend(products, sum(experts.numel(name) for name in names), h)
 
 
-def _descend(products: Tensor, h: AwdTa) -> Tensor:
-    """Return c [T] with δ = Σ_t c_t τ_t after gradient descent, from ⟨τ_i, τ_j⟩ [T, T]."""
-    shares = torch.zeros(len(products), dtype=torch.float64)
+@dataclasses.dataclass
+class _Pairs:
+    """The inner products of τ_i - δ [T, T] for δ as it moves, from those of the task vectors, and what they are made of.
+
+    `size`: the number of elements, over which products were summed up.
+    """
+
+    products: Tensor
+    size: int
+
+    def __post_init__(self) -> None:
+        self.norms = self.products.diagonal().clamp_min(0).sqrt()
+        self.rounding = rounding(self.size + 4 * len(self.products) + 8, torch.float64)
+
+    def pull(self, inside: Tensor, square: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """Return w [T] with ∂L_O/∂δ = -Σ_i w_i (τ_i - δ), and its rounding, [T]; what is below that is 0.
+
+        L_O = Σ_{i≠j} |M_ij| / (√M_ii √M_jj) / (T(T - 1)) with the inner products M of the τ_i - δ; a vector of norm 0 has no
+        cosine and no gradient. `inside` [T] is ⟨τ_i, δ⟩, `square` ‖δ‖² and `reach` at least ‖δ‖.
+        """
+        count, lengths = len(self.products), self.norms + reach
+        remaining = self.products - inside.unsqueeze(0) - inside.unsqueeze(1) + square
+        # M_ij is made of terms that sum up to (‖τ_i‖ + ‖δ‖)(‖τ_j‖ + ‖δ‖) at most.
+        remaining = torch.where(remaining.abs() <= self.rounding * torch.outer(lengths, lengths), 0.0, remaining)
+        norms = remaining.diagonal().clamp_min(0).sqrt()
+        lengths_of_pairs = norms.unsqueeze(0) * norms.unsqueeze(1)
+        valid = (lengths_of_pairs > 0) & ~torch.eye(count, dtype=torch.bool)
+        safe = torch.where(valid, lengths_of_pairs, 1.0)
+        signs = torch.where(valid, remaining.sign() / safe, 0.0)
+        cosines = torch.where(valid, remaining.abs() / safe, 0.0)
+        squares = torch.where(norms > 0, norms.square(), 1.0)
+        by_products = (signs + torch.diag(-cosines.sum(1) / squares)) / (count * (count - 1))
+        pull = 2 * by_products.sum(0)
+        # With a_i = (‖τ_i‖ + ‖δ‖) / ‖τ_i - δ‖ and the rounding ρ, squares are off by ρ a_i² of themselves, 1 / √(M_ii M_jj) by
+        # half of that of both, and cosines by ρ (a_i² + a_j²) at most.
+        losses = (lengths.square() / squares).unsqueeze(0) + (lengths.square() / squares).unsqueeze(1)
+        made_of = torch.where(valid, losses * (1 / safe + 2 / squares.unsqueeze(0)), 0.0).sum(0)
+        noise = 2 * self.rounding / (count * (count - 1)) * made_of
+        return torch.where(pull.abs() <= noise, 0.0, pull), noise
+
+
+def _descend(products: Tensor, size: int, h: AwdTa) -> Tensor:
+    """Return c [T] with δ = Σ_t c_t τ_t after gradient descent, from ⟨τ_i, τ_j⟩ [T, T] of vectors of this size."""
+    shares, pairs = torch.zeros(len(products), dtype=torch.float64), _Pairs(products, size)
     for _ in range(h.steps if len(products) > 1 else 0):
         inside = products @ shares
-        square = shares @ inside
-        pull = _pull(products - inside.unsqueeze(0) - inside.unsqueeze(1) + square)
-        norm = square.clamp_min(0).sqrt()
+        square, reach = shares @ inside, shares.abs() @ pairs.norms
+        pull, _ = pairs.pull(inside, square, reach)
+        norm = square.clamp_min(0).sqrt() if square > pairs.rounding * reach.square() else 0.0
         step = pull.sum() * shares - pull + (h.alpha * shares / norm if norm > 0 else 0.0)
         shares = shares - h.lr * step
     return shares
 
 
-def _pull(remaining: Tensor) -> Tensor:
-    """Return w [T] with ∂L_O/∂δ = -Σ_i w_i (τ_i - δ), from the inner products of the τ_i - δ [T, T].
-
-    L_O = Σ_{i≠j} |M_ij| / (√M_ii √M_jj) / (T(T - 1)); a vector of norm 0 has no cosine and no gradient.
-    """
-    count = len(remaining)
-    norms = remaining.diagonal().clamp_min(0).sqrt()
-    lengths = norms.unsqueeze(0) * norms.unsqueeze(1)
-    valid = (lengths > 0) & ~torch.eye(count, dtype=torch.bool)
-    safe = torch.where(valid, lengths, 1.0)
-    signs = torch.where(valid, remaining.sign() / safe, 0.0)
-    cosines = torch.where(valid, remaining.abs() / safe, 0.0)
-    diagonal = -cosines.sum(1) / torch.where(norms > 0, norms.square(), 1.0)
-    by_products = (signs + torch.diag(diagonal)) / (count * (count - 1))
-    return 2 * by_products.sum(0)
-
-
 def _by_adam(experts: Experts, names: list[str], products: Tensor, h: AwdTa) -> dict[str, Tensor]:
     change = {name: torch.zeros(experts.numel(name), dtype=torch.float64, requires_grad=True) for name in names}
     optimizer = torch.optim.Adam(list(change.values()), lr=h.lr)
+    pairs, still = _Pairs(products, sum(experts.numel(name) for name in names)), {name: Still() for name in names}
     for _ in range(h.steps):
         with torch.no_grad():
             inside, square = torch.zeros(len(experts), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -107,10 +135,21 @@ def _by_adam(experts: Experts, names: list[str], products: Tensor, h: AwdTa) -> 
                 square += delta @ delta
                 for part, block in experts.blocks(name):
                     inside += block.cpu().double() @ delta[part]
-            pull = _pull(products - inside.unsqueeze(0) - inside.unsqueeze(1) + square)
+            pull, noise = pairs.pull(inside, square, square.sqrt())
             for name, delta in change.items():
                 delta.grad = pull.sum() * delta + (h.alpha * delta / square.sqrt() if square > 0 else 0.0)
                 for part, block in experts.blocks(name):
                     delta.grad[part] -= pull @ block.cpu().double()
+                still[name].settle(delta.grad, functools.partial(_adam_bound, experts, name, pull, noise, delta))
         optimizer.step()
     return {name: delta.detach() for name, delta in change.items()}
+
+
+def _adam_bound(experts: Experts, name: str, pull: Tensor, noise: Tensor, delta: Tensor) -> Tensor:
+    """Return what rounding can make of every entry of Adam's gradient, [n]: sums over tasks, with `noise` in their weights."""
+    part = rounding(2 * len(pull) + 4, torch.float64)
+    weights = part * pull.abs() + noise
+    limit = weights.sum() * delta.abs()
+    for where, block in experts.blocks(name):
+        limit[where] += weights @ block.cpu().double().abs()
+    return limit

@@ -14,6 +14,7 @@ from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, rank_of, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised
 from fusionbench_lite.weights.parallel import in_turns
+from fusionbench_lite.weights.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,7 @@ def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
 
     Cost: T eigenproblems of side p per matrix, shared through the decomposition cache.
     """
+    ranks = Ranks("cart")
     for name in experts.names:
         mean = experts.mean(name)
         if not is_factorised(name, experts.shape(name), h.matrices) or h.rank_ratio == 1:
@@ -41,11 +43,13 @@ def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
             continue
         rank = rank_of(h.rank_ratio, min(mean.shape), at_least=1)
         total = mean.to(torch.float64, copy=True)
-        components = functools.partial(_centred_components, experts, name, mean, rank)
+        components = functools.partial(_centred_components, experts, name, mean, rank, ranks)
         for left, values, right in in_turns(components, experts.tasks):
             total.addmm_(left.mul_(values), right, alpha=h.scaling)
         yield name, total.to(mean.dtype)
+    ranks.warn()
 
 
-def _centred_components(experts: Experts, name: str, mean: Tensor, rank: int, task: str) -> Components:
-    return top_singular(experts.expert(task, name) - mean, rank, f"{name!r} of expert {task!r}")
+def _centred_components(experts: Experts, name: str, mean: Tensor, rank: int, ranks: Ranks, task: str) -> Components:
+    what = f"{name!r} of expert {task!r}"
+    return top_singular(experts.expert(task, name) - mean, rank, what, ranks.cut(what, rank, sum(mean.shape)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.fields import choice, integer, real
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.doge_gradient import Gradient
 from fusionbench_lite.methods.ties import Vectors, trim_thresholds
 from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
@@ -24,9 +25,6 @@ from fusionbench_lite.weights.ranks import RANKS, Ranks, task_components
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = 64
-"""Rows of a matrix whose gradient is computed at once: their task vectors are read from memory once a step."""
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Of Adam."""
@@ -154,25 +152,20 @@ def shared_space(experts: Experts, name: str, h: DogeTa, ranks: Ranks) -> Tensor
     joint = torch.cat([left for left, _, _ in in_turns(read, experts.tasks)], dim=1)
     weights, basis = eigenbasis(joint.T @ joint, f"the singular vectors of {name!r}")
     rank = min(size // h.subspace_divisor, int((weights > NULL_RATIO * weights[:1]).sum()))
+    ranks.cut(f"the shared space of {name!r}", rank, sum(joint.shape))(weights)
     return (joint @ basis[:, :rank]) * weights[:rank].rsqrt()
 
 
 def modification(vectors: Tensor, scales: Tensor, space: Tensor | None, h: DogeTa) -> Tensor:
-    """Return Δ [m, n] after Adam from 0, for task vectors [m, T, n] (rows first), λ [T] and the shared space Q [m, k].
-
-    The loss is quadratic, so its gradient is closed-form: with c_j = ⟨τ_j, τ_j - V0⟩ per row and V0 = Σ_t λ_t τ_t,
-    e_j = c_j - Λ⟨τ_j, Δ⟩ and G = -2Λ Σ_j e_j τ_j.
-    """
+    """Return Δ [m, n] after Adam from 0, for task vectors [m, T, n] (rows first), λ [T] and the shared space Q [m, k]."""
     height, _, width = vectors.shape
-    total = float(scales.sum())
     change = torch.zeros((height, width), dtype=vectors.dtype, device=vectors.device, requires_grad=True)
-    constant = _constant(vectors, scales)
+    descent = Gradient(vectors, scales, float(scales.sum()), space, h.projection, whole=h.loss == "matrix")
     optimizer = torch.optim.Adam([change], lr=h.lr, betas=BETAS, eps=EPS, fused=True)
     gradient = torch.empty_like(change, requires_grad=False)
     with torch.no_grad():
         for _ in range(h.steps):
-            _gradient(vectors, constant, change, total, gradient, whole=h.loss == "matrix")
-            _project(gradient, space, h.projection)
+            descent.write(change, gradient)
             change.grad = gradient
             optimizer.step()
     return change.detach()
@@ -186,10 +179,9 @@ def modifications(vectors: Tensor, scales: Tensor, space: Tensor | None, h: Doge
     """
     deltas = vectors.new_zeros((vectors.shape[1], len(vectors), vectors.shape[2]))
     combined, gradient, first, second = (torch.zeros_like(deltas[0]) for _ in range(4))
-    constant = _constant(vectors, scales)
+    descent = Gradient(vectors, scales, 1.0, space, h.projection, whole=h.loss == "matrix")
     for step in range(1, h.steps + 1):
-        _gradient(vectors, constant, combined, 1.0, gradient, whole=h.loss == "matrix")
-        _project(gradient, space, h.projection)
+        descent.write(combined, gradient)
         first.lerp_(gradient, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         size, combined = (second / (1 - BETAS[1] ** step)).sqrt_(), combined.zero_()
@@ -198,34 +190,3 @@ def modifications(vectors: Tensor, scales: Tensor, space: Tensor | None, h: Doge
                 delta.addcdiv_(first, size + EPS / scale, value=-h.lr / (1 - BETAS[0] ** step))
                 combined.add_(delta, alpha=scale)
     return deltas
-
-
-def _constant(vectors: Tensor, scales: Tensor) -> Tensor:
-    """Return c [m, T], block by block, so that memory beyond the task vectors is Δ, Adam's moments and the gradient."""
-    return torch.cat([
-        torch.linalg.vector_norm(part, dim=2).square() - (part @ (scales @ part).unsqueeze(2)).squeeze(2)
-        for part in torch.split(vectors, ROWS)
-    ])
-
-
-def _project(gradient: Tensor, space: Tensor | None, projection: str) -> None:
-    """Take the shared directions out of a gradient, or leave them alone, in place."""
-    if space is not None:
-        inside = space.T @ gradient
-        if projection == "onto":
-            torch.mm(space, inside, out=gradient)
-        else:
-            gradient.addmm_(space, inside, alpha=-1)
-
-
-def _gradient(vectors: Tensor, constant: Tensor, change: Tensor, total: float, out: Tensor, *, whole: bool) -> None:
-    """Write G [m, n]; `whole` takes inner products over the matrix instead of its rows."""
-    parts = list(zip(*(torch.split(tensor.unsqueeze(1), ROWS) for tensor in (constant, change, out)), strict=True))
-    blocks = torch.split(vectors, ROWS)
-    if whole:
-        inner = torch.stack([(rows @ block.mT).sum((0, 1)) for block, (_, rows, _) in zip(blocks, parts, strict=True)]).sum(0)
-        shared = (constant.sum(0) - total * inner).mul_(-2 * total)
-    for block, (known, rows, target) in zip(blocks, parts, strict=True):
-        # Row vectors times matrices: the other way round, and elementwise, take twice as long.
-        own = None if whole else torch.baddbmm(known, rows, block.mT, alpha=-total).mul_(-2 * total)
-        torch.bmm(shared.expand(len(block), 1, -1) if own is None else own, block, out=target)

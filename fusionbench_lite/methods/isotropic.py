@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+STABLE = 'iso_c and tsv_m with rank="numerical" are stable'
+
+
 @dataclasses.dataclass(frozen=True)
 class IsoC:
     """The settings of Iso-C.
@@ -72,34 +75,43 @@ def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
 
     Cost: 1 + T eigenproblems of side p, and two more, per matrix.
     """
+    ranks = Ranks("iso_cts", STABLE)
     for name in experts.names:
         if not is_factorised(name, experts.shape(name), h.matrices):
             yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
             continue
-        (left, values, right), _ = directions(experts, name, h.common_fraction)
+        (left, values, right), _ = directions(experts, name, h.common_fraction, ranks)
         yield name, _flat(experts, name, h.scaling, left, values, right)
+    ranks.warn()
 
 
-def directions(experts: Experts, name: str, fraction: float) -> tuple[Components, list[int]]:
+def directions(experts: Experts, name: str, fraction: float, ranks: Ranks) -> tuple[Components, list[int]]:
     """Return U⊥ [m, p], the singular values [p] before they are made equal, and V⊥ᵀ [p, n], and the sizes of the blocks.
 
-    The first block is that of the common directions, one for each task follows; some may be empty.
+    The first block is that of the common directions, one for each task follows; some may be empty. `ranks` is told where
+    they are noise or arbitrary.
     """
     common, own = shares(min(experts.shape(name)), len(experts), fraction)
-    left, values, right = decompose(_summed(experts, name), f"the summed task vectors of {name!r}")
+    what = f"the summed task vectors of {name!r}"
+    left, values, right = decompose(_summed(experts, name), what)
+    noise = experts.rounding(name) * len(experts) ** 0.5
+    ranks.note(name, what, numerical_rank(values, noise), common)
+    ranks.cut(what, common, sum(experts.shape(name)), noise)(values.square())
     # What the sum has beyond its common directions makes room for those of the tasks.
-    each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own), range(len(experts)))
-    orthonormalise_(left, right, repr(name))
+    each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own, ranks), range(len(experts)))
+    orthonormalise_(left, right, repr(name), experts.work_dtype(name))
     return (left, values, right), [common] + [own] * len(experts)
 
 
-def _outside(experts: Experts, name: str, space: Tensor, target: Components, own: int, number: int) -> None:
+def _outside(experts: Experts, name: str, space: Tensor, target: Components, own: int, ranks: Ranks, number: int) -> None:
     """Write the leading components of one task outside the common space behind those of the tasks before it."""
     if own:
         task, place = experts.tasks[number], slice(space.shape[1] + number * own, space.shape[1] + (number + 1) * own)
         vector = experts.task_vector(task, name).double()
         vector.addmm_(space, space.T @ vector, alpha=-1)
-        left, values, right = top_singular(vector, own, f"{name!r} of expert {task!r} outside the common space")
+        what = f"{name!r} of expert {task!r} outside the common space"
+        left, values, right = top_singular(vector, own, what, ranks.cut(what, own, sum(vector.shape), experts.rounding(name)))
+        ranks.note(name, what, numerical_rank(values, experts.rounding(name)), own)
         target[0][:, place], target[1][place], target[2][place] = left, values, right
 
 

@@ -12,6 +12,7 @@ from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
 from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import eigenbasis, product
+from fusionbench_lite.weights.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +56,9 @@ def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
     Trimming is global over all matrices that move. Cost: four or five eigenproblems of side m per matrix;
     of low-rank adapters, of side Tr.
     """
-    sizes = {}
+    sizes, ranks = {}, Ranks("knots_ties")
     for name in _matrices(experts):
-        basis, rows = _aligned(experts, name, h.cutoff)
+        basis, rows = _aligned(experts, name, h.cutoff, ranks)
         if basis.shape[1]:
             sizes[name] = rows[0].numel()
 
@@ -69,14 +70,18 @@ def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
     for name, merged in merged_vectors(vectors, h.keep, "mean"):
         basis, _ = _aligned(experts, name, h.cutoff)
         yield name, _lifted(experts, name, h.scaling, basis, merged.reshape(basis.shape[1], -1))
+    ranks.warn()
 
 
 def _matrices(experts: Experts) -> list[str]:
     return [name for name in experts.names if len(experts.shape(name)) == 2]
 
 
-def _aligned(experts: Experts, name: str, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Return U [m, r] in float64 and the representations R [T, r, n] in the work dtype; r = 0 where no expert moved."""
+def _aligned(experts: Experts, name: str, cutoff: float, ranks: Ranks | None = None) -> tuple[Tensor, Tensor]:
+    """Return U [m, r] in float64 and the representations R [T, r, n] in the work dtype; r = 0 where no expert moved.
+
+    `ranks` is told where equal values make U arbitrary.
+    """
     factors = [experts.factors(task, name) for task in experts.tasks]
     space: Tensor | None = None
     if all(pair is not None for pair in factors):
@@ -97,6 +102,8 @@ def _aligned(experts: Experts, name: str, cutoff: float) -> tuple[Tensor, Tensor
     del gram
     # Of at most T n directions; a value the Gram matrix cannot tell from zero is none.
     rank = int((weights.sqrt() > max(cutoff, 1e-7 * float(weights[0]) ** 0.5)).sum()) if len(weights) else 0
+    if ranks is not None:
+        ranks.basis(f"the joint task vectors of {name!r}", rank, side + len(experts) * experts.shape(name)[1])(weights)
     basis = basis[:, :rank]
     rows = torch.empty((len(experts), rank, experts.shape(name)[1]), dtype=experts.work_dtype(name), device=basis.device)
     for number, target in enumerate(rows):

@@ -13,6 +13,8 @@ from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, decompose, low_rank
 from fusionbench_lite.weights.parallel import in_turns
+from fusionbench_lite.weights.ranks import Ranks
+from fusionbench_lite.weights.rounding import rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,17 +33,21 @@ def star(experts: Experts, h: Star) -> Iterator[tuple[str, Tensor]]:
 
     Tensors that are not matrices are averaged. Cost: T decompositions per matrix; of low-rank adapters, of side r.
     """
+    ranks = Ranks("star")
     for name in experts.names:
         if len(experts.shape(name)) != 2:
             yield name, experts.combination(name, [1 / len(experts)] * len(experts))
             continue
         total = experts.base(name).to(torch.float64, copy=True)
-        for left, values, right in in_turns(functools.partial(_components, experts, name), experts.tasks):
-            kept = _kept(values, h.eta / 100)
+        components = in_turns(functools.partial(_components, experts, name), experts.tasks)
+        for task, (left, values, right) in zip(experts.tasks, components, strict=True):
+            kept = _kept(values, h.eta / 100, sum(experts.shape(name)))
             if kept:
+                ranks.cut(f"{name!r} of expert {task!r}", kept, sum(experts.shape(name)))(values.square())
                 factor = values.sum() / values[:kept].sum() / len(experts)
                 total.addmm_(left[:, :kept] * values[:kept], right[:kept], alpha=float(factor))
         yield name, total.to(experts.work_dtype(name))
+    ranks.warn()
 
 
 def _components(experts: Experts, name: str, task: str) -> Components:
@@ -51,11 +57,14 @@ def _components(experts: Experts, name: str, task: str) -> Components:
     return decompose(experts.task_vector(task, name), f"{name!r} of expert {task!r}")
 
 
-def _kept(values: Tensor, part: float) -> int:
-    """Return the least r with Σ_{i≤r} σ_i ≥ part · Σ σ_i, 0 for a zero matrix."""
+def _kept(values: Tensor, part: float, operations: int) -> int:
+    """Return the least r with Σ_{i≤r} σ_i ≥ part · Σ σ_i, 0 for a zero matrix.
+
+    A part that is reached but for the rounding of `operations` is reached: half of four equal values are two.
+    """
     if not values.any():
         return 0
     if part == 1:
         return len(values)
     cumulative = values.cumsum(0)
-    return int(torch.searchsorted(cumulative, part * cumulative[-1])) + 1
+    return int(torch.searchsorted(cumulative, (part - rounding(operations, values.dtype)) * cumulative[-1])) + 1

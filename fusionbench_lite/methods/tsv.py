@@ -62,7 +62,7 @@ def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
         wanted = rank_of(ratio, min(shape))
         if wanted:
             left, values, right = side_by_side(experts, name, wanted, h.rank, ranks)
-            orthonormalise_(left, right, repr(name))
+            orthonormalise_(left, right, repr(name), experts.work_dtype(name))
             merged = product(left.mul_(values), right, experts.work_dtype(name))
             yield name, merged.mul_(h.scaling).add_(experts.base(name))
     ranks.warn()
@@ -92,17 +92,21 @@ def tsv_c(experts: Experts, h: TsvC) -> Iterator[tuple[str, PerTask]]:
     Stored as k(m + n) numbers per matrix and task. Cost: T eigenproblems of side p per matrix.
     """
     ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
+    ranks = Ranks("tsv_c")
     for name in experts.names:
         shape = experts.shape(name)
         if len(shape) != 2:
             yield name, Own(experts, name)
             continue
-        factors = each(functools.partial(_truncated, experts, name, rank_of(ratio, min(shape))), experts.tasks)
+        factors = each(functools.partial(_truncated, experts, name, rank_of(ratio, min(shape)), ranks), experts.tasks)
         yield name, LowRank(experts, name, tuple(pair[0] for pair in factors), tuple(pair[1] for pair in factors))
+    ranks.warn()
 
 
-def _truncated(experts: Experts, name: str, rank: int, task: str) -> tuple[Tensor, Tensor]:
+def _truncated(experts: Experts, name: str, rank: int, ranks: Ranks, task: str) -> tuple[Tensor, Tensor]:
     """Return U_k Σ_k [m, k] and V_kᵀ [k, n] of one task vector in the work dtype."""
-    left, values, right = top_singular(experts.task_vector(task, name), rank, f"{name!r} of expert {task!r}")
+    what = f"{name!r} of expert {task!r}"
+    watch = ranks.cut(what, rank, sum(experts.shape(name)))
+    left, values, right = top_singular(experts.task_vector(task, name), rank, what, watch)
     dtype = experts.work_dtype(name)
     return (left * values).to(dtype), right.to(dtype, memory_format=torch.contiguous_format)

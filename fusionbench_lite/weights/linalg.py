@@ -19,10 +19,16 @@ SMALLEST_BY_GRAM = 3e-5
 """Singular vectors of values below this part of the largest lose accuracy in a Gram matrix (1e-16 / ratio², 1e-7
 here): where they count as much as the others, the matrix itself is decomposed."""
 
+SMALLEST_IN_DOUBLE = 1e-4
+"""The same where results are float64: 1e-8 is left there."""
+
 _STRIP, _ROWS = 192, 256
 
 Components = tuple["Tensor", "Tensor", "Tensor"]
 """U [m, k], s [k] descending and Vᵀ [k, n]."""
+
+Watch = Callable[["Tensor"], None]
+"""Is shown the eigenvalues of a Gram matrix, largest first."""
 
 
 def rank_of(ratio: float, size: int, *, at_least: int = 0) -> int:
@@ -63,11 +69,12 @@ def decompose(matrix: Tensor, what: str) -> Components:
     return left, values, right
 
 
-def top_singular(matrix: Tensor, rank: int, what: str) -> Components:
+def top_singular(matrix: Tensor, rank: int, what: str, watch: Watch | None = None) -> Components:
     """Return the `rank` leading singular components (U [m, k], s [k], Vᵀ [k, n]) in float64.
 
     Exact to about 1e-16·(σ_1/σ_i)² through the Gram matrix of the shorter side (specification §0.4); components
-    that float64 cannot tell from zero come back as zeros, so k directions may hold fewer than k components.
+    that float64 cannot tell from zero come back as zeros, so k directions may hold fewer than k components. `watch` is
+    shown the squares of all singular values.
     """
     tall = matrix.shape[0] >= matrix.shape[1]
     precise = matrix.double() if tall else matrix.T.double()
@@ -77,6 +84,8 @@ def top_singular(matrix: Tensor, rank: int, what: str) -> Components:
         return {"weights": weights.flip(0), "vectors": vectors.flip(1)[:, :rank].clone(memory_format=torch.contiguous_format)}
 
     found = cached(matrix, "gram", {"weights": (min(matrix.shape),), "vectors": (min(matrix.shape), rank)}, compute)
+    if watch is not None:
+        watch(found["weights"])
     # In one memory layout, on which the bits of the product may depend, whether computed or read.
     weights, vectors = found["weights"][:rank].clamp_min(0), found["vectors"][:, :rank].contiguous()
     present = weights > NULL_RATIO * weights[:1]
@@ -98,17 +107,47 @@ def _lower_gram(tall: Tensor) -> Tensor:
     return gram
 
 
-def orthonormalise_(left: Tensor, right: Tensor, what: str) -> None:
+def orthonormalise_(left: Tensor, right: Tensor, what: str, dtype: torch.dtype) -> None:
     """Replace U [m, K] and Vᵀ [K, n] by their polar factors, U (UᵀU)^{-1/2} and (VᵀV)^{-1/2} Vᵀ, in place.
 
-    These are the nearest matrices with orthonormal columns and rows; null directions become zeros.
+    These are the nearest matrices with orthonormal columns and rows; null directions become zeros. Through the Gram
+    matrix, in which the condition number counts twice, only where it leaves enough digits for results of this dtype.
     """
-    root = inverse_root(left.T @ left, f"the left singular vectors of {what}")
-    for rows in torch.split(left, _ROWS):
-        rows.copy_(rows @ root)
-    root = inverse_root(right @ right.T, f"the right singular vectors of {what}")
-    for columns in torch.split(right, _ROWS, dim=1):
-        columns.copy_(root @ columns)
+    sides = f"the left singular vectors of {what}", f"the right singular vectors of {what}"
+    root = _root(left.T @ left, sides[0], dtype)
+    if root is None:
+        left.copy_(_polar(left, sides[0]))
+    else:
+        for rows in torch.split(left, _ROWS):
+            rows.copy_(rows @ root)
+    root = _root(right @ right.T, sides[1], dtype)
+    if root is None:
+        right.copy_(_polar(right, sides[1]))
+    else:
+        for columns in torch.split(right, _ROWS, dim=1):
+            columns.copy_(root @ columns)
+
+
+def orthonormal_rows(rows: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    """Return the polar factor (RRᵀ)^{-1/2} R of R [K, n] in float64, as `orthonormalise_` does."""
+    root = _root(rows @ rows.T, what, dtype)
+    return _polar(rows, what) if root is None else root @ rows
+
+
+def _root(gram: Tensor, what: str, dtype: torch.dtype) -> Tensor | None:
+    """Return G^{-1/2}, or None where G leaves its smallest values too few digits: float32 needs 7 of them, float64 8 here."""
+    root, smallest = _inverse(gram, torch.rsqrt, what)
+    limit = SMALLEST_IN_DOUBLE if dtype == torch.float64 else SMALLEST_BY_GRAM
+    return root if smallest > limit**2 else None
+
+
+def _polar(matrix: Tensor, what: str) -> Tensor:
+    try:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise MergeError(f"the decomposition of {what} did not converge: check the experts' values") from error
+    factor: Tensor = (left * (values > NULL_RATIO**0.5 * values[:1])) @ right
+    return factor
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,22 +166,19 @@ def low_rank(left: Tensor, right: Tensor) -> Components:
     return first @ u, values, v @ second.T
 
 
-def inverse_root(gram: Tensor, what: str) -> Tensor:
-    """Return the symmetric pseudo-inverse square root G^{-1/2} of a positive semi-definite float64 matrix."""
-    return _inverse(gram, torch.rsqrt, what)
-
-
 def pseudo_inverse(gram: Tensor, what: str) -> Tensor:
     """Return the pseudo-inverse G⁺ of a positive semi-definite float64 matrix."""
-    return _inverse(gram, torch.reciprocal, what)
+    return _inverse(gram, torch.reciprocal, what)[0]
 
 
-def _inverse(gram: Tensor, invert: Callable[[Tensor], Tensor], what: str) -> Tensor:
-    """Return the matrix function of G that inverts its eigenvalues, those of the null space aside."""
+def _inverse(gram: Tensor, invert: Callable[[Tensor], Tensor], what: str) -> tuple[Tensor, float]:
+    """Return the matrix function of G that inverts its eigenvalues, those of the null space aside, and the smallest that
+    is inverted as a part of the largest."""
     weights, vectors = _eigh(gram, what)
     present = (weights > NULL_RATIO * weights[-1:].clamp_min(0)) & (weights > 0)
     scale = torch.where(present, invert(weights.clamp_min(1e-300)), 0.0)
-    return (vectors * scale) @ vectors.T
+    smallest = float(weights[present][0] / weights[-1]) if bool(present.any()) else 1.0
+    return (vectors * scale) @ vectors.T, smallest
 
 
 def eigenbasis(gram: Tensor, what: str) -> tuple[Tensor, Tensor]:

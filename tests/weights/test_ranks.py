@@ -38,8 +38,9 @@ def quiet(method: str, base: State, experts: Mapping, **given) -> State:
 def loud(method: str, base: State, experts: Mapping, **given) -> tuple[State, str]:
     with pytest.warns(RankWarning) as caught:
         state = fbl.merge(method, base, experts, **METHODS[method], **given).state_dict()
-    assert len(caught) == 1
-    return state, str(caught[0].message)
+    # A space that one task of low rank and one of full rank share has equal votes too, which is said apart.
+    (message,) = [str(one.message) for one in caught if issubclass(one.category, RankWarning)]
+    return state, message
 
 
 # ---------------------------------------------------------------- the warning

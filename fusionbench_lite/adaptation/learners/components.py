@@ -13,8 +13,9 @@ from fusionbench_lite.adaptation.engine.descent import Learner, descend
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.parts import Factors, Part, Vectors
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.linalg import NULL_RATIO, decompose, inverse_root
+from fusionbench_lite.weights.linalg import NULL_RATIO, decompose, numerical_rank, orthonormal_rows
 from fusionbench_lite.weights.parallel import each
+from fusionbench_lite.weights.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +80,24 @@ class Masks:
         return descend(result, objective)
 
 
-def decomposed(experts: Experts, name: str, deltas: Tensor) -> Components:
-    """Return all components of the matrices [T, m, n], singular values descending."""
+def decomposed(experts: Experts, name: str, deltas: Tensor, active: int, used: int, ranks: Ranks, *, learned: bool) -> Components:
+    """Return all components of the matrices [T, m, n], singular values descending.
+
+    `ranks` is told where equal values make the first `active` arbitrary, or all where masks are `learned`, and where fewer
+    than `used` are more than noise.
+    """
     tasks, height, width = deltas.shape
     rank = min(height, width)
     found = Components(*(deltas.new_empty((tasks, *rest)) for rest in ((rank, height), (rank,), (rank, width))))
 
     def fill(number: int) -> None:
-        left, values, right = decompose(deltas[number], f"{name!r} of expert {experts.tasks[number]!r}")
+        what = f"{name!r} of expert {experts.tasks[number]!r}"
+        left, values, right = decompose(deltas[number], what)
+        noise = experts.rounding(name)
+        ranks.note(name, what, numerical_rank(values, noise), used)
+        ranks.cut(what, active, height + width, noise)(values.square())
+        if learned:
+            ranks.basis(what, numerical_rank(values, noise), height + width)(values.square())
         found.left[number], found.values[number], found.right[number] = left.T, values, right
 
     each(fill, range(tasks))
@@ -102,5 +113,5 @@ def whiten_leading(components: Components, active: int, name: str) -> None:
         rows[:, :active] *= present
         leading = rows[:, :active].reshape(-1, rows.shape[2]).double()
         if len(leading):
-            root = inverse_root(leading @ leading.T, f"the {side} singular vectors of {name!r}")
-            rows[:, :active] = (root @ leading).reshape(len(rows), active, -1).to(rows.dtype)
+            whitened = orthonormal_rows(leading, f"the {side} singular vectors of {name!r}", rows.dtype)
+            rows[:, :active] = whitened.reshape(len(rows), active, -1).to(rows.dtype)

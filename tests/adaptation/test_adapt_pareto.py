@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
@@ -25,9 +25,10 @@ from tests.support.adapt_comparison import (
     run,
 )
 from tests.support.helpers import UNUSED, Setting, distance, same_bits, setting, snapshot, touched
+from tests.support.laws import costly
 
 METHOD = "pareto_merging"
-LAWS, SEED = settings(max_examples=8, deadline=None), st.integers(0, 2**31)
+LAWS, SEED = costly(8), st.integers(0, 2**31)
 
 
 def compare(s, steps, tolerance, **given):

@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage, stats
@@ -82,7 +82,6 @@ def test_the_higher_the_severity_the_farther_the_image(name):
     assert (steps > 0).all(), distances
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     name=st.sampled_from([name for name in NAMES if name != "spatter"]), severity=st.integers(1, 5), height=st.integers(1, 9),
     width=st.integers(1, 9), seed=st.integers(0, 99),

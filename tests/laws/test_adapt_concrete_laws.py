@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
 from tests.support.adapt_comparison import DOUBLE, bad_cases, close_states, refuse, refuse_value, run
 from tests.support.helpers import UNUSED, distance, rng, same_bits, setting, snapshot, touched
+from tests.support.laws import costly
 
 METHODS = ["concrete_ta", "concrete_am"]
-LAWS = settings(max_examples=8, deadline=None)
+LAWS = costly(8)
 SEED = st.integers(0, 2**31)
 
 

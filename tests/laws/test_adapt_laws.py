@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
@@ -23,6 +23,7 @@ from tests.support.helpers import (
     snapshot,
     touched,
 )
+from tests.support.laws import costly
 
 DOUBLE = torch.float64
 ADAMERGING = ["adamerging_taskwise", "adamerging_layerwise"]
@@ -263,7 +264,7 @@ def test_permuting_the_tasks_permutes_what_is_learned(method):
     assert all(distance(a.state_dict()[n], b.state_dict()[n]) < 1e-6 for n in touched(s.pretrained))
 
 
-@settings(max_examples=8, deadline=None)
+@costly(8)
 @given(seed=st.integers(0, 1000), method=st.sampled_from(ALL), order=st.permutations(["task0", "task1", "task2"]))
 def test_permutation_over_random_settings(seed, method, order):
     s = setting(seed=seed, dtype=DOUBLE, steps=2)
@@ -405,7 +406,7 @@ def test_temperature_hardly_matters_to_adam():
 RATES = st.sampled_from([1e-4, 1e-3, 0.1])
 
 
-@settings(max_examples=12, deadline=None)
+@costly(12)
 @given(seed=st.integers(0, 1000), method=st.sampled_from(ALL), steps=st.integers(1, 4), lr=RATES)
 def test_coefficients_move_at_most_like_adam(seed, method, steps, lr):
     s = setting(seed=seed, steps=steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
@@ -140,7 +140,6 @@ EXACT = [
 
 
 @pytest.mark.parametrize("case", EXACT, ids=[m for m, _ in EXACT])
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**31), count=st.integers(1, 5), near=st.booleans())
 def test_equal_magnitudes_zeros_and_cancellations(case, data, seed, count, near):
     method, options = case
@@ -156,7 +155,6 @@ def test_equal_magnitudes_zeros_and_cancellations(case, data, seed, count, near)
     check(method, base, experts, {k: data.draw(v) for k, v in options.items()})
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31), count=st.integers(1, 4), variant=st.sampled_from("ABC"), dtype=st.sampled_from(list(PRECISION)),
     ratio=st.sampled_from([0.01, 0.05, 0.5, 1]), virtual_zeros=st.sampled_from([0, 1, 90, 400]),
@@ -172,7 +170,6 @@ def test_pcb_with_equal_magnitudes(seed, count, variant, dtype, ratio, virtual_z
         assert error.max() <= 2e-3, name
 
 
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 5), dtype=st.sampled_from(list(PRECISION)))
 def test_model_stock_of_single_entries(seed, count, dtype):
     """Rows of one entry are parallel, opposite or zero, so 1 + (N - 1) cosθ is often 0, which has no ratio."""
@@ -181,7 +178,6 @@ def test_model_stock_of_single_entries(seed, count, dtype):
     check("model_stock", base, experts, {"average": "angles", "granularity": "row"})
 
 
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 4), epsilon=st.sampled_from([0, 1e-6, 0.5]), normalize=st.booleans())
 def test_fisher_with_zeros_in_the_fisher(seed, count, epsilon, normalize):
     base = grid_state(seed, SHAPES, torch.float64)

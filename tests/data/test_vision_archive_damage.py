@@ -136,6 +136,7 @@ print(vision.load("emnist", given, None, 32).sha256)
 """
 
 
+@pytest.mark.slow  # two processes import torch; one that fetches is in tests/hub, one that unpacks in the next test
 def test_of_two_processes_one_fetches_and_unpacks(mirror: Mirror, tmp_path: Path):
     given = served(mirror, tmp_path)
     mirror.inject("slow", "*.zip", seconds=0.5)

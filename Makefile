@@ -1,5 +1,6 @@
 # make demo    the embedded suite: experts, every method, one table
-# make test    the test suite
+# make test    the tests, but for the slow ones
+# make test-slow  the slow tests, and the laws on more examples, new ones every time
 # make bench   cost of an adaptation step and of merging
 # make docs    result pages and configuration headers from records
 # make lint    ruff, mypy --strict, and the contracts of who imports whom
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench docs setup lint format clean
+.PHONY: help demo test test-slow bench docs setup lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,7 +31,11 @@ demo: $(STAMP)
 	$(BIN)/python -m fusionbench_lite experiment=mini/demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile=slow tests/laws tests/oracles $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

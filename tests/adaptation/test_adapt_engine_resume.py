@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.support.engine_job import job
 
-JOB = str(ROOT / "tests" / "support" / "engine_job.py")
 STEPS = 37
 
 
-def _run(*arguments: object) -> int:
-    return subprocess.run([sys.executable, JOB, *map(str, arguments)], check=False, capture_output=True).returncode
+def _killed(checkpoint: Path, method: str, stop: int) -> int:
+    """Run the job in a process of its own, which kills itself when step `stop` is about to begin; returns its exit status."""
+    out = checkpoint.parent / "out.pt"
+    job = [sys.executable, str(ROOT / "tests" / "support" / "engine_job.py"), out, method, STEPS, checkpoint, stop]
+    status = subprocess.run([*map(str, job)], check=False, capture_output=True).returncode
+    assert not out.exists()
+    return status
 
 
 def same(first: Any, second: Any) -> bool:
@@ -32,34 +39,26 @@ def same(first: Any, second: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed():
     """The outcome of a run that nothing disturbs, made once per method."""
-    outcomes: dict[str, Any] = {}
-
-    def of(method: str) -> Any:
-        if method not in outcomes:
-            out = tmp_path_factory.mktemp("undisturbed") / "out.pt"
-            assert _run(out, method, STEPS) == 0
-            outcomes[method] = torch.load(out, weights_only=False)
-        return outcomes[method]
-
-    return of
+    return functools.cache(lambda method: job(method, STEPS))
 
 
 # 3: before the first checkpoint; 10: at an evaluation, after which step 12 saves; 29: between evaluation and save.
-CASES = [("adarank_cart", [3, 10, 29]), ("surgery", [13, 30])]
+CASES = [
+    ("adarank_cart", [10]), pytest.param("adarank_cart", [3, 10, 29], marks=pytest.mark.slow),
+    pytest.param("surgery", [13, 30], marks=pytest.mark.slow),
+]
 """Processes are killed here, a few because each start takes seconds; test_adapt_resume.py has every method."""
 
 
 @pytest.mark.parametrize(("method", "stops"), CASES, ids=str)
 def test_killed_and_started_again(undisturbed, tmp_path, method, stops):
-    out, checkpoint = tmp_path / "out.pt", tmp_path / "last.ckpt"
+    checkpoint = tmp_path / "last.ckpt"
     for stop in stops:
-        assert _run(out, method, STEPS, checkpoint, stop) == -signal.SIGKILL
-        assert not out.exists()
+        assert _killed(checkpoint, method, stop) == -signal.SIGKILL
         assert checkpoint.exists() == (stop >= 4)
-    assert _run(out, method, STEPS, checkpoint) == 0
-    assert same(torch.load(out, weights_only=False), undisturbed(method))
+    assert same(job(method, STEPS, checkpoint), undisturbed(method))
 
 
 def test_masks_and_coefficients_do_move(undisturbed):
@@ -70,9 +69,8 @@ def test_masks_and_coefficients_do_move(undisturbed):
 
 
 def test_a_finished_checkpoint_is_not_trained_further(undisturbed, tmp_path):
-    out, checkpoint = tmp_path / "out.pt", tmp_path / "last.ckpt"
-    assert _run(out, "adarank_cart", 36, checkpoint) == 0
-    assert _run(out, "adarank_cart", 36, checkpoint) == 0
-    losses = torch.load(out, weights_only=False)["losses"]
+    checkpoint = tmp_path / "last.ckpt"
+    job("adarank_cart", 36, checkpoint)
+    losses = job("adarank_cart", 36, checkpoint)["losses"]
     assert len(losses) == 36
     assert same(losses, undisturbed("adarank_cart")["losses"][:36])

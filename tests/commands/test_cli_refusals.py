@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -79,13 +80,11 @@ def test_a_sweep_refuses_each_bad_job_and_exits_with_2(refuse):
     assert "got 3" in error
 
 
-def test_refusals_do_not_import_torch(command):
+def test_refusals_do_not_import_torch():
     code = (
         "import sys, fusionbench_lite.__main__ as cli; sys.argv = ['x', 'method=ties_merging', 'method.keep=3'];"
         "status = cli.main(); print(status, 'torch' in sys.modules, 'lightning' in sys.modules)"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 False False"
 
@@ -95,10 +94,19 @@ def test_the_environment_is_left_as_it_was(refuse):
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_full_error_on_request(command):
-    done = command("method=ties_merging", "method.keep=3", env={"HYDRA_FULL_ERROR": "1"})
+def test_full_error_on_request(process):
+    done = process("method=ties_merging", "method.keep=3", env={"HYDRA_FULL_ERROR": "1"})
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("method=adarnk", 2)])
+def test_the_exit_status_is_that_of_the_process(process, argument, status):
+    """1 is in the test above: here the interpreter has to end with what `main` returns."""
+    done = process(argument)
+    assert done.returncode == status
+    assert bool(done.stdout) == (status == 0)
+    assert len(done.stderr.splitlines()) == (status == 2)
 
 
 def test_a_sweep_over_methods_checks_the_settings_of_each(command):

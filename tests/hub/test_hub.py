@@ -158,7 +158,7 @@ kinds = st.sampled_from(["truncated", "reset", "flipped", "whole", "beyond", "sh
 spoiled = st.tuples(kinds, st.integers(0, len(CONTENT) - 1))
 
 
-@hypothesis_settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faults=st.lists(spoiled, max_size=4))
 def test_any_four_faults_end_in_the_right_file(faults: list[tuple[str, int]], filled: Mirror, tmp_path: Path) -> None:
     cache = tmp_path / f"cache-{os.urandom(8).hex()}"

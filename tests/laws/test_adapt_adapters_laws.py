@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
 from tests.oracles.surgery import double
 from tests.support.adapter_checks import unmodified
 from tests.support.helpers import check_passthrough, distance, refused, same_bits, snapshot, touched
+from tests.support.laws import costly
 from tests.support.small_models import Transformer, small_setting
 
 SURGERY = ["surgery", "surgery_v2", "prob_surgery"]
@@ -72,7 +73,7 @@ def test_iterators_serve_as_batches_and_are_read_one_ahead_at_most(method):
     assert all(len(list(stream)) in (left, left - 1) for stream in s.batches.values())
 
 
-@settings(max_examples=12, deadline=None)
+@costly(12)
 @given(seed=st.integers(0, 999), method=st.sampled_from(ALL), steps=st.integers(1, 4), lr=st.sampled_from([1e-4, 0.1]))
 def test_values_move_at_most_like_adam(seed, method, steps, lr):
     """And the same call gives the same bits."""
@@ -85,7 +86,7 @@ def test_values_move_at_most_like_adam(seed, method, steps, lr):
     assert same_bits(run(method, s, steps, lr=lr, **options).learned, got)
 
 
-@settings(max_examples=8, deadline=None)
+@costly(8)
 @given(seed=st.integers(0, 999), method=st.sampled_from(SURGERY), order=st.permutations(["task0", "task1", "task2"]))
 def test_surgery_does_not_depend_on_the_order_of_tasks(seed, method, order):
     s = small_setting(tasks=3, steps=3, seed=seed)
@@ -96,7 +97,7 @@ def test_surgery_does_not_depend_on_the_order_of_tasks(seed, method, order):
     assert torch.allclose(a.losses, b.losses, atol=1e-12)
 
 
-@settings(max_examples=6, deadline=None)
+@costly(6)
 @given(
     seed=st.integers(0, 999), order=st.permutations(["task0", "task1", "task2"]),
     options=st.fixed_dictionaries({"order": st.sampled_from(["first", "second"]), "inner_steps": st.integers(0, 2)}),
@@ -111,7 +112,7 @@ def test_metamerging_does_not_depend_on_the_order_of_tasks(seed, order, options)
     assert torch.allclose(a.losses, b.losses, rtol=1e-9)
 
 
-@settings(max_examples=6, deadline=None)
+@costly(6)
 @given(seed=st.integers(0, 999), steps=st.integers(0, 3), lr=st.sampled_from([1e-4, 0.01, 0.3]))
 def test_metamerging_reports_the_weights_of_its_coefficients(seed, steps, lr):
     """theta0 + sum_t softplus(raw_t) tau_t, rebuilt from the reported raw values alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
@@ -18,13 +18,14 @@ from tests.support.adapt_comparison import (
     tower_setting,
 )
 from tests.support.helpers import UNUSED, distance, grid_state, same_bits, setting, snapshot, touched
+from tests.support.laws import costly
 
 PP = ["adamerging_pp_taskwise", "adamerging_pp_layerwise"]
 ON = ["adamerging_tsvm", "adamerging_cart", "adamerging_iso_cts"]
 FEW = {"doge_am": {"delta_steps": 5, "matrices": "attn_mlp"}, "awd_am": {"awd_steps": 5}}
 RANK = ["adarank_tsvm", "adarank_iso_cts"]
 ALL = [*PP, *ON, *FEW, *RANK]
-LAWS = settings(max_examples=8, deadline=None)
+LAWS = costly(8)
 SEED = st.integers(0, 1000)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=["f32", "f64"])
 

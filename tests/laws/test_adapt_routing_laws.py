@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 
@@ -16,6 +16,7 @@ from fusionbench_lite.adaptation import draws
 from tests.oracles import routing
 from tests.support.adapter_checks import check_learned, gradient_of
 from tests.support.helpers import distance, same_bits, touched
+from tests.support.laws import costly
 from tests.support.small_models import NoBlocks, small_setting
 
 DOUBLE = torch.float64
@@ -174,7 +175,7 @@ def test_batch_normalisation_cancels_the_biases_before_it():
 # ---------------------------------------------------------------- laws
 
 
-@settings(max_examples=6, deadline=None)
+@costly(6)
 @given(seed=st.integers(0, 999), order=st.permutations(["task0", "task1", "task2"]))
 def test_permutation_of_tasks(seed, order):
     """WEMoE's T rows are drawn as one block, so only what starts alike is permuted: b2, from W2 = 0 or after one step."""

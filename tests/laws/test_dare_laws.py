@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracles.elementwise import survivors
@@ -14,7 +14,6 @@ from tests.support.helpers import experts_of, same_bits
 from tests.support.key_sets import KEY_SETS, gpt2_state, loosened, tied, tied_experts_of
 from tests.support.merging import close, draw, merge, update, zeros_like
 
-LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 BASES = {"ta_dare": "task_arithmetic", "ties_dare": "ties_merging"}
 METHOD = st.sampled_from(list(BASES))
@@ -33,7 +32,6 @@ def mask(size, drop_rate, seed, task="task0", name="w"):
     return survivors(state, {name: torch.ones(size)}, drop_rate)[name]
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), method=METHOD, scaling=st.floats(-2, 2), dare_seed=st.integers())
 def test_dropping_nothing_is_the_base_method(seed, count, method, scaling, dare_seed):
     base = draw(seed)
@@ -42,14 +40,12 @@ def test_dropping_nothing_is_the_base_method(seed, count, method, scaling, dare_
     close(state, merge(BASES[method], base, experts, scaling=scaling), 1e-12)
 
 
-@LAWS
 @given(seed=SEED, dare_seed=SEED, rate=RATE, dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_survivors_are_exactly_the_rescaled_entries(seed, dare_seed, rate, dtype):
     zero, experts = experts_from_zero(seed, 1, dtype)
     survivors(merge("ta_dare", zero, experts, drop_rate=rate, seed=dare_seed, scaling=1), experts["task0"], rate)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), rate=RATE, dare_seed=SEED)
 def test_arithmetic_adds_what_each_expert_alone_keeps(seed, count, rate, dare_seed):
     """So the mask of a task does not depend on the other tasks or on their order."""
@@ -62,7 +58,6 @@ def test_arithmetic_adds_what_each_expert_alone_keeps(seed, count, rate, dare_se
         close(merge("ta_dare", base, order, **options), {n: base[n] + sum(p[n] for p in parts) for n in base})
 
 
-@LAWS
 @given(dare_seed=SEED, rate=st.floats(0.01, 0.99))
 def test_kept_fraction_is_binomial(dare_seed, rate):
     size = 4000
@@ -95,7 +90,6 @@ def test_every_coordinate_is_dropped_at_the_same_rate(rate):
     assert abs(float(both) - (1 - rate) ** 2) <= 6 * math.sqrt(1 / (seeds * (size - 1)))
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), method=METHOD, rate=RATE, dare_seed=SEED, data=st.data())
 def test_same_seed_same_result_in_any_order(seed, count, method, rate, dare_seed, data):
     base = draw(seed)
@@ -109,7 +103,6 @@ def test_same_seed_same_result_in_any_order(seed, count, method, rate, dare_seed
     assert all(torch.equal(turned[n], state[n]) for n in base)
 
 
-@LAWS
 @given(seed=SEED, rate=RATE, dare_seed=SEED, name=st.sampled_from(list(draw(0))))
 def test_a_tensor_alone_is_dropped_as_among_others(seed, rate, dare_seed, name):
     base = draw(seed)

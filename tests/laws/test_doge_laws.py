@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.helpers import expert_of, same_bits
-from tests.support.optimised_cases import DOUBLE, FEW, LAWS, SEED, SHAPE, A, B, close, draw, matrix, merge, tuned
+from tests.support.laws import costly
+from tests.support.optimised_cases import DOUBLE, FEW, SEED, SHAPE, A, B, close, draw, matrix, merge, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*numerical rank:UserWarning")  # rank="fixed" on deficient matrices
 
@@ -16,7 +17,6 @@ PROJECTION = st.sampled_from(["orthogonal", "none", "onto"])
 COEFFICIENTS = st.sampled_from(["layer", "task", "uniform"])
 
 
-@LAWS
 @given(
     seed=SEED,
     count=st.integers(1, 4),
@@ -31,7 +31,6 @@ def test_doge_touches_encoder_matrices_only(seed, count, coefficients, projectio
     assert not torch.equal(state[A], base[A])
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), eta=st.floats(0.01, 1.0), shape=SHAPE)
 def test_doge_without_steps_or_trimming_gives_every_task_the_norm_eta(seed, count, eta, shape):
     base = draw(seed, shape=shape)
@@ -48,7 +47,6 @@ def test_doge_without_steps_or_trimming_gives_every_task_the_norm_eta(seed, coun
     assert sum(float((shared[n] - base[n]).square().sum()) for n in (A, B)) == pytest.approx(2 * eta**2, rel=1e-8)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), factor=st.sampled_from([1e-3, 0.5, 40.0]), keep=st.sampled_from([0.3, 1.0]))
 def test_doge_without_steps_ignores_the_length_of_the_task_vectors(seed, count, factor, keep):
     origin = {n: torch.zeros_like(v) for n, v in draw(seed).items()}
@@ -59,7 +57,6 @@ def test_doge_without_steps_ignores_the_length_of_the_task_vectors(seed, count, 
         close(merge("doge_ta", origin, scaled, **given_), merge("doge_ta", origin, experts, **given_), 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), scaling=st.floats(-1, 2))
 def test_doge_with_uniform_coefficients_starts_from_task_arithmetic(seed, count, scaling):
     base = draw(seed)
@@ -69,7 +66,6 @@ def test_doge_with_uniform_coefficients_starts_from_task_arithmetic(seed, count,
     assert same_bits(merge("doge_ta", base, experts, coefficients="uniform", scaling=0, **FEW), base)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), eta=st.sampled_from([1e-2, 1e-5, 1e-9]), steps=st.integers(0, 8))
 def test_doge_goes_to_the_base_with_eta(seed, count, eta, steps):
     base = draw(seed)
@@ -82,7 +78,6 @@ def test_doge_goes_to_the_base_with_eta(seed, count, eta, steps):
         assert float((state[name] - base[name]).norm()) <= reach * (1 + 1e-9) + 1e-15
 
 
-@LAWS
 @given(seed=SEED, keep=st.floats(0.01, 0.99), matrices=st.sampled_from(["encoder_linear", "all_2d"]))
 def test_doge_keeps_the_floor_plus_one_over_all_selected_matrices(seed, keep, matrices):
     origin = {n: torch.zeros_like(v) for n, v in draw(seed).items()}
@@ -96,7 +91,6 @@ def test_doge_keeps_the_floor_plus_one_over_all_selected_matrices(seed, keep, ma
     assert all(torch.equal(state[n] != 0, expert[n].abs() >= kept[-1]) for n in selected)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), shape=SHAPE)
 def test_doge_projections_at_their_limits(seed, count, shape):
     base = matrix(seed, shape)
@@ -117,7 +111,6 @@ def test_doge_projections_at_their_limits(seed, count, shape):
         close(onto, merge("doge_ta", base, one, keep=1.0, projection="none", **FEW), 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), projection=PROJECTION)
 def test_doge_variants_that_coincide(seed, count, projection):
     row = {A: torch.zeros(1, 9, dtype=DOUBLE)}
@@ -136,7 +129,7 @@ def row_loss(taus, update) -> float:
     return float(sum(((tau * (tau - update)).sum(1) ** 2).sum() for tau in taus))
 
 
-@settings(LAWS, max_examples=60)  # 400 steps each
+@costly(8)  # 400 steps each
 @given(seed=SEED, count=st.integers(1, 2), shape=st.sampled_from([(6, 12), (4, 16), (9, 10)]))
 def test_doge_removes_the_loss_in_400_steps(seed, count, shape):
     """At zero loss the merged vector has the inner products of each task vector with itself, row by row."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.helpers import expert_of, experts_of, grid_state, same_bits, snapshot
 from tests.support.merging import PAIRS, all_close, arguments, close, draw, merge, models, update, zeros_like
 
-LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 COUNT = st.integers(1, 4)
 DOUBLE = torch.float64
@@ -38,7 +37,6 @@ def some_experts(method, base, count, seed, size=0.3):
     return experts_of(base, 2 if method in PAIRS else count, seed % 1009, size)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 5), variant=VARIANT, data=st.data())
 def test_permuting_the_tasks_changes_nothing(seed, count, variant, data):
     method, options = variant
@@ -50,7 +48,6 @@ def test_permuting_the_tasks_changes_nothing(seed, count, variant, data):
     all_close(models(method, base, {t: experts[t] for t in order}, **options), models(method, base, experts, **options))
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, dtype=st.sampled_from(FLOATS), method=st.sampled_from(SCALED))
 def test_scale_zero_returns_the_base(seed, count, dtype, method):
     base = draw(seed, dtype)
@@ -58,7 +55,6 @@ def test_scale_zero_returns_the_base(seed, count, dtype, method):
     assert all(torch.equal(state[n], base[n]) for n in base)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, method=st.sampled_from(SCALED), scaling=st.floats(-3, 3))
 def test_update_is_linear_in_the_scale(seed, count, method, scaling):
     base = draw(seed)
@@ -87,7 +83,6 @@ NEUTRAL = [
 ]
 
 
-@LAWS
 @given(seed=SEED, variant=st.sampled_from(NEUTRAL), dtype=st.sampled_from([torch.float32, DOUBLE]))
 def test_one_expert_with_a_neutral_scale_is_returned(seed, variant, dtype):
     method, options = variant
@@ -100,7 +95,6 @@ def test_one_expert_with_a_neutral_scale_is_returned(seed, variant, dtype):
 HOMOGENEOUS = [v for v in VARIANTS if v[0] not in ("fisher_merging", "regmean") and v[1].get("variant") != "A"]
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), variant=st.sampled_from(HOMOGENEOUS), factor=st.sampled_from([0.01, 0.5, 3.0, 1e6]))
 def test_positive_homogeneity(seed, count, variant, factor):
     method, options = variant
@@ -113,7 +107,6 @@ def test_positive_homogeneity(seed, count, variant, factor):
     all_close({t: {n: v / factor for n, v in s.items()} for t, s in many.items()}, one, 1e-7)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, method=st.sampled_from(
     ["ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "tall_masks", "emr_merging", "breadcrumbs", "magmax", "metagpt"]
 ))  # fmt: skip
@@ -126,7 +119,6 @@ def test_a_task_that_did_not_move_adds_nothing(seed, count, method):
     all_close(more, one, 1e-12)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, variant=VARIANT, where=st.sampled_from(["first", "last", "tensor", "rows"]))
 def test_zero_task_vectors_give_finite_results(seed, count, variant, where):
     method, options = variant
@@ -145,7 +137,6 @@ def test_zero_task_vectors_give_finite_results(seed, count, variant, where):
             close(state, base, 1e-12, ["a.weight"])
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, dtype=st.sampled_from([DOUBLE, torch.float32, torch.float16]), variant=VARIANT)
 def test_experts_equal_to_the_base_return_the_base(seed, count, dtype, variant):
     method, options = variant
@@ -155,7 +146,6 @@ def test_experts_equal_to_the_base_return_the_base(seed, count, dtype, variant):
         close(state, base, {DOUBLE: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3}[dtype])
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, data=st.data())
 def test_identical_experts(seed, count, data):
     base = draw(seed)
@@ -175,7 +165,6 @@ def test_identical_experts(seed, count, data):
         close(state, {n: base[n] + factor * tau[n] for n in base}, 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, dtype=st.sampled_from(FLOATS), variant=VARIANT)
 def test_dtypes_and_inputs_are_kept(seed, count, dtype, variant):
     method, options = variant
@@ -192,7 +181,6 @@ def test_dtypes_and_inputs_are_kept(seed, count, dtype, variant):
     assert all(same_bits(experts[t], before[1][t]) for t in experts)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, variant=VARIANT, dtype=st.sampled_from([DOUBLE, torch.float32]), data=st.data())
 def test_the_order_of_the_keys_does_not_matter(seed, count, variant, dtype, data):
     method, options = variant
@@ -215,7 +203,6 @@ LOCAL = [
 ]  # fmt: skip
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, variant=st.sampled_from([*LOCAL, ("tall_masks", {})]), name=st.sampled_from(list(draw(0))))
 def test_methods_without_global_statistics_merge_each_tensor_alone(seed, count, variant, name):
     method, options = variant
@@ -229,7 +216,6 @@ def test_methods_without_global_statistics_merge_each_tensor_alone(seed, count, 
     assert all(torch.equal(alone[t][name], together[t][name]) for t in together)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, variant=VARIANT, dtype=st.sampled_from([DOUBLE, torch.float32]))
 def test_integers_scalars_and_empty_tensors_pass_through(seed, count, variant, dtype):
     method, options = variant

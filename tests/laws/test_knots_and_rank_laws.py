@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.helpers import expert_of, experts_of, rng
 from tests.support.spectral_cases import lora_experts
-from tests.support.spectral_laws import DOUBLE, LAWS, SEED, SHAPE, close, draw, merge, rotations, spectrum, zero
+from tests.support.spectral_laws import DOUBLE, SEED, SHAPE, close, draw, merge, rotations, spectrum, zero
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*numerical rank:UserWarning")  # rank="fixed" on deficient matrices
 
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*numerical rank:UserWarning")  
 # ---------------------------------------------------------------- KnOTS
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), rank=st.sampled_from([0, 1, 2]), shape=SHAPE)
 def test_knots_sum_is_task_arithmetic(seed, count, rank, shape):
     base = draw(seed, shape=shape)
@@ -29,7 +28,6 @@ def test_knots_sum_is_task_arithmetic(seed, count, rank, shape):
     close(merge("knots_ta", base, experts, cutoff=1e-9), merge("task_arithmetic", base, experts, scaling=0.6), 1e-7, matrices)
 
 
-@LAWS
 @given(seed=SEED, shape=SHAPE)
 def test_knots_ties_of_one_untrimmed_task_is_the_expert(seed, shape):
     base = zero(shape)
@@ -41,7 +39,6 @@ def test_knots_ties_of_one_untrimmed_task_is_the_expert(seed, shape):
         close(twins, single, 1e-6)  # disjoint mean
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), cutoff=st.sampled_from([1e-5, 0.3]), method=st.sampled_from(["knots_ta", "knots_ties"]))
 def test_knots_with_a_task_that_does_not_move(seed, count, cutoff, method):
     base = draw(seed)
@@ -50,7 +47,6 @@ def test_knots_with_a_task_that_does_not_move(seed, count, cutoff, method):
     close(merge(method, base, idle, cutoff=cutoff), merge(method, base, experts, cutoff=cutoff), 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), keep=st.sampled_from([0.1, 0.2, 0.5]))
 def test_a_matrix_that_never_moves_does_not_count_in_knots_ties(seed, count, keep):
     base = draw(seed)
@@ -61,7 +57,6 @@ def test_a_matrix_that_never_moves_does_not_count_in_knots_ties(seed, count, kee
     close(a, merge("knots_ties", base, experts, keep=keep), 1e-9, list(base))
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), keep=st.sampled_from([0.1, 0.5, 1.0]))
 def test_knots_ties_of_negated_tasks_is_negated(seed, count, keep):
     origin = {n: torch.zeros_like(v) for n, v in draw(seed).items()}
@@ -74,7 +69,6 @@ def test_knots_ties_of_negated_tasks_is_negated(seed, count, keep):
 # ---------------------------------------------------------------- numerical rank
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), rank=st.integers(1, 2), shape=st.sampled_from([(8, 6), (6, 9)]))
 def test_iso_with_the_numerical_rank_is_flat_on_the_range(seed, count, rank, shape):
     experts = lora_experts(zero(shape), count, rank, seed % 1009)
@@ -88,7 +82,6 @@ def test_iso_with_the_numerical_rank_is_flat_on_the_range(seed, count, rank, sha
     assert np.isclose(spectrum(flat).sum(), values.sum(), rtol=1e-8)
 
 
-@LAWS
 @given(seed=SEED, rank=st.integers(1, 2), method=st.sampled_from(["tsv_m", "iso_c"]), shape=st.sampled_from([(8, 6), (6, 9)]))
 def test_numerical_rank_is_orthogonally_equivariant_and_homogeneous(seed, rank, method, shape):
     experts = lora_experts(zero(shape), 2, rank, seed % 1009)
@@ -101,7 +94,6 @@ def test_numerical_rank_is_orthogonally_equivariant_and_homogeneous(seed, rank, 
     close(merge(method, zero(shape), turned, rank="numerical"), {"w": 7.0 * q @ want @ r}, 1e-6)
 
 
-@LAWS
 @given(seed=SEED, rank=st.integers(1, 3))
 def test_tsv_with_the_numerical_rank_returns_orthogonal_tasks(seed, rank):
     """A task of rank r is kept whole, whatever the number of the others."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracles.elementwise import clipped, flat, pcb_parts, seen_task_vectors
 from tests.support.helpers import experts_of, grid_state
 from tests.support.merging import close, draw, merge, models, update, zeros_like
 
-LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 COUNT = st.integers(1, 3)
 BASE = st.sampled_from(["ta", "ties"])
@@ -35,7 +34,6 @@ def multitask(zero, experts, base):
 # ---------------------------------------------------------------- TALL-masks
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, base=BASE, low=LIMIT, step=LIMIT)
 def test_tall_masks_select_from_one_vector_and_shrink(seed, count, base, low, step):
     zero, experts = around_zero(seed, count)
@@ -49,7 +47,6 @@ def test_tall_masks_select_from_one_vector_and_shrink(seed, count, base, low, st
             assert not bool(((narrow[task][name] != 0) & (wide[task][name] == 0)).any())
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_tall_threshold_zero_masks_what_did_not_move(seed, count, dtype):
     base = grid_state(seed, GRID, dtype)
@@ -60,7 +57,6 @@ def test_tall_threshold_zero_masks_what_did_not_move(seed, count, dtype):
         assert all(torch.equal(state[n], want[n]) for n in base)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), limit=LIMIT)
 def test_tall_masks_depend_on_ratios_only(seed, count, limit):
     """Powers of two, another for each coordinate, change no comparison."""
@@ -73,7 +69,6 @@ def test_tall_masks_depend_on_ratios_only(seed, count, limit):
         assert all(torch.equal(many[task][n], factor[n] * one[task][n]) for n in zero)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 2), base=BASE, data=st.data())
 def test_thresholds_of_the_other_tasks_do_not_matter(seed, count, base, data):
     zero, experts = around_zero(seed, count)
@@ -87,7 +82,6 @@ def test_thresholds_of_the_other_tasks_do_not_matter(seed, count, base, data):
 # ---------------------------------------------------------------- Consensus
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, method=CONSENSUS, limit=LIMIT, scaling=st.floats(-2, 2))
 def test_consensus_between_everything_and_nothing(seed, count, method, limit, scaling):
     base = draw(seed)
@@ -99,7 +93,6 @@ def test_consensus_between_everything_and_nothing(seed, count, method, limit, sc
     assert all(torch.equal(state[n], base[n]) for n in base)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, method=CONSENSUS, data=st.data())
 def test_consensus_support_shrinks_and_values_stay(seed, count, method, data):
     zero, experts = around_zero(seed, count)
@@ -114,7 +107,6 @@ def test_consensus_support_shrinks_and_values_stay(seed, count, method, data):
         assert not bool(((narrow[name] != 0) & (wide[name] == 0)).any())
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, method=CONSENSUS, limit=LIMIT, least=st.integers(0, 5))
 def test_consensus_counts_the_tall_masks(seed, count, method, limit, least):
     zero, experts = around_zero(seed, count)
@@ -130,7 +122,6 @@ def test_consensus_counts_the_tall_masks(seed, count, method, limit, least):
 # ---------------------------------------------------------------- EMR
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, rescale=st.sampled_from(["tensor_mean", "global"]))
 def test_emr_keeps_the_size_of_every_task_vector(seed, count, rescale):
     zero, experts = around_zero(seed, count)
@@ -142,7 +133,6 @@ def test_emr_keeps_the_size_of_every_task_vector(seed, count, rescale):
         assert math.isclose(*sizes, rel_tol=1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT)
 def test_emr_signs_and_magnitudes(seed, count):
     """The entries of a task are 0 or, up to its one rescaler, the unified vector, which dominates every agreeing entry."""
@@ -168,7 +158,6 @@ def test_emr_signs_and_magnitudes(seed, count):
 PCB = {"variant": st.sampled_from("ABC"), "ratio": st.floats(0.01, 1), "virtual_zeros": st.sampled_from([0, 7, 100])}
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 2), scaling=st.floats(-2, 2), **PCB)
 def test_pcb_is_a_convex_combination_of_the_clipped_vectors(seed, count, scaling, variant, ratio, virtual_zeros):
     zero, experts = around_zero(seed, count)
@@ -186,7 +175,6 @@ def test_pcb_is_a_convex_combination_of_the_clipped_vectors(seed, count, scaling
     assert int(merged.count_nonzero()) <= count * math.ceil(ratio * len(whole))
 
 
-@LAWS
 @given(seed=SEED, scaling=st.floats(0.1, 2), **PCB)
 def test_pcb_of_one_task_is_its_clipped_vector_where_it_survives(seed, scaling, variant, ratio, virtual_zeros):
     zero, experts = around_zero(seed, 1)
@@ -216,7 +204,6 @@ def test_pcb_shrinks_entries_whose_weight_is_next_to_nothing():
 # ---------------------------------------------------------------- Breadcrumbs, MagMax
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, granularity=st.sampled_from(["row", "tensor"]), scaling=st.floats(-2, 2))
 def test_breadcrumbs_without_trimming_is_task_arithmetic(seed, count, granularity, scaling):
     base = draw(seed)
@@ -225,7 +212,6 @@ def test_breadcrumbs_without_trimming_is_task_arithmetic(seed, count, granularit
     close(state, merge("task_arithmetic", base, experts, scaling=scaling), 1e-12)
 
 
-@LAWS
 @given(seed=SEED, keep=st.floats(0.01, 1), outliers=st.floats(0, 0.99), granularity=st.sampled_from(["row", "tensor"]))
 def test_breadcrumbs_counts_and_ranks(seed, keep, outliers, granularity):
     zero, experts = around_zero(seed, 1)
@@ -240,7 +226,6 @@ def test_breadcrumbs_counts_and_ranks(seed, keep, outliers, granularity):
             assert torch.equal(row.abs().sort(descending=True).values[:kept][: size - top], ranked[top : top + kept])
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, data=st.data())
 def test_magmax_takes_the_largest_entry(seed, count, data):
     zero, experts = around_zero(seed, count)
@@ -254,7 +239,6 @@ def test_magmax_takes_the_largest_entry(seed, count, data):
     assert all(torch.equal(twice[n], state[n]) for n in zero)
 
 
-@LAWS
 @given(seed=SEED, scaling=st.floats(-2, 2))
 def test_magmax_ties_go_to_the_later_task(seed, scaling):
     zero, experts = around_zero(seed, 1)

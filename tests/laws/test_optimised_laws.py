@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.oracles.data_free import array
 from tests.oracles.optimised import awd_loss, wudi_loss
 from tests.support.helpers import expert_of, rng, same_bits, snapshot, touched
-from tests.support.optimised_cases import DOUBLE, FEW, LAWS, SEED, SHAPE, A, close, draw, matrix, merge, tuned
+from tests.support.optimised_cases import DOUBLE, FEW, SEED, SHAPE, A, close, draw, matrix, merge, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*numerical rank:UserWarning")  # rank="fixed" on deficient matrices
 
@@ -31,7 +31,6 @@ def options(method, optimizer):
 # ---------------------------------------------------------------- laws of all three
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), method=st.sampled_from(METHODS), optimizer=OPTIMIZER, data=st.data())
 def test_permuting_the_tasks_changes_nothing(seed, count, method, optimizer, data):
     base = draw(seed)
@@ -41,7 +40,6 @@ def test_permuting_the_tasks_changes_nothing(seed, count, method, optimizer, dat
     close(merge(method, base, {t: experts[t] for t in order}, **given_), merge(method, base, experts, **given_), 1e-6)
 
 
-@LAWS
 @given(
     seed=SEED,
     count=st.integers(1, 4),
@@ -64,7 +62,6 @@ def test_experts_equal_to_the_base_return_the_base(seed, count, dtype, case):
     assert same_bits(merge(method, base, experts, **given_, **FEW), base)
 
 
-@LAWS
 @given(
     seed=SEED,
     count=st.integers(1, 3),
@@ -85,7 +82,6 @@ def test_dtypes_and_inputs_are_kept(seed, count, dtype, method):
     assert all(same_bits(experts[t], before[1][t]) for t in experts)
 
 
-@LAWS
 @given(seed=SEED, method=st.sampled_from(METHODS), optimizer=OPTIMIZER, kind=st.sampled_from(["equal", "opposite", "parallel"]))
 def test_collinear_tasks_give_finite_numbers(seed, method, optimizer, kind):
     base = draw(seed)
@@ -95,7 +91,6 @@ def test_collinear_tasks_give_finite_numbers(seed, method, optimizer, kind):
     assert all(bool(torch.isfinite(v).all()) for v in merge(method, base, experts, **options(method, optimizer)).values())
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), method=st.sampled_from(METHODS), optimizer=OPTIMIZER)
 def test_negated_tasks_give_the_negated_update(seed, count, method, optimizer):
     origin = {n: torch.zeros_like(v) for n, v in draw(seed).items()}
@@ -107,7 +102,6 @@ def test_negated_tasks_give_the_negated_update(seed, count, method, optimizer):
     close(a, {n: -v for n, v in b.items()}, 1e-6)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 3), shape=SHAPE, method=st.sampled_from(METHODS), optimizer=OPTIMIZER)
 def test_the_order_of_rows_and_columns_does_not_matter(seed, count, shape, method, optimizer):
     """Adam and the masks are elementwise: permutations are all that is left of the orthogonal equivariance."""
@@ -157,7 +151,6 @@ def flat(parts) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.ravel(parts[n]) for n in sorted(parts)]))
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), group=GROUP, optimizer=OPTIMIZER)
 def test_awd_without_steps_or_without_pairs_is_task_arithmetic(seed, count, group, optimizer):
     base = draw(seed)
@@ -171,7 +164,6 @@ def test_awd_without_steps_or_without_pairs_is_task_arithmetic(seed, count, grou
     assert same_bits(merge("awd_ta", base, experts, scaling=0, **given_, **FEW), base)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 3), group=GROUP, optimizer=OPTIMIZER)
 def test_awd_leaves_orthogonal_tasks_alone(seed, count, group, optimizer):
     origin = {n: torch.zeros(6, 6, dtype=DOUBLE) for n in ("a", "b")}
@@ -184,7 +176,6 @@ def test_awd_leaves_orthogonal_tasks_alone(seed, count, group, optimizer):
     close(state, {n: sum(e[n] for e in experts.values()) for n in origin}, 1e-12)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), group=GROUP)
 def test_awd_descends_for_a_small_step(seed, count, group):
     origin = {n: torch.zeros(s, dtype=DOUBLE) for n, s in (("a", (5, 6)), ("b", (9,)))}
@@ -205,7 +196,6 @@ def test_awd_descends_for_a_small_step(seed, count, group):
         previous = losses
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), alpha=st.sampled_from([0.0, 0.1, 3.0]))
 def test_awd_by_gradient_descent_only_reweights_the_tasks(seed, count, alpha):
     origin = {n: torch.zeros_like(v) for n, v in draw(seed).items()}
@@ -216,7 +206,6 @@ def test_awd_by_gradient_descent_only_reweights_the_tasks(seed, count, alpha):
     assert float((span @ weights - delta[:, None]).norm()) <= 1e-10 * float(span.norm())
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), shape=SHAPE)
 def test_awd_by_gradient_descent_is_orthogonally_equivariant(seed, count, shape):
     base = matrix(seed, shape)
@@ -228,7 +217,6 @@ def test_awd_by_gradient_descent_is_orthogonally_equivariant(seed, count, shape)
     close({A: want}, merge("awd_ta", {A: q @ base[A] @ r}, turned, **FEW), 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), optimizer=OPTIMIZER, scaling=st.floats(-2, 2))
 def test_awd_groups_of_one_tensor_and_the_scale(seed, count, optimizer, scaling):
     base = matrix(seed, (6, 5))
@@ -239,7 +227,6 @@ def test_awd_groups_of_one_tensor_and_the_scale(seed, count, optimizer, scaling)
     close(scaled, {A: base[A] + scaling / 0.3 * (a[A] - base[A])}, 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), alpha=st.sampled_from([50.0, 1e4]))
 def test_awd_with_a_large_alpha_stays_near_task_arithmetic(seed, count, alpha):
     """The minimiser is delta = 0; descent with a fixed step ends within one step of it."""
@@ -253,7 +240,6 @@ def test_awd_with_a_large_alpha_stays_near_task_arithmetic(seed, count, alpha):
 # ---------------------------------------------------------------- WUDI
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), shape=SHAPE)
 def test_wudi_starts_at_the_sum_and_averages_what_is_no_matrix(seed, count, shape):
     base = draw(seed, shape=shape)
@@ -269,7 +255,6 @@ def test_wudi_starts_at_the_sum_and_averages_what_is_no_matrix(seed, count, shap
     assert all(float((state[n] - start[n]).abs().max()) <= 6 * 3.2e-5 for n in matrices)
 
 
-@LAWS
 @given(seed=SEED, shape=SHAPE)
 def test_wudi_of_one_task_or_of_orthogonal_rows_is_the_sum(seed, shape):
     base = draw(seed, shape=shape)
@@ -283,7 +268,6 @@ def test_wudi_of_one_task_or_of_orthogonal_rows_is_the_sum(seed, shape):
     close(merge("wudi", origin, halves, steps=30), {A: halves["t0"][A] + halves["t1"][A]}, 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), shape=SHAPE, size=st.sampled_from([1e-3, 1e-2, 0.3]))
 def test_wudi_reduces_the_interference(seed, count, shape, size):
     base = matrix(seed, shape)
@@ -294,7 +278,6 @@ def test_wudi_reduces_the_interference(seed, count, shape, size):
     assert losses[2] < losses[1]
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4))
 def test_wudi_skips_a_task_that_does_not_move(seed, count):
     base = draw(seed)

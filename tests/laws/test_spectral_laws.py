@@ -13,7 +13,7 @@ from tests.oracles.data_free import array
 from tests.oracles.spectral import cts_split
 from tests.support.helpers import expert_of, experts_of, rng, same_bits, snapshot
 from tests.support.spectral_cases import lora_experts
-from tests.support.spectral_laws import DOUBLE, LAWS, SEED, SHAPE, close, conditioned, draw, merge, rotations, spectrum, zero
+from tests.support.spectral_laws import DOUBLE, SEED, SHAPE, close, conditioned, draw, merge, rotations, spectrum, zero
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*numerical rank:UserWarning")  # rank="fixed" on deficient matrices
 
@@ -25,7 +25,6 @@ FRACTION = st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0])
 # ---------------------------------------------------------------- laws of all or most of them
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), method=st.sampled_from(ONE_MODEL), data=st.data())
 def test_permuting_the_tasks_changes_nothing(seed, count, method, data):
     base = draw(seed)
@@ -34,14 +33,12 @@ def test_permuting_the_tasks_changes_nothing(seed, count, method, data):
     close(merge(method, base, {t: experts[t] for t in order}), merge(method, base, experts), 1e-6)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), dtype=st.sampled_from([DOUBLE, torch.float32, torch.bfloat16]), method=SCALED)
 def test_scale_zero_returns_the_base(seed, count, dtype, method):
     base = draw(seed, dtype)
     assert same_bits(merge(method, base, experts_of(base, count, seed % 1009), scaling=0), base)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), scaling=st.floats(-3, 3), method=SCALED)
 def test_update_is_linear_in_the_scale(seed, count, scaling, method):
     base = draw(seed)
@@ -50,7 +47,6 @@ def test_update_is_linear_in_the_scale(seed, count, scaling, method):
     close(many, {n: base[n] + scaling * (one[n] - base[n]) for n in base}, 1e-9)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), dtype=st.sampled_from([DOUBLE, torch.float32, torch.float16]))
 def test_experts_equal_to_the_base_return_the_base(seed, count, dtype):
     base = draw(seed, dtype)
@@ -61,7 +57,6 @@ def test_experts_equal_to_the_base_return_the_base(seed, count, dtype):
         assert same_bits(merge(method, base, experts, rank="numerical"), base), method
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), factor=st.sampled_from([1e-6, 0.5, 3.0, 1e8]), method=st.sampled_from(ONE_MODEL))
 def test_positive_homogeneity(seed, count, factor, method):
     origin = {n: torch.zeros_like(v) for n, v in draw(seed).items()}
@@ -72,7 +67,6 @@ def test_positive_homogeneity(seed, count, factor, method):
     close(a, {n: v / factor for n, v in b.items()}, 1e-6)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), shape=SHAPE, method=st.sampled_from(["iso_cts", "star", "knots_ta", "tsv_c"]))
 def test_orthogonal_equivariance(seed, count, shape, method):
     base = {"w": torch.randn(shape, generator=rng(seed), dtype=DOUBLE)}
@@ -84,7 +78,6 @@ def test_orthogonal_equivariance(seed, count, shape, method):
     close({"w": want}, merge(method, {"w": q @ base["w"] @ r}, turned, "task0"), 1e-6)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 3), shape=SHAPE)
 def test_knots_ties_is_equivariant_to_rotations_of_the_output(seed, count, shape):
     base = zero(shape)
@@ -96,7 +89,6 @@ def test_knots_ties_is_equivariant_to_rotations_of_the_output(seed, count, shape
     close({"w": q @ merge("knots_ties", base, experts)["w"]}, merge("knots_ties", base, turned), 1e-6)
 
 
-@LAWS
 @given(
     seed=SEED,
     count=st.integers(1, 3),
@@ -117,7 +109,6 @@ def test_dtypes_and_inputs_are_kept(seed, count, dtype, method):
     assert all(same_bits(experts[t], before[1][t]) for t in experts)
 
 
-@LAWS
 @given(
     seed=SEED,
     factor=st.sampled_from([1.0, -1.0, 1e-3]),
@@ -144,7 +135,6 @@ def test_merging_one_tensor_at_a_time_equals_merging_them_together(method):
         assert torch.equal(alone[name], together[name]), name
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4))
 def test_what_is_no_matrix(seed, count):
     base = draw(seed)
@@ -164,7 +154,6 @@ def test_what_is_no_matrix(seed, count):
 # ---------------------------------------------------------------- TSV-C
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 5), shape=SHAPE, ratio=st.sampled_from([None, 0.2, 0.5, 1.0]))
 def test_tsv_c_is_the_best_approximation_of_its_rank(seed, count, shape, ratio):
     experts = experts_of(zero(shape), count, seed % 1009)
@@ -177,7 +166,6 @@ def test_tsv_c_is_the_best_approximation_of_its_rank(seed, count, shape, ratio):
         assert np.allclose(spectrum(state)[:k], values[:k], rtol=1e-9)
 
 
-@LAWS
 @given(seed=SEED, dtype=st.sampled_from([torch.float32, DOUBLE]))
 def test_tsv_c_of_one_task_or_of_all_components_is_the_expert(seed, dtype):
     base = draw(seed, dtype)
@@ -187,7 +175,6 @@ def test_tsv_c_of_one_task_or_of_all_components_is_the_expert(seed, dtype):
     close(merge("tsv_c", base, experts, "task2", rank_ratio=1.0), experts["task2"], tolerance)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), data=st.data())
 def test_tsv_c_of_a_task_depends_on_the_others_by_number_only(seed, count, data):
     base = draw(seed)
@@ -200,7 +187,6 @@ def test_tsv_c_of_a_task_depends_on_the_others_by_number_only(seed, count, data)
 # ---------------------------------------------------------------- Iso-CTS
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), shape=SHAPE, fraction=FRACTION)
 def test_iso_cts_is_isotropic(seed, count, shape, fraction):
     experts = experts_of(zero(shape), count, seed % 1009)
@@ -209,7 +195,6 @@ def test_iso_cts_is_isotropic(seed, count, shape, fraction):
     assert np.allclose(values, values.mean(), rtol=1e-6)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 5), shape=SHAPE, fraction=FRACTION, scaling=st.sampled_from([1.0, 1.5]))
 def test_iso_cts_without_task_directions_is_iso_c(seed, count, shape, fraction, scaling):
     base = draw(seed, shape=shape)
@@ -223,7 +208,6 @@ def test_iso_cts_without_task_directions_is_iso_c(seed, count, shape, fraction, 
 # ---------------------------------------------------------------- STAR
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), dtype=st.sampled_from([torch.float32, DOUBLE]))
 def test_star_of_everything_is_the_average(seed, count, dtype):
     base = draw(seed, dtype)
@@ -233,7 +217,6 @@ def test_star_of_everything_is_the_average(seed, count, dtype):
     close(merge("star", base, {"only": experts["task0"]}, eta=100), experts["task0"], tolerance)
 
 
-@LAWS
 @given(seed=SEED, shape=SHAPE, low=st.floats(0.1, 100), high=st.floats(0.1, 100))
 def test_star_keeps_the_nuclear_norm_and_its_rank_grows_with_eta(seed, shape, low, high):
     expert = expert_of(zero(shape), seed % 1009)
@@ -249,7 +232,6 @@ def test_star_keeps_the_nuclear_norm_and_its_rank_grows_with_eta(seed, shape, lo
     assert ranks[0] <= ranks[1]
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(1, 4), eta=st.floats(0.01, 100))
 def test_star_leaves_rank_one_alone_and_averages_the_tasks(seed, count, eta):
     experts = lora_experts(zero((6, 5)), count, 1, seed % 1009)

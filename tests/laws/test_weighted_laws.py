@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.helpers import distance, expert_of, experts_of, grid_state, rng
 from tests.support.key_sets import fisher_of, gram_of
 from tests.support.merging import close, draw, merge, update, zeros_like
 
-LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 COUNT = st.integers(1, 4)
 UNIT = st.floats(0, 1)
@@ -26,7 +25,6 @@ def inputs(seed, count, size=0.3):
 # ---------------------------------------------------------------- Fisher
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, epsilon=st.sampled_from([0, 1e-6, 0.3]), normalize=st.booleans())
 def test_equal_fishers_average(seed, count, epsilon, normalize):
     base, experts = inputs(seed, count)
@@ -35,7 +33,6 @@ def test_equal_fishers_average(seed, count, epsilon, normalize):
     close(state, merge("weight_averaging", base, experts))
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, factor=st.sampled_from([1e-12, 0.1, 7.0, 1e12]), which=st.integers(0, 3))
 def test_normalised_fisher_ignores_the_scale_of_each_task(seed, count, factor, which):
     base, experts = inputs(seed, count)
@@ -48,7 +45,6 @@ def test_normalised_fisher_ignores_the_scale_of_each_task(seed, count, factor, w
     close(many, one)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, epsilon=st.sampled_from([0, 1e-6, 0.3]), normalize=st.booleans())
 def test_fisher_is_a_convex_combination(seed, count, epsilon, normalize):
     base, experts = inputs(seed, count)
@@ -63,7 +59,6 @@ def test_fisher_is_a_convex_combination(seed, count, epsilon, normalize):
         assert bool((state[name] <= stack.amax(0) + 1e-12).all())
 
 
-@LAWS
 @given(seed=SEED, count=COUNT)
 def test_a_large_epsilon_averages(seed, count):
     base, experts = inputs(seed, count)
@@ -74,7 +69,6 @@ def test_a_large_epsilon_averages(seed, count):
 # ---------------------------------------------------------------- RegMean
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, off_diagonal=UNIT)
 def test_equal_grams_average(seed, count, off_diagonal):
     base, experts = inputs(seed, count)
@@ -83,7 +77,6 @@ def test_equal_grams_average(seed, count, off_diagonal):
     close(state, merge("weight_averaging", base, experts), 1e-8)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, off_diagonal=UNIT, rank=st.sampled_from([None, 1, 2]))
 def test_regmean_solves_the_normal_equations(seed, count, off_diagonal, rank):
     """Σ_t (W - W_t) G~_t = 0: W minimises Σ_t tr((W - W_t) G~_t (W - W_t)^T), with singular Gram matrices too."""
@@ -100,7 +93,6 @@ def test_regmean_solves_the_normal_equations(seed, count, off_diagonal, rank):
         assert float(residual.abs().max()) <= 1e-9 * size
 
 
-@LAWS
 @given(seed=SEED, count=COUNT)
 def test_regmean_without_off_diagonals_weighs_columns(seed, count):
     base, experts = inputs(seed, count)
@@ -113,7 +105,6 @@ def test_regmean_without_off_diagonals_weighs_columns(seed, count):
         assert distance(state[name], want) <= 1e-9
 
 
-@LAWS
 @given(seed=SEED, count=COUNT)
 def test_a_task_without_inputs_changes_no_regressed_matrix(seed, count):
     base, experts = inputs(seed, count)
@@ -124,7 +115,6 @@ def test_a_task_without_inputs_changes_no_regressed_matrix(seed, count):
     close(state, merge("regmean", base, experts, gram=gram), 1e-8, MATRICES)
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, factor=st.sampled_from([1e-9, 0.01, 1e6]))
 def test_regmean_ignores_a_common_scale(seed, count, factor):
     base, experts = inputs(seed, count)
@@ -136,7 +126,6 @@ def test_regmean_ignores_a_common_scale(seed, count, factor):
 # ---------------------------------------------------------------- MetaGPT
 
 
-@LAWS
 @given(seed=SEED, count=COUNT, size=st.sampled_from([1e-6, 0.3, 100.0]))
 def test_metagpt_weighs_by_squared_norms_that_sum_to_one(seed, count, size):
     base = zeros_like(draw(seed))
@@ -148,7 +137,6 @@ def test_metagpt_weighs_by_squared_norms_that_sum_to_one(seed, count, size):
         assert float((state[name] - want[name]).abs().max()) <= 1e-12 * max(float(e[name].abs().max()) for e in experts.values())
 
 
-@LAWS
 @given(seed=SEED, count=COUNT)
 def test_metagpt_of_equal_norms_averages(seed, count):
     base = draw(seed)
@@ -166,7 +154,6 @@ NUSLERP = {
 }  # fmt: skip
 
 
-@LAWS
 @given(seed=SEED, dtype=st.sampled_from([DOUBLE, torch.float32, torch.bfloat16]), size=st.sampled_from([0.001, 0.3]), **NUSLERP)
 def test_end_points(seed, dtype, size, vectors, dimension):
     base = draw(seed, dtype)
@@ -178,7 +165,6 @@ def test_end_points(seed, dtype, size, vectors, dimension):
         close(state, experts[task], {DOUBLE: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype], beside=base)
 
 
-@LAWS
 @given(seed=SEED, t=UNIT, size=st.sampled_from([0.003, 0.3]), **NUSLERP)
 def test_turning_the_pair_round_mirrors_t(seed, t, size, vectors, dimension):
     base, experts = inputs(seed, 2, size)
@@ -188,7 +174,6 @@ def test_turning_the_pair_round_mirrors_t(seed, t, size, vectors, dimension):
     close(merge("nuslerp", base, turned, t=1 - t, **options), merge("nuslerp", base, experts, t=t, **options), 1e-7)
 
 
-@LAWS
 @given(seed=SEED, t=UNIT)
 def test_between_vectors_of_one_norm_the_norm_is_kept_and_the_angle_divided(seed, t):
     zero = {"w": torch.zeros(3, 4, dtype=DOUBLE)}
@@ -202,7 +187,6 @@ def test_between_vectors_of_one_norm_the_norm_is_kept_and_the_angle_divided(seed
         assert abs(float((w * a).sum() / a.norm() ** 2) - float(torch.cos(t * angle))) <= 1e-9
 
 
-@LAWS
 @given(seed=SEED, t=UNIT, dimension=st.sampled_from(["flat", "last", "first"]))
 def test_nuslerp_of_task_vectors_is_that_of_weights_around_zero(seed, t, dimension):
     base, experts = inputs(seed, 2)
@@ -214,7 +198,6 @@ def test_nuslerp_of_task_vectors_is_that_of_weights_around_zero(seed, t, dimensi
     close(other, merge("nuslerp", base, experts, t=t, dimension=dimension, vectors="weights"))
 
 
-@LAWS
 @given(seed=SEED, t=UNIT, dimension=st.sampled_from(["last", "first"]))
 def test_nuslerp_along_a_dimension_is_that_of_each_vector(seed, t, dimension):
     base, experts = inputs(seed, 2)
@@ -230,7 +213,6 @@ def test_nuslerp_along_a_dimension_is_that_of_each_vector(seed, t, dimension):
 STOCK = {"average": st.sampled_from(["angles", "cosines"]), "granularity": st.sampled_from(["tensor", "row"])}
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), **STOCK)
 def test_model_stock_of_orthogonal_tasks_is_the_base(seed, count, average, granularity):
     base = {"w": torch.randn(3, 8, generator=rng(seed), dtype=DOUBLE)}
@@ -240,7 +222,6 @@ def test_model_stock_of_orthogonal_tasks_is_the_base(seed, count, average, granu
     close(merge("model_stock", base, experts, average=average, granularity=granularity), base, 1e-12)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), **STOCK)
 def test_model_stock_lies_on_the_line_through_base_and_mean(seed, count, average, granularity):
     base, experts = inputs(seed, count)
@@ -253,7 +234,6 @@ def test_model_stock_lies_on_the_line_through_base_and_mean(seed, count, average
             assert float((moved - ratio * direction).abs().max()) <= 1e-9 * max(1.0, float(moved.abs().max()))
 
 
-@LAWS
 @given(seed=SEED, granularity=st.sampled_from(["tensor", "row"]))
 def test_two_tasks_have_one_angle(seed, granularity):
     base, experts = inputs(seed, 2)
@@ -261,7 +241,6 @@ def test_two_tasks_have_one_angle(seed, granularity):
     close(angles, cosines, 1e-7)
 
 
-@LAWS
 @given(seed=SEED, count=st.integers(2, 4), average=st.sampled_from(["angles", "cosines"]))
 def test_model_stock_by_row_is_that_of_each_row(seed, count, average):
     base, experts = inputs(seed, count)

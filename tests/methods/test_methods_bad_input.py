@@ -161,12 +161,6 @@ SCALED = ["task_arithmetic", "ties_merging", "tsv_m", "cart", "iso_c"]
 
 
 @pytest.mark.parametrize("method", SCALED)
-@pytest.mark.parametrize("value", ["0.3", None, math.nan, math.inf, -math.inf, [0.3], 1j, torch.nan])
-def test_scaling_is_a_finite_number(method, value):
-    refuse("scaling", method=method, scaling=value)
-
-
-@pytest.mark.parametrize("method", SCALED)
 @pytest.mark.parametrize("value", [0, 1, -2, 0.0, 7.5, np.float32(0.25), np.float64(0.5), np.int64(2)])
 def test_scaling_accepts_every_finite_number(method, value):
     base = clip_state()
@@ -175,16 +169,10 @@ def test_scaling_accepts_every_finite_number(method, value):
     assert same_bits(state, fbl.merge(method, base, experts, scaling=float(value)).state_dict())
 
 
-BAD = [
-    ("ties_merging", "keep", [0, 0.0, -0.1, 1.0001, 20, "0.2", None, math.nan, math.inf]),
-    ("ties_merging", "reduce", ["median", "", "Sum", None, 1]),
-    ("ties_merging", "virtual_zeros", [-1, 2.5, "3", None, math.nan]),
-    ("tsv_m", "rank_ratio", [0, 0.0, -0.5, 1.01, 2, "0.5", math.nan]),
-    ("tsv_m", "matrices", ["all", "attn", None, 2]),
-    ("cart", "rank_ratio", [0, 0.0, -0.5, 1.01, 2, "0.5", math.nan, math.inf]),
-    ("cart", "matrices", ["all_2D", "mlp", None]),
-    ("iso_c", "matrices", ["encoder", None]),
-]
+BAD = {  # every range is tried out in tests/planning/test_hyperparameter_ranges.py: here, that a merge asks for it
+    "task_arithmetic": ("scaling", math.inf), "ties_merging": ("keep", 0), "tsv_m": ("matrices", "attn"),
+    "cart": ("rank_ratio", "0.5"), "iso_c": ("scaling", None),
+}
 GOOD = [
     ("ties_merging", "keep", [1e-9, 1, 1.0, 0.5, np.float32(0.5)]),
     ("ties_merging", "reduce", ["sum", "mean", "max"]),
@@ -197,8 +185,9 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize(("method", "name", "value"), [(m, n, v) for m, n, values in BAD for v in values])
-def test_value_out_of_range(method, name, value):
+@pytest.mark.parametrize("method", BAD)
+def test_value_out_of_range(method):
+    name, value = BAD[method]
     message = refuse(name, method=method, **{name: value})
     assert str(value) in message or repr(value) in message
 

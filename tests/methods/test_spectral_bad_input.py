@@ -33,47 +33,10 @@ def refuse(method, *parts, base=None, experts=None, **given_) -> str:
     return message[0]
 
 
-NOT_NUMBERS = ["0.3", None, math.nan, math.inf, -math.inf, [0.3], 1j, True, False, {}]
-NOT_INTEGERS = ["3", None, math.nan, math.inf, 2.5, 3.0, [3], True, False, 1j]
-WORDS = ["", None, 1, True, math.nan, ["tensor"]]
-FRACTIONS = [0, 0.0, -0.1, 1.0001, 20, *NOT_NUMBERS]
-POSITIVE = [0, 0.0, -1e-9, -3, *NOT_NUMBERS]
-STEPS = [-1, -400, *NOT_INTEGERS]
-RATIO = [v for v in FRACTIONS if v is not None]  # None is 1/T
-
-BAD = [
-    ("tsv_c", "rank_ratio", RATIO),
-    ("tsv_m", "rank", ["Fixed", "numeric", "exact", *WORDS]),
-    ("iso_c", "rank", ["Fixed", "numeric", "exact", *WORDS]),
-    ("iso_cts", "scaling", NOT_NUMBERS),
-    ("iso_cts", "common_fraction", [-0.1, 1.01, 80, *NOT_NUMBERS]),
-    ("iso_cts", "matrices", ["all", "all_2D", *WORDS]),
-    ("star", "eta", [0, 0.0, -1, 100.001, 1000, *NOT_NUMBERS]),
-    ("knots_ta", "scaling", NOT_NUMBERS),
-    ("knots_ta", "cutoff", [-1e-5, -1, *NOT_NUMBERS]),
-    ("knots_ties", "scaling", NOT_NUMBERS),
-    ("knots_ties", "cutoff", [-1e-5, -1, *NOT_NUMBERS]),
-    ("knots_ties", "keep", FRACTIONS),
-    ("doge_ta", "eta", POSITIVE),
-    ("doge_ta", "keep", FRACTIONS),
-    ("doge_ta", "steps", STEPS),
-    ("doge_ta", "lr", POSITIVE),
-    ("doge_ta", "subspace_divisor", [0, -6, *NOT_INTEGERS]),
-    ("doge_ta", "matrices", ["encoder", "all_2D", *WORDS]),
-    ("doge_ta", "rank", ["Fixed", "numeric", *WORDS]),
-    ("doge_ta", "coefficients", ["layers", "Task", *WORDS]),
-    ("doge_ta", "scaling", NOT_NUMBERS),
-    ("doge_ta", "projection", ["orthogonally", "off", *WORDS]),
-    ("doge_ta", "loss", ["rows", "full", *WORDS]),
-    ("awd_ta", "alpha", [-0.1, -1, *NOT_NUMBERS]),
-    ("awd_ta", "lr", POSITIVE),
-    ("awd_ta", "steps", STEPS),
-    ("awd_ta", "scaling", NOT_NUMBERS),
-    ("awd_ta", "group", ["tensors", "model", *WORDS]),
-    ("awd_ta", "optimizer", ["sgd", "Adam", *WORDS]),
-    ("wudi", "steps", STEPS),
-    ("wudi", "lr", POSITIVE),
-]
+BAD = {  # every range is tried out in tests/planning/test_hyperparameter_ranges.py: here, that a merge asks for it
+    "tsv_c": ("rank_ratio", 0), "iso_cts": ("common_fraction", 1.01), "star": ("eta", 100.001), "knots_ta": ("cutoff", -1e-5),
+    "knots_ties": ("keep", 1.0001), "doge_ta": ("subspace_divisor", 0), "awd_ta": ("alpha", "0.3"), "wudi": ("steps", -1),
+}
 GOOD = [
     ("tsv_c", "rank_ratio", [None, 1e-9, 1, 0.5, np.float32(0.5)]),
     ("tsv_m", "rank", ["fixed", "numerical"]),
@@ -106,8 +69,9 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize(("method", "name", "value"), [(m, n, v) for m, n, values in BAD for v in values])
-def test_value_out_of_range(method, name, value):
+@pytest.mark.parametrize("method", BAD)
+def test_value_out_of_range(method):
+    name, value = BAD[method]
     message = refuse(method, name, **{name: value})
     assert str(value) in message or repr(value) in message
 

@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
@@ -87,7 +87,6 @@ def test_half_precision_is_within_one_unit_of_the_rounded_oracle(case, dtype):
 SHAPES = {"b": (7,), "a.weight": (5, 9), "c.attn.w": (9, 5), "d": (2, 3, 4), "e": (1,), "f.mlp.w": (6, 6)}
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     count=st.integers(1, 5),
@@ -108,7 +107,6 @@ def test_ties_with_equal_magnitudes_zeros_and_cancellation(seed, count, keep, re
         check_state(state, expected, base, PRECISION[dtype])
 
 
-@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 4), case=st.sampled_from(ELEMENTWISE + FACTORISED))
 def test_random_shapes_and_counts(seed, count, case):
     method, given_ = case
@@ -123,7 +121,6 @@ def test_random_shapes_and_counts(seed, count, case):
     check_state(state, ORACLES[method](base, experts, **given_), base, 1e-6 if case in FACTORISED else 1e-10)
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     smallest=st.sampled_from([1e-2, 1e-3, 1e-4]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
@@ -212,7 +212,6 @@ def test_fixed_is_the_default_rank(method):
 # ---------------------------------------------------------------- random shapes
 
 
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 4), case=st.sampled_from(CASES + [("tsv_c", g) for g in TSV_C]))
 def test_random_shapes_and_counts(seed, count, case):
     g = rng(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fusionbench_lite import registry
+from fusionbench_lite import paths, registry
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.tables import records
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, in_this_process
 
 SMALL = (
     "tasks=[digits,signs,land]", "limit=48",
@@ -65,7 +66,7 @@ SWEEPS = {
 def test_every_method_config_runs_for_one_step(command, tmp_path, kind):
     """One process for many methods: most of a short run's time is importing libraries."""
     methods, settings = SWEEPS[kind]
-    done = command("-m", f"method={','.join(methods)}", *SMALL, *settings, timeout=280)
+    done = command("-m", f"method={','.join(methods)}", *SMALL, *settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("recorded in") + done.stdout.count("found in") == len(methods)
     found = {record.method: record for record in records.read_all(tmp_path / "results")}
@@ -118,14 +119,14 @@ def test_the_same_line_again_does_no_work(command, tmp_path):
     assert len(records.read_all(tmp_path / "results")) == 1
 
 
-@pytest.mark.parametrize("method", ["adarank", "adamerging_taskwise"])
+@pytest.mark.parametrize("method", ["adarank", pytest.param("adamerging_taskwise", marks=pytest.mark.slow)])
 def test_killed_in_the_middle_the_same_line_finishes_with_the_same_record(tmp_path, shared_cache, method):
     arguments = [f"method={method}", "steps=60", *SMALL, *SHORT]
     environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(shared_cache), "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "fusionbench_lite", *arguments]
     for folder in ("undisturbed", "killed"):
         (tmp_path / folder).mkdir()
-    subprocess.run(line, cwd=tmp_path / "undisturbed", env=environment, check=True, capture_output=True)
+    assert in_this_process(tmp_path / "undisturbed", shared_cache)(*arguments).returncode == 0
     process = subprocess.Popen(
         line, cwd=tmp_path / "killed", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -137,7 +138,7 @@ def test_killed_in_the_middle_the_same_line_finishes_with_the_same_record(tmp_pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not records.read_all(tmp_path / "killed" / "results")
-    subprocess.run(line, cwd=tmp_path / "killed", env=environment, check=True, capture_output=True)
+    assert in_this_process(tmp_path / "killed", shared_cache)(*arguments).returncode == 0
     assert _essence(_record(tmp_path / "killed")) == _essence(_record(tmp_path / "undisturbed"))
 
 
@@ -163,27 +164,25 @@ def test_two_processes_share_one_run(tmp_path, shared_cache, command):
 def test_a_sweep_leaves_one_record_per_job(command, tmp_path):
     done = command("-m", "method=ties_merging,task_arithmetic", "method.scaling=0.2,0.3", *SMALL)
     assert done.returncode == 0, done.stderr
-    scalings = {(r.method, *r.data["hyperparameters"]["scaling"].values()) for r in records.read_all(tmp_path / "results")}
-    assert scalings == {(m, s, "given") for m in ("ties_merging", "task_arithmetic") for s in (0.2, 0.3)}
+    scalings = {(r.method, r.data["hyperparameters"]["scaling"]["value"]) for r in records.read_all(tmp_path / "results")}
+    assert scalings == {(m, s) for m in ("ties_merging", "task_arithmetic") for s in (0.2, 0.3)}
 
 
-def test_a_refusal_in_a_worker_of_joblib_is_not_lost(command):
+def test_a_refusal_in_a_worker_of_joblib_is_not_lost(process):
     line = ["-m", "method=pretrained,weight_averaging", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = command(*line, "checkpoints.dir=/nonexistent")
+    done = process(*line, "checkpoints.dir=/nonexistent")
     assert done.returncode == 2
     assert "/nonexistent is not a directory" in done.stderr
 
 
-def test_a_sweep_with_joblib(command, tmp_path):
-    line = ["-m", "method=task_arithmetic,ties_merging", "method.scaling=0.3", *SMALL]
-    done = command(*line, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+def test_a_sweep_with_joblib(process, tmp_path):
+    done = process("-m", "method=pretrained,weight_averaging", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stderr
-    scalings = {(r.method, *r.data["hyperparameters"]["scaling"].values()) for r in records.read_all(tmp_path / "results")}
-    assert scalings == {("task_arithmetic", 0.3, "given"), ("ties_merging", 0.3, "given")}  # given, though it is the default
+    assert {r.method for r in records.read_all(tmp_path / "results")} == {"pretrained", "weight_averaging"}
 
 
-def test_a_sweep_in_jobs_of_their_own(command, tmp_path):
-    done = command("-m", "method=pretrained", *SMALL, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=15")
+def test_a_sweep_in_jobs_of_their_own(process, tmp_path):
+    done = process("-m", "method=pretrained", *SMALL, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=15")
     assert done.returncode == 0, done.stderr
     assert _record(tmp_path).method == "pretrained"
 
@@ -195,18 +194,13 @@ def test_loggers(command, tmp_path, logger, left):
     assert list((tmp_path / "results" / "logs").rglob(left))
 
 
-def test_a_full_disk_leaves_no_record(tmp_path, shared_cache):
-    code = (
-        "import errno, os, sys, fusionbench_lite.paths as p\n"
-        "def full(path):\n"
-        "    if '.tmp' in str(path) and 'records' in str(path): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "p._flush = full\n"
-        "import fusionbench_lite.__main__ as cli\n"
-        f"sys.argv = ['fusionbench_lite', *{list(SMALL)!r}]\n"
-        "sys.exit(cli.main())\n"
-    )
-    environment = {**os.environ, "FUSIONBENCH_LITE_CACHE": str(shared_cache), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_a_full_disk_leaves_no_record(command, tmp_path, monkeypatch):
+    def full(path):
+        if ".tmp" in str(path) and "records" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paths, "_flush", full)
+    done = command(*SMALL)
     assert done.returncode == 2, done.stderr
     assert "No space left on device" in done.stderr
     assert _refusals(done.stderr) == 1

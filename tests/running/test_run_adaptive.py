@@ -79,7 +79,7 @@ def test_adapters_sit_on_a_recorded_adaptation(command, tmp_path):
     base = ("method=adamerging_layerwise", "steps=3", *SMALL)
     own = ("method.adaptation.base_steps=3", "steps=0")
     surgery = ("method=surgery", "method.base=adamerging_layerwise", *own, *SMALL, *SHORT)
-    done = command(*surgery, timeout=280)
+    done = command(*surgery)
     assert done.returncode == 0, done.stderr
     first = of_method(tmp_path, "adamerging_layerwise")
     record = of_method(tmp_path, "surgery")
@@ -93,7 +93,7 @@ def test_adapters_sit_on_a_recorded_adaptation(command, tmp_path):
 def test_a_base_chosen_on_test_labels_marks_the_row(command, tmp_path):
     base = ("method.base=adarank_ta", "method.adaptation.base_steps=2", "method.adaptation.base_select=best_test")
     arguments = ("method=surgery", *base, "steps=1")
-    assert command(*arguments, *SMALL, *SHORT, timeout=280).returncode == 0
+    assert command(*arguments, *SMALL, *SHORT).returncode == 0
     record = of_method(tmp_path, "surgery")
     assert all(chosen["uses_test_labels"] for chosen in record.data["selections"].values())
     assert frame.from_records([record]).frame["uses_test_labels"].all()

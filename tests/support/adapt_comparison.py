@@ -122,10 +122,6 @@ def refuse_value(method, name, value, s=None) -> None:
     assert str(value) in message or repr(value) in message
 
 
-def bad_cases(table):
-    return [(method, name, value) for methods, name, values in table for method in methods for value in values]
-
-
 def close_states(a, b, base, tolerance: float) -> None:
     check_passthrough(a, base)
     for name in touched(base):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
 from tests.oracles.data_free import array
 from tests.support.helpers import distance, experts_of, rng, touched
 
-LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 SHAPE = st.sampled_from([(6, 5), (5, 6), (6, 6), (7, 3)])
 DOUBLE = torch.float64

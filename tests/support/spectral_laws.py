@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 
 import fusionbench_lite as fbl
 from tests.oracles.data_free import array
 from tests.support.helpers import distance, rng, touched
 
-LAWS = settings(max_examples=200, deadline=None)
 SEED = st.integers(0, 2**31)
 SHAPE = st.sampled_from([(5, 5), (6, 4), (3, 7), (1, 4)])
 DOUBLE = torch.float64

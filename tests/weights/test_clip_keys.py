@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionbench_lite.errors import InputError
@@ -101,7 +101,6 @@ def test_text_towers_agree() -> None:
     assert same(clip_keys.text_of_open_clip(state), clip_keys.text_to_open_clip(full))
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     width=st.integers(1, 9), layers=st.integers(0, 4), output=st.integers(1, 7), patch=st.integers(1, 3), projection=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),

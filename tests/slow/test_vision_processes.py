@@ -57,7 +57,6 @@ def waited_for(condition, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_two_processes_with_one_line_make_one_record(served: Suite):
     last = [ended(process) for process in [started(served, "method=cart") for _ in range(2)]]
     assert sorted(line.split()[0] for line in last) == ["found", "recorded"]
@@ -67,7 +66,6 @@ def test_two_processes_with_one_line_make_one_record(served: Suite):
     assert not unfinished(served)
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_downloads_leaves_what_the_next_one_uses(served: Suite):
     half = (served.mirror.root / "models/SphereLab/vision_models_in_FDA/ViT-B-32/DTD/finetuned.pt").stat().st_size // 2
     served.mirror.inject("stall", "*DTD/finetuned.pt", at=half, seconds=240)
@@ -83,7 +81,6 @@ def test_a_process_that_is_killed_while_it_downloads_leaves_what_the_next_one_us
     assert again.headers.get("Range", again.headers.get("range")) == f"bytes={half}-"
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_converts_or_decodes_changes_no_prediction(served: Suite):
     assert ended(started(served, "method=cart")).startswith("recorded in")
     reference = predictions(served)
@@ -97,7 +94,6 @@ def test_a_process_that_is_killed_while_it_converts_or_decodes_changes_no_predic
         assert predictions(fresh) == reference
 
 
-@pytest.mark.slow
 def test_two_launches_of_two_processes_with_one_line_take_turns(served: Suite):
     """Both wait for one lock in their first process alone; the others wait for what that one decides."""
     line = "method=adamerging_taskwise steps=3 method.adaptation.batch_size=2 method.adaptation.eval_every=3"

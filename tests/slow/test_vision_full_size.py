@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.support.mirror import UNSET, Mirror
 from tests.support.vision_suite import Suite, fill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 SIZES = {"mnist": (60, 130), "dtd": (94, 141)}
 """Training and test images by task: a few hundred that an adaptation evaluates."""

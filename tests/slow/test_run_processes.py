@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from fusionbench_lite.tables import records
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 SMALL = (
     "tasks=[digits,signs,land]", "limit=48", "device=cpu",
     "checkpoints.recipe={pretrain_steps: 4, finetune_steps: 3, multitask_steps: 3}",

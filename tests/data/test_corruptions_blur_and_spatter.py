@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from fusionbench_lite.data import corruptions
-from fusionbench_lite.data.corruptions import PARAMETERS, corrupt
+from fusionbench_lite.data.vision import corruptions
+from fusionbench_lite.data.vision.corruptions import PARAMETERS, corrupt
 from tests.data.test_corruptions import SEVERITIES, grey, picture, rng
 from tests.support.clip_models import input_refused
 

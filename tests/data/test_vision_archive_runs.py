@@ -11,7 +11,7 @@ import pytest
 from fusionbench_lite import doctor
 from fusionbench_lite.data.vision import tasks
 from fusionbench_lite.models import clip
-from fusionbench_lite.suites import suite as suites
+from fusionbench_lite.running import loading
 from tests.data.test_vision_archive import PATH
 from tests.support import vision_archive, vision_files
 from tests.support.mirror import Mirror
@@ -34,7 +34,7 @@ def suite(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     both = {**sizes, "emnist": (SIZES["train"], SIZES["test"])}
     vision_archive.table(found.tasks_file, mirror.publish(PATH, content), content, both)
     yield found
-    suites._latest.clear()
+    loading._latest.clear()
 
 
 LINE = "checkpoints=tall tasks=[mnist,emnist]"
@@ -62,14 +62,14 @@ def test_a_run_fetches_the_archive_records_it_and_needs_no_network_after(suite: 
     mirror.log.clear()
     mirror.close()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    suites._latest.clear()
+    loading._latest.clear()
     assert suite.again(f"{LINE} method=task_arithmetic").key == record.key
     suite.run(f"{LINE} method=weight_averaging")
-    suites._latest.clear()
+    loading._latest.clear()
     theirs = vision_archive.write_data_dir(suite.folder / "data")
     for line, key in (("method=task_arithmetic", record.key), (statistics, trained.key)):
         assert suite.again(f"{LINE} {line} data_dir={theirs}").key == key
-        suites._latest.clear()
+        loading._latest.clear()
     assert mirror.log == []
 
 

@@ -14,7 +14,7 @@ import math
 import numpy as np
 import pytest
 
-from fusionbench_lite import registry
+from fusionbench_lite import fields, registry
 from fusionbench_lite.errors import MergeError
 
 NOT_NUMBERS = ["0.3", "", "nan", None, [0.3], (1,), {}, {1.0}, 1j, True, False, np.bool_(True), np.array([1.0]), b"1",
@@ -45,7 +45,7 @@ def method_of(field) -> registry.Method:
 
 
 def unit(**more):
-    return registry.real(0.5, low=0, high=1, **more)
+    return fields.real(0.5, low=0, high=1, **more)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_ends_of_an_interval(open_low, open_high, accepts, inside, outside):
     ],
 )
 def test_an_interval_without_an_end(bounds, accepts, inside, outside):
-    field = registry.real(1.0, **bounds)
+    field = fields.real(1.0, **bounds)
     assert [taken(field, value) for value in inside] == inside
     for value in outside:
         assert f"x must be a finite number in {accepts}, got {value!r}" in refused(field, value)
@@ -86,7 +86,7 @@ def test_an_interval_without_an_end(bounds, accepts, inside, outside):
 
 
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, *NOT_FINITE], ids=repr)
-@pytest.mark.parametrize("field", [unit(), registry.real(0.3)], ids=["bounded", "unbounded"])
+@pytest.mark.parametrize("field", [unit(), fields.real(0.3)], ids=["bounded", "unbounded"])
 def test_what_is_no_finite_number(field, value):
     assert refused(field, value).endswith(f", got {value!r}")
 
@@ -104,7 +104,7 @@ def test_null_is_for_optional_reals_only():
     assert taken(field, 0.5) == 0.5
     assert refused(field, 0).endswith("x must be a finite number in (0, 1] or null, got 0")
     assert refused(unit(), None).endswith("x must be a finite number in [0, 1], got None")
-    assert not isinstance(taken(registry.real(None, optional=True), 2), int)
+    assert not isinstance(taken(fields.real(None, optional=True), 2), int)
     for value in [one for one in (*NOT_NUMBERS, *NOT_FINITE) if one is not None]:
         refused(field, value)
 
@@ -118,31 +118,31 @@ def test_null_is_for_optional_reals_only():
 @pytest.mark.parametrize("low", [None, 0, 1])
 def test_what_is_no_integer(low, value):
     accepts = "an integer" if low is None else f"an integer of at least {low}"
-    assert refused(registry.integer(1, low=low), value) == f"method 'anything': x must be {accepts}, got {value!r}"
+    assert refused(fields.integer(1, low=low), value) == f"method 'anything': x must be {accepts}, got {value!r}"
 
 
 def test_the_lower_end_of_an_integer():
     for low in (0, 1):
-        field = registry.integer(5, low=low)
+        field = fields.integer(5, low=low)
         assert [taken(field, value) for value in (low, low + 1, 10**9, 2**63)] == [low, low + 1, 10**9, 2**63]
         for value in (low - 1, -400, np.int64(low - 1)):
             assert refused(field, value).endswith(f"x must be an integer of at least {low}, got {value!r}")
-    assert [taken(registry.integer(0), value) for value in (-5, 0, 2**63)] == [-5, 0, 2**63]
+    assert [taken(fields.integer(0), value) for value in (-5, 0, 2**63)] == [-5, 0, 2**63]
 
 
 @pytest.mark.parametrize("value", [np.int64(7), np.uint8(7), np.int32(7), 7])
 def test_every_kind_of_integer_becomes_an_int(value):
-    assert type(taken(registry.integer(0, low=0), value)) is int
-    assert taken(registry.integer(0), value) == 7
+    assert type(taken(fields.integer(0, low=0), value)) is int
+    assert taken(fields.integer(0), value) == 7
 
 
 def test_null_is_for_optional_integers_only():
-    field = registry.integer(None, low=0, optional=True)
+    field = fields.integer(None, low=0, optional=True)
     assert taken(field, None) is None
     assert taken(field, 0) == 0
     assert refused(field, -1).endswith("x must be an integer of at least 0 or null, got -1")
-    assert method_of(registry.integer(None, optional=True)).accepted == {"x": "an integer or null"}
-    refused(registry.integer(1), None)
+    assert method_of(fields.integer(None, optional=True)).accepted == {"x": "an integer or null"}
+    refused(fields.integer(1), None)
 
 
 # ---------------------------------------------------------------- words and flags
@@ -150,13 +150,13 @@ def test_null_is_for_optional_integers_only():
 
 @pytest.mark.parametrize("value", ["", "Row", "rows ", None, 1, True, math.nan, ["row"], ("row",), b"row", "row,tensor"], ids=repr)
 def test_what_is_not_one_of_the_words(value):
-    said = refused(registry.choice("row", ("row", "tensor")), value)
+    said = refused(fields.choice("row", ("row", "tensor")), value)
     assert said.startswith("method 'anything': x must be one of row, tensor")
     assert said.endswith(f", got {value!r}")
 
 
 def test_the_words_and_a_nearly_right_one():
-    field = registry.choice("row", ("row", "tensor"))
+    field = fields.choice("row", ("row", "tensor"))
     assert [taken(field, word) for word in ("row", "tensor")] == ["row", "tensor"]
     assert method_of(field).accepted == {"x": "one of row, tensor"}
     assert "x must be one of row, tensor (did you mean 'tensor'?), got 'tensors'" in refused(field, "tensors")
@@ -166,36 +166,36 @@ def test_the_words_and_a_nearly_right_one():
 @pytest.mark.parametrize("value", ["", 1, 0.5, True, math.nan, ["name"], b"name", {}], ids=repr)
 def test_what_is_no_name(value):
     for optional, accepts in ((False, ""), (True, " or null")):
-        said = refused(registry.word("name", optional=optional), value)
+        said = refused(fields.word("name", optional=optional), value)
         assert said == f"method 'anything': x must be a name, at least one character long{accepts}, got {value!r}"
 
 
 def test_names_and_null():
-    assert taken(registry.word("a"), "any name") == "any name"
-    assert taken(registry.word(None, optional=True), None) is None
-    refused(registry.word("a"), None)
+    assert taken(fields.word("a"), "any name") == "any name"
+    assert taken(fields.word(None, optional=True), None) is None
+    refused(fields.word("a"), None)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", "yes", "", None, math.nan, 2, [True], np.bool_(True), 1.0], ids=repr)
 def test_what_is_neither_true_nor_false(value):
-    assert refused(registry.flag(True), value) == f"method 'anything': x must be true or false, got {value!r}"
+    assert refused(fields.flag(True), value) == f"method 'anything': x must be true or false, got {value!r}"
 
 
 def test_true_and_false():
-    assert taken(registry.flag(False), True) is True
-    assert taken(registry.flag(True), False) is False
+    assert taken(fields.flag(False), True) is True
+    assert taken(fields.flag(True), False) is False
 
 
 # ---------------------------------------------------------------- a number, or one for every task
 
 
 def test_a_number_or_one_for_every_task():
-    field = registry.real_per_task(0.4, low=0)
+    field = fields.real_per_task(0.4, low=0)
     assert taken(field, np.float32(0.25)) == 0.25
     assert taken(field, {"a": 0, "b": np.float64(5)}) == {"a": 0.0, "b": 5.0}
     assert all(type(value) is float for value in taken(field, {"a": 0, "b": np.int64(5)}).values())
     assert taken(field, {}) == {}
-    assert taken(registry.real_per_task(0.4), {"a": -3}) == {"a": -3.0}
+    assert taken(fields.real_per_task(0.4), {"a": -3}) == {"a": -3.0}
     assert method_of(field).accepted == {
         "x": "a finite number in [0, inf), or such a number for every task as {task: number}",
     }
@@ -203,7 +203,7 @@ def test_a_number_or_one_for_every_task():
 
 @pytest.mark.parametrize("value", [one for one in (BELOW, -1, *NOT_NUMBERS, *NOT_FINITE) if one != {}], ids=repr)
 def test_a_bad_number_for_all_tasks_or_for_one(value):
-    field = registry.real_per_task(0.4, low=0)
+    field = fields.real_per_task(0.4, low=0)
     assert refused(field, value).endswith(f"x must be a finite number in [0, inf), got {value!r}")
     said = refused(field, {"a": 0.3, "b": value})
     assert "x must be a finite number in [0, inf) for every task, got {'a': 0.3, 'b': " in said
@@ -213,7 +213,7 @@ def test_a_bad_number_for_all_tasks_or_for_one(value):
 
 
 def test_names_of_hyperparameters():
-    method = method_of(registry.real(0.3))
+    method = method_of(fields.real(0.3))
     assert method.defaults == {"x": 0.3}
     assert method.configure().x == 0.3
     with pytest.raises(MergeError, match="^method 'anything' has no hyperparameter 'xx': did you mean 'x'"):
@@ -224,7 +224,7 @@ def test_names_of_hyperparameters():
 
 
 def test_only_integers_can_be_later():
-    assert method_of(registry.integer(0, later=True)).known_by({"x": 0}) == {}
-    assert method_of(registry.integer(0, later=True)).known_by({"x": 1}) == {"x": 1}
-    for field in (registry.integer(0), registry.real(0.0), registry.flag(False), registry.word("a"), registry.choice("a", ("a",))):
+    assert method_of(fields.integer(0, later=True)).known_by({"x": 0}) == {}
+    assert method_of(fields.integer(0, later=True)).known_by({"x": 1}) == {"x": 1}
+    for field in (fields.integer(0), fields.real(0.0), fields.flag(False), fields.word("a"), fields.choice("a", ("a",))):
         assert set(method_of(field).known_by({"x": method_of(field).defaults["x"]})) == {"x"}

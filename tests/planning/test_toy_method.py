@@ -18,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from fusionbench_lite.registry import integer, method, real
+from fusionbench_lite.fields import integer, real
+from fusionbench_lite.registry import method
 from fusionbench_lite.weights import costs
 
 

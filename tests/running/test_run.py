@@ -164,8 +164,8 @@ def test_two_processes_share_one_run(tmp_path, shared_cache, command):
 def test_a_sweep_leaves_one_record_per_job(command, tmp_path):
     done = command("-m", "method=ties_merging,task_arithmetic", "method.scaling=0.2,0.3", *SMALL)
     assert done.returncode == 0, done.stderr
-    scalings = {(r.method, r.data["hyperparameters"]["scaling"]["value"]) for r in records.read_all(tmp_path / "results")}
-    assert scalings == {(m, s) for m in ("ties_merging", "task_arithmetic") for s in (0.2, 0.3)}
+    scalings = {(r.method, *r.data["hyperparameters"]["scaling"].values()) for r in records.read_all(tmp_path / "results")}
+    assert scalings == {(m, s, "given") for m in ("ties_merging", "task_arithmetic") for s in (0.2, 0.3)}
 
 
 def test_a_refusal_in_a_worker_of_joblib_is_not_lost(process):
@@ -176,9 +176,11 @@ def test_a_refusal_in_a_worker_of_joblib_is_not_lost(process):
 
 
 def test_a_sweep_with_joblib(process, tmp_path):
-    done = process("-m", "method=pretrained,weight_averaging", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    line = ["-m", "method=task_arithmetic,ties_merging", "method.scaling=0.3", *SMALL]
+    done = process(*line, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stderr
-    assert {r.method for r in records.read_all(tmp_path / "results")} == {"pretrained", "weight_averaging"}
+    scalings = {(r.method, *r.data["hyperparameters"]["scaling"].values()) for r in records.read_all(tmp_path / "results")}
+    assert scalings == {("task_arithmetic", 0.3, "given"), ("ties_merging", 0.3, "given")}  # given, though it is the default
 
 
 def test_a_sweep_in_jobs_of_their_own(process, tmp_path):

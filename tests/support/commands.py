@@ -88,5 +88,5 @@ def _as_a_process(folder: Path, line: list[str], environment: dict[str, str]) ->
 
 
 def _forget_loaded_suite() -> None:
-    if loaded := sys.modules.get("fusionbench_lite.suites.suite"):
+    if loaded := sys.modules.get("fusionbench_lite.running.loading"):
         loaded._latest.clear()

@@ -14,8 +14,8 @@ import fusionbench_lite as fbl
 from fusionbench_lite.weights.linalg import orthonormalise_
 from fusionbench_lite.weights.ranks import TieWarning
 from fusionbench_lite.weights.rounding import Still, rounding
-from tests.helpers import State, distance, rng
-from tests.noisy_kernels import NoisyKernels
+from tests.support.helpers import State, distance, rng
+from tests.support.noisy_kernels import NoisyKernels
 
 NAME = "encoder.attn.a.weight"
 SHAPE = 12, 10

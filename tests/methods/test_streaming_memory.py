@@ -69,9 +69,15 @@ def check_from_files_to_files(folder: Path, methods: list[str], shape: tuple[int
     assert not too_much
 
 
-def test_from_files_to_files(tmp_path):
-    methods = ["task_arithmetic", "ties_merging", "breadcrumbs", "emr_merging", "tall_masks"]
-    check_from_files_to_files(tmp_path, methods, (1024, 768), SHARD)
+@pytest.mark.parametrize(
+    ("rows", "methods"),
+    [
+        (512, ["ties_merging", "emr_merging"]),
+        pytest.param(1024, ["task_arithmetic", "ties_merging", "breadcrumbs", "emr_merging", "tall_masks"], marks=pytest.mark.slow),
+    ],
+)
+def test_from_files_to_files(tmp_path, rows, methods):
+    check_from_files_to_files(tmp_path, methods, (rows, 768), SHARD)
 
 
 @pytest.mark.slow
@@ -88,7 +94,7 @@ def check_in_memory(methods: list[str], shape: tuple[int, int], tasks: int, allo
     assert max(extra.values()) <= allowed, extra
 
 
-@pytest.mark.parametrize("tasks", [2, 8])
+@pytest.mark.parametrize("tasks", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_in_memory(tasks):
     methods = ["task_arithmetic", "ties_merging", "magmax", "consensus_ta", "breadcrumbs", "weight_averaging", "ta_dare"]
     check_in_memory(methods, (1600, 1000), tasks, tasks + 4)
@@ -100,6 +106,6 @@ there are: the matrix and the singular vectors of the long side, two each; Gram 
 of both, half of one each; the task vector, the base and the sum. From T = 6 on that is less than T + 4."""
 
 
-@pytest.mark.parametrize("tasks", [2, 8])
+@pytest.mark.parametrize("tasks", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_in_memory_with_decompositions(tasks):
     check_in_memory(["tsv_m", "cart", "iso_c", "iso_cts", "star"], (2400, 600), tasks, max(tasks + 4, EIGENPROBLEM))

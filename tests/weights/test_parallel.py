@@ -96,7 +96,8 @@ def test_the_context_of_the_caller_is_seen_and_not_changed():
 @pytest.mark.parametrize(
     ("method", "given"),
     [("tsv_m", {}), ("task_arithmetic", {}), ("ties_merging", {}), ("tsv_c", {}), ("cart", {}), ("star", {}),
-     ("breadcrumbs", {}), ("emr_merging", {}), ("iso_cts", {}), ("knots_ta", {}), ("doge_ta", {"steps": 3, "matrices": "all_2d"})],
+     ("breadcrumbs", {}), ("emr_merging", {}), pytest.param("iso_cts", {}, marks=pytest.mark.slow), ("knots_ta", {}),
+     ("doge_ta", {"steps": 3, "matrices": "all_2d"})],
 )  # fmt: skip
 def test_the_bits_do_not_depend_on_the_number_of_threads(method, given):
     g = rng(0)

@@ -6,12 +6,15 @@ csv, markdown. Nothing is loaded, and torch is not imported.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.fields import REQUIRED, choice, integer, one, word
+from fusionbench_lite.planning.command_line import options_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +22,16 @@ if TYPE_CHECKING:
     from fusionbench_lite.resources.inventories import Inventory
 
 USAGE = f"usage: python -m fusionbench_lite.sizes [KEY=VALUE ...]\n\n{__doc__}"
-DEFAULTS = {"model": "vit_b32", "tasks": "8", "format": "text"}
 FORMATS = ("text", "csv", "markdown")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is computed, and how the answer is printed; see the module's text."""
+
+    model: str = word("vit_b32")
+    tasks: str = word("8")
+    format: str = choice("text", FORMATS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,26 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     try:
-        chosen = _settings(given)
+        chosen = options_of(given, "", Options)
         from fusionbench_lite.resources.inventories import inventory
 
-        sys.stdout.write(_answer(inventory(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"]))
+        sys.stdout.write(_answer(inventory(chosen.model), _tasks(chosen.tasks), chosen.format))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _settings(given: Sequence[str]) -> dict[str, str]:
-    chosen = dict(DEFAULTS)
-    for argument in given:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in DEFAULTS:
-            raise InputError(f"unknown argument {argument!r}: {did_you_mean(key, DEFAULTS)}, as in model=vit_b32")
-        chosen[key] = value
-    if chosen["format"] not in FORMATS:
-        raise InputError(f"unknown format {chosen['format']!r}: {did_you_mean(chosen['format'], FORMATS)}")
-    return chosen
 
 
 def _tasks(value: str) -> int:
@@ -57,9 +56,7 @@ def _tasks(value: str) -> int:
         from fusionbench_lite.planning import task_sets
 
         return len(task_sets.resolve(value, None).names)
-    if int(value) < 1:
-        raise InputError(f"tasks must be at least 1, got {value}")
-    return int(value)
+    return int(one("tasks", int(value), integer(REQUIRED, low=1)))
 
 
 def _answer(of: Inventory, tasks: int, kind: str) -> str:

@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.fields import one, some_tasks, verify
 from fusionbench_lite.planning import given, presets, task_sets
 from fusionbench_lite.planning import settings as method_settings
-from fusionbench_lite.planning.config import Config, Precision
+from fusionbench_lite.planning.config import Checkpoints, Config, Precision, Trainer
 from fusionbench_lite.planning.given import Section
 from fusionbench_lite.planning.settings import Sourced
 from fusionbench_lite.planning.task_sets import TaskSet
@@ -21,8 +22,6 @@ from fusionbench_lite.suites import backbones
 from fusionbench_lite.suites.backbones import Backbone
 
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
-_DEVICES = ("auto", "cpu", "cuda")
-_PLACES = ("auto", "device", "cpu", "disk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
-    _check_integers(plain)
+    _check(plain)
     checkpoints = plain["checkpoints"] | {"experts": _experts(plain["checkpoints"]["experts"], tasks, method)}
     plan = Plan(
         method.id, hyperparameters, settings, backbone, tasks, data_dir, plain["seed"], plain["checkpoints"]["seed"],
@@ -151,38 +150,19 @@ def _experts(chosen: Any, tasks: TaskSet, method: registry.Method) -> list[str] 
 
     Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
     """
-    if chosen is None:
+    experts: list[str] | None = one("checkpoints.experts", chosen, some_tasks(None, tasks.names, optional=True))
+    if experts is None:
         return None
-    if isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= len(tasks.names):
-        chosen = list(tasks.names[:chosen])
-    if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) < len(chosen):
-        wanted = f"a number from 1 to {len(tasks.names)} or a list of different tasks"
-        raise InputError(f"checkpoints.experts must be {wanted}, got {chosen!r}")
-    for name in chosen:
-        if name not in tasks.names:
-            hint = did_you_mean(str(name), tasks.names)
-            raise InputError(f"checkpoints.experts has {name!r}, which is none of the tasks: {hint}")
-    if len(chosen) < len(tasks.names) and (method.adaptive or method.per_task):
+    if len(experts) < len(tasks.names) and (method.adaptive or method.per_task):
         reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
-        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={chosen}")
-    return chosen
+        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={experts}")
+    return experts
 
 
-def _check_integers(plain: Mapping[str, Any]) -> None:
-    limits = {
-        "limit": (plain["limit"], 1), "seed": (plain["seed"], 0), "checkpoints.seed": (plain["checkpoints"]["seed"], 0),
-        "trainer.devices": (plain["trainer"]["devices"], 1), "trainer.chunk": (plain["trainer"]["chunk"], 1),
-        "trainer.checkpoint_every": (plain["trainer"]["checkpoint_every"], 1),
-        "trainer.eval_batch": (plain["trainer"]["eval_batch"], 1),
-    }
-    for key, (value, low) in limits.items():
-        if value is not None and value < low:
-            raise InputError(f"{key} must be at least {low}, got {value}")
-    if (place := plain["checkpoints"]["place"]) not in _PLACES:
-        raise InputError(f"unknown checkpoints.place {place!r}: {did_you_mean(str(place), _PLACES)}")
-    device = str(plain["device"])
-    if device.partition(":")[0] not in _DEVICES:
-        raise InputError(f"unknown device {device!r}: {did_you_mean(device, _DEVICES)}")
+def _check(plain: Mapping[str, Any]) -> None:
+    verify(Config, plain)
+    verify(Trainer, plain["trainer"], "trainer.")
+    verify(Checkpoints, plain["checkpoints"], "checkpoints.")
 
 
 def _jsonable(value: Any) -> Any:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fusionbench_lite import components, doctor
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetune import Options
 from fusionbench_lite.models import clip
@@ -63,7 +64,7 @@ def test_the_backbone_of_a_line(line: str, family: str, layout: str | None, task
         ("data.source=hup", "not of vit_mini"),
         ("data.corruption=contrast", "not of vit_mini"),
         ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be an integer of at least 1"),
-        ("model=vit_b32 checkpoints.place=disc", "checkpoints.place must be one of auto, device, cpu, disk (did you mean 'disk'?), got 'disc'"),
+        ("model=vit_b32 checkpoints.place=disc", "checkpoints.place must be one of auto, device, cpu, disk (did you mean 'disk'?)"),
         ("model=vit_b32 device=cuda:x", "device must be auto, cpu, cuda or a numbered one, as cuda:1, got 'cuda:x'"),
         ("model=vit_b32 checkpoints.experts=9", "checkpoints.experts must be a number from 1 to 8 or a list of different tasks"),
         ("model=vit_b32 checkpoints.experts=[dtd,dtd]", "or null, got ['dtd', 'dtd']"),
@@ -132,3 +133,15 @@ def test_options_of_a_side_command_have_types():
     for wrong, said in refused.items():
         with pytest.raises(InputError, match=said):
             options_of([f"finetune.{wrong}"], "finetune.", Options)
+
+
+def test_texts_of_options_are_read_by_their_kinds():
+    given = ["out='a folder/1e5'", "recipe=null", "evaluate_every=", "lr=2", "batch=8"]
+    assert options_of(given, "", Options) == Options(out="a folder/1e5", lr=2.0, batch=8)
+    with pytest.raises(InputError, match=re.escape("doctor.format must be one of text, json (did you mean 'json'?), got 'jsn'")):
+        options_of(["doctor.format=jsn"], "doctor.", doctor.Options)
+    with pytest.raises(InputError, match="components.top must be an integer of at least 0, got -1"):
+        options_of(["components.top=-1"], "components.", components.Options)
+    for broken in ("[1", "null", "1e-5"):
+        with pytest.raises(InputError, match=re.escape("finetune.checkpoint_every must be an integer of at least 1, got ")):
+            options_of([f"finetune.checkpoint_every={broken}"], "finetune.", Options)

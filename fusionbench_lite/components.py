@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.fields import choice, integer, word
 from fusionbench_lite.planning.command_line import command
 
 if TYPE_CHECKING:
@@ -36,17 +36,11 @@ OBJECTIVES = ("entropy", "cross_entropy")
 class Options:
     """What is computed; see the module's text."""
 
-    matrix: str = "all"
-    objective: str = "entropy"
-    examples: int = 64
-    top: int = 2
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"unknown {PREFIX}objective {self.objective!r}: {did_you_mean(self.objective, OBJECTIVES)}")
-        if self.examples < 1 or self.top < 0:
-            raise InputError(f"{PREFIX}examples must be at least 1 and {PREFIX}top at least 0")
+    matrix: str = word("all")
+    objective: str = choice("entropy", OBJECTIVES)
+    examples: int = integer(64, low=1)
+    top: int = integer(2, low=0)
+    out: str | None = word(None, optional=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.base.needs import size_text
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.fields import choice
 from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.paths import nearest_existing
 from fusionbench_lite.planning.command_line import command
@@ -44,11 +45,7 @@ PATIENCE = 3.0
 class Options:
     """How the answer is printed."""
 
-    format: str = "text"
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InputError(f"unknown doctor.format {self.format!r}: {did_you_mean(self.format, FORMATS)}")
+    format: str = choice("text", FORMATS)
 
 
 def main(arguments: list[str] | None = None) -> int:

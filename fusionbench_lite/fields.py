@@ -120,7 +120,7 @@ def device(default: str) -> Any:
     return kind(default, check, "auto, cpu, cuda or a numbered one, as cuda:1", is_text=True)
 
 
-def flag(default: bool) -> Any:
+def flag(default: Any) -> Any:
     """Declare what is true or false."""
 
     def check(value: Any) -> bool:
@@ -202,13 +202,14 @@ def one(key: str, value: Any, declared: Any, error: type[InputError] = InputErro
 def checked(declared: type, values: Mapping[str, Any], where: str = "", error: type[InputError] = InputError) -> dict[str, Any]:
     """Return values as the fields of a dataclass take them.
 
-    `where` stands before the names of keys, as "method.adaptation.". Raises `error` for an unknown name and for a value that a
-    field does not accept.
+    `where` stands before the names of keys, as "method.adaptation." or "recipe 'ta': ". Raises `error` for an unknown name and
+    for a value that a field does not accept.
     """
     known = kinds(declared)
     for name in values:
         if name not in known:
-            raise error(f"unknown key {where + name!r}: {did_you_mean(name, known)}")
+            said = f"{where}unknown key {name!r}" if where.endswith(" ") else f"unknown key {where + name!r}"
+            raise error(f"{said}: {did_you_mean(name, known)}")
     return {name: one(where + name, value, known[name], error) for name, value in values.items()}
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.fields import integer, real, word
 from fusionbench_lite.planning.command_line import command
 from fusionbench_lite.planning.plan import Plan
 
@@ -37,14 +38,14 @@ USAGE = f"usage: python -m fusionbench_lite.finetune [KEY=VALUE ...]\n\n{__doc__
 class Options:
     """How a CLIP model is fine-tuned; see the module's text."""
 
-    recipe: str | None = None
-    out: str | None = None
-    steps: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    images: str | None = None
-    checkpoint_every: int = 200
-    evaluate_every: int | None = None
+    recipe: str | None = word(None, optional=True)
+    out: str | None = word(None, optional=True)
+    steps: int | None = integer(None, low=1, optional=True)
+    batch: int | None = integer(None, low=1, optional=True)
+    lr: float | None = real(None, low=0, open_low=True, optional=True)
+    images: str | None = word(None, optional=True)
+    checkpoint_every: int = integer(200, low=1)
+    evaluate_every: int | None = integer(None, low=1, optional=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

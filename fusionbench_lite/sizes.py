@@ -7,12 +7,15 @@ loaded, and torch is not imported.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.fields import REQUIRED, choice, integer, one, word
+from fusionbench_lite.planning.command_line import options_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +23,16 @@ if TYPE_CHECKING:
     from fusionbench_lite.weights.architecture import Architecture
 
 USAGE = f"usage: python -m fusionbench_lite.sizes [KEY=VALUE ...]\n\n{__doc__}"
-DEFAULTS = {"model": "vit_b32", "tasks": "8", "format": "text"}
 FORMATS = ("text", "csv", "markdown")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is computed, and how the answer is printed; see the module's text."""
+
+    model: str = word("vit_b32")
+    tasks: str = word("8")
+    format: str = choice("text", FORMATS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         values = _values([argument for argument in given if "." in argument.partition("=")[0]])
-        chosen = _settings([argument for argument in given if "." not in argument.partition("=")[0]])
-        sys.stdout.write(_answer(_architecture(chosen["model"]), _tasks(chosen["tasks"]), chosen["format"], values))
+        chosen = options_of([argument for argument in given if "." not in argument.partition("=")[0]], "", Options)
+        sys.stdout.write(_answer(_architecture(chosen.model), _tasks(chosen.tasks), chosen.format, values))
     except (InputError, MergeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,18 +64,6 @@ def _architecture(model: str) -> Architecture:
     if found is None:
         raise InputError(f"nothing says which tensors model {model!r} has: choose one of {', '.join(MODELS)}")
     return found
-
-
-def _settings(given: Sequence[str]) -> dict[str, str]:
-    chosen = dict(DEFAULTS)
-    for argument in given:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in DEFAULTS:
-            raise InputError(f"unknown argument {argument!r}: {did_you_mean(key, DEFAULTS)}, as in model=vit_b32")
-        chosen[key] = value
-    if chosen["format"] not in FORMATS:
-        raise InputError(f"unknown format {chosen['format']!r}: {did_you_mean(chosen['format'], FORMATS)}")
-    return chosen
 
 
 def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -92,9 +91,7 @@ def _tasks(value: str) -> int:
         from fusionbench_lite.planning import task_sets
 
         return len(task_sets.resolve(value, None).names)
-    if int(value) < 1:
-        raise InputError(f"tasks must be at least 1, got {value}")
-    return int(value)
+    return int(one("tasks", int(value), integer(REQUIRED, low=1)))
 
 
 def _answer(of: Architecture, tasks: int, kind: str, values: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data import TaskData, normalise
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.fields import checked, integer, real
 
 Report = Callable[[str, int, int], None]
 THREADS = 2
@@ -32,20 +33,20 @@ class Recipe:
     `head_scale` is the factor of their cosines. `shift` moves training images by up to so many pixels.
     """
 
-    pretrain_steps: int = 400
-    pretrain_batch: int = 8
-    pretrain_lr: float = 1e-3
-    ambiguity: float = 0.5
-    finetune_steps: int = 300
-    finetune_batch: int = 32
-    finetune_lr: float = 3e-4
-    multitask_steps: int = 300
-    multitask_batch: int = 8
-    multitask_lr: float = 3e-4
-    weight_decay: float = 0.01
-    warmup: int = 20
-    head_scale: float = 20.0
-    shift: int = 0
+    pretrain_steps: int = integer(400, low=0)
+    pretrain_batch: int = integer(8, low=1)
+    pretrain_lr: float = real(1e-3, low=0)
+    ambiguity: float = real(0.5, low=0)
+    finetune_steps: int = integer(300, low=0)
+    finetune_batch: int = integer(32, low=1)
+    finetune_lr: float = real(3e-4, low=0)
+    multitask_steps: int = integer(300, low=0)
+    multitask_batch: int = integer(8, low=1)
+    multitask_lr: float = real(3e-4, low=0)
+    weight_decay: float = real(0.01, low=0)
+    warmup: int = integer(20, low=0)
+    head_scale: float = real(20.0, low=0)
+    shift: int = integer(0, low=0)
 
 
 DRAWN = Recipe()
@@ -60,19 +61,8 @@ FILES = Recipe(
 
 def recipe_with(base: Recipe, changes: Mapping[str, Any] | None) -> Recipe:
     """Return the recipe with some numbers replaced; raises InputError for an unknown name or a number out of range."""
-    known = {field.name: type(getattr(base, field.name)) for field in dataclasses.fields(base)}
-    for name, value in (changes or {}).items():
-        if name not in known:
-            raise InputError(f"unknown checkpoints.recipe.{name}: {did_you_mean(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise InputError(f"checkpoints.recipe.{name} must be a number of at least 0, got {value!r}")
-        if known[name] is int and not isinstance(value, int):
-            raise InputError(f"checkpoints.recipe.{name} must be an integer, got {value!r}")
-    recipe = dataclasses.replace(base, **(changes or {}))
-    for name in ("pretrain_batch", "finetune_batch", "multitask_batch"):
-        if getattr(recipe, name) < 1:
-            raise InputError(f"checkpoints.recipe.{name} must be at least 1, got {getattr(recipe, name)}")
-    return recipe
+    checked(Recipe, changes or {}, "checkpoints.recipe.")
+    return dataclasses.replace(base, **(changes or {}))  # as they are written: the keys of trained experts tell 1 from 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,8 @@ from typing import Any
 import yaml
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.fields import REQUIRED, checked, choice, flag, integer, interval, real, verify
 
-CHOICES = {
-    "optimizer": ("adamw", "adam"), "schedule": ("cosine", "constant"), "trained": ("all", "tower"),
-    "images": ("original", "square"),
-}
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 """Lightning's names."""
 PROJECTIONS = ("proj", "visual_projection.weight")
@@ -37,18 +34,18 @@ class Recipe:
 
     name: str
     source: str
-    optimizer: str
-    lr: float
-    weight_decay: float
-    batch: int
-    schedule: str
-    warmup: int
-    clip: float | None
-    trained: str
-    crop: tuple[float, float] | None
-    images: str
-    held_out: bool
-    steps: int
+    optimizer: str = choice(REQUIRED, ("adamw", "adam"))
+    lr: float = real(REQUIRED, low=0, open_low=True)
+    weight_decay: float = real(REQUIRED, low=0)
+    batch: int = integer(REQUIRED, low=1)
+    schedule: str = choice(REQUIRED, ("cosine", "constant"))
+    warmup: int = integer(REQUIRED, low=0)
+    clip: float | None = real(REQUIRED, low=0, open_low=True, optional=True)
+    trained: str = choice(REQUIRED, ("all", "tower"))
+    crop: tuple[float, float] | None = interval(REQUIRED, optional=True)
+    images: str = choice(REQUIRED, ("original", "square"))
+    held_out: bool = flag(REQUIRED)
+    steps: int = integer(REQUIRED, low=1)
     epochs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
     joint: bool = False
@@ -77,20 +74,14 @@ class Settings:
     """
 
     seed: int = 0
-    precision: str = "fp32"
-    chunk: int | None = None
-    checkpoint_every: int = 200
-    evaluate_every: int | None = None
+    precision: str = choice("fp32", tuple(PRECISIONS))
+    chunk: int | None = integer(None, low=1, optional=True)
+    checkpoint_every: int = integer(200, low=1)
+    evaluate_every: int | None = integer(None, low=1, optional=True)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InputError(f"unknown precision {self.precision!r}: {did_you_mean(str(self.precision), PRECISIONS)}")
-        for name in ("chunk", "checkpoint_every", "evaluate_every"):
-            value = getattr(self, name)
-            optional = name != "checkpoint_every" and value is None
-            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} of fine-tuning must be an integer of at least 1, got {value!r}")
+        verify(self, where="fine-tuning: ")
 
 
 def names() -> list[str]:
@@ -108,48 +99,16 @@ def recipe(name: str, **changes: Any) -> Recipe:
     if name not in table:
         raise InputError(f"unknown recipe {name!r} of fine-tuning: {did_you_mean(str(name), table)}")
     found = table[name]
-    known = {field.name for field in dataclasses.fields(Recipe)} - {"name", "source", "unconfirmed", "epochs", "batches", "joint"}
-    for key, value in changes.items():
-        if key not in known:
-            raise InputError(f"a recipe of fine-tuning has no {key!r}: {did_you_mean(key, known)}")
-        _check(key, value)
+    changes = checked(Recipe, changes, f"recipe {name!r} of fine-tuning: ")
     if not changes:
         return found
     cleared: dict[str, Any] = {kept: {} for kept, key in (("batches", "batch"), ("epochs", "steps")) if key in changes}
-    if changes.get("crop") is not None:
-        changes["crop"] = tuple(map(float, changes["crop"]))
     if changes.get("crop", found.crop) is None:
         if changes.get("images") == "original":
             raise InputError(f"recipe {name!r} crops nothing, and reads images as evaluation does: images=original needs a crop")
         cleared["images"] = "square"
     said = ", ".join(f"{key}={value}" for key, value in changes.items())
     return dataclasses.replace(found, **{**changes, **cleared}, source=f"{found.source}; changed: {said}")
-
-
-def _check(key: str, value: Any) -> None:
-    """Raise InputError where a value does not fit its key."""
-    if key in CHOICES:
-        fits, wanted = value in CHOICES[key], f"one of {', '.join(CHOICES[key])}"
-    elif key == "held_out":
-        fits, wanted = isinstance(value, bool), "true or false"
-    elif key == "crop":
-        numbers = value if isinstance(value, (list, tuple)) else ()
-        ordered = len(numbers) == 2 and all(map(_is_number, numbers)) and 0 < numbers[0] <= numbers[1] <= 1
-        fits, wanted = value is None or ordered, "two parts of the area, 0 < a <= b <= 1, or null"
-    elif key in ("batch", "steps", "warmup"):
-        least = 0 if key == "warmup" else 1
-        fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= least, f"an integer of at least {least}"
-    else:
-        least_open = key != "weight_decay"
-        number = _is_number(value) and (value > 0 if least_open else value >= 0)
-        fits = number or (key == "clip" and value is None)
-        wanted = "a number above 0" if least_open else "a number of at least 0"
-    if not fits:
-        raise InputError(f"{key} of a recipe of fine-tuning must be {wanted}, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @functools.cache

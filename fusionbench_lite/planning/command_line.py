@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.fields import checked, kinds
 
 if TYPE_CHECKING:
     from fusionbench_lite.planning.plan import Plan
@@ -23,7 +24,7 @@ def command(
 ) -> int:
     """Run a command on the plan of its arguments and return the exit status: `run`'s, 0 for help, 2 for bad input.
 
-    Arguments that begin with `prefix` set fields of the dataclass `options`, whose `__post_init__` may refuse values.
+    Arguments that begin with `prefix` set fields of the dataclass `options`, all of which say what they accept (kinds of fields).
     """
     arguments = list(sys.argv[1:] if given is None else given)
     if {"-h", "--help"} & set(arguments):
@@ -53,32 +54,22 @@ def plan_of(overrides: list[str]) -> Plan:
 
 
 def options_of(given: Sequence[str], prefix: str, options: type[Options]) -> Options:
-    """Return the options that PREFIXname=value arguments set; raises InputError for an unknown name or another type."""
-    fields = {field.name: str(field.type) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    values = {}
+    """Return the options that PREFIXname=value arguments set; raises InputError for an unknown name or a bad value."""
+    known, values = kinds(options), {}
     for argument in given:
         key, _, text = argument.removeprefix(prefix).partition("=")
-        if key not in fields:
-            raise InputError(f"unknown key {prefix + key!r}: {did_you_mean(key, fields)}")
-        values[key] = _value(prefix + key, text, fields[key])
-    return options(**values)
+        values[key] = _value(text, known[key]) if key in known else text
+    return options(**checked(options, values, prefix))
 
 
-def _value(key: str, text: str, kind: str) -> str | int | float | bool | None:
-    """Return the value of a text for a field of this type, such as "int | None"."""
-    kinds = [part.strip() for part in kind.split("|")]
-    if "None" in kinds and text in ("null", ""):
+def _value(text: str, declared: dataclasses.Field[Any]) -> Any:
+    """Return the value of a text for a field: the text itself, or what YAML makes of it."""
+    if declared.metadata["optional"] and text in ("null", ""):
         return None
-    if "str" in kinds:
+    if declared.metadata["is_text"]:
         # Hydra's inner quotes, which keep a path with a space in one piece: key="'a folder'"
         return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
-    value = yaml.safe_load(text)
-    if "float" in kinds and isinstance(value, str):
-        with contextlib.suppress(ValueError):  # 1e-5 is no number to YAML
-            value = float(value)
-    allowed = {"int": int, "float": (int, float), "bool": bool}
-    for name in kinds:
-        if name in allowed and isinstance(value, allowed[name]) and (name == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]
-            return value  # type: ignore[no-any-return]
-    words = {"int": "an integer", "float": "a number", "bool": "true or false"}
-    raise InputError(f"{key} must be {' or '.join(words[name] for name in kinds if name in words)}, got {text!r}")
+    for read in (float, yaml.safe_load) if "e" in text.lower() else (yaml.safe_load,):  # 1e-5 is no number to YAML
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            return read(text)
+    return text

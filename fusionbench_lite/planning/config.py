@@ -12,7 +12,11 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf
 
 from fusionbench_lite import suites
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.fields import choice, device, integer
 from fusionbench_lite.paths import config_dir
+
+PLACES = ("auto", "device", "cpu", "disk")
+"""Where experts may stay."""
 
 
 class Select(enum.Enum):
@@ -42,8 +46,8 @@ class Checkpoints:
     family: str = "auto"
     dir: str | None = None
     manifest: str | None = None
-    place: str = "auto"
-    seed: int = II("seed")
+    place: str = choice("auto", PLACES)
+    seed: int = integer(II("seed"), low=0)
     recipe: Any = None
     experts: Any = None
 
@@ -65,10 +69,10 @@ class Trainer:
     """How an adaptation runs; see adaptation.engine.fit.Settings. `eval_batch`: images in one forward pass of an
     evaluation, found automatically where null."""
 
-    devices: int = 1
-    checkpoint_every: int = 25
-    chunk: int | None = None
-    eval_batch: int | None = None
+    devices: int = integer(1, low=1)
+    checkpoint_every: int = integer(25, low=1)
+    chunk: int | None = integer(None, low=1, optional=True)
+    eval_batch: int | None = integer(None, low=1, optional=True)
 
 
 @dataclasses.dataclass
@@ -88,11 +92,11 @@ class Config:
     cache_dir: str | None = None
     data_dir: str | None = None
     preset: str | None = None
-    seed: int = 0
+    seed: int = integer(0, low=0)
     steps: int | None = None
-    limit: int | None = None
+    limit: int | None = integer(None, low=1, optional=True)
     select: Select = Select.last
-    device: str = "auto"
+    device: str = device("auto")
     precision: Precision = Precision.fp32
     overwrite: bool = False
 

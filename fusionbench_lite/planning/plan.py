@@ -11,17 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionbench_lite import registry, suites
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.fields import one, some_tasks, verify
 from fusionbench_lite.paths import cache_dir
 from fusionbench_lite.planning import given, presets, task_sets
 from fusionbench_lite.planning import settings as method_settings
-from fusionbench_lite.planning.config import Config, Data, Precision
+from fusionbench_lite.planning.config import Checkpoints, Config, Data, Precision, Trainer
 from fusionbench_lite.planning.given import Section
 from fusionbench_lite.planning.settings import Sourced
 from fusionbench_lite.suites import SuiteKind, Wanted
 
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))
-_DEVICES = ("auto", "cpu", "cuda")
-_PLACES = ("auto", "device", "cpu", "disk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
-    _check_integers(plain)
+    _check(plain)
     plan = Plan(
         method=method.id, hyperparameters=hyperparameters, settings=settings, wanted=wanted, task_set=task_set,
         experts=_experts(plain["checkpoints"]["experts"], wanted.tasks, method), place=plain["checkpoints"]["place"],
@@ -185,38 +184,19 @@ def _experts(chosen: Any, tasks: Sequence[str], method: registry.Method) -> tupl
 
     Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
     """
-    if chosen is None:
+    experts: list[str] | None = one("checkpoints.experts", chosen, some_tasks(None, tuple(tasks), optional=True))
+    if experts is None:
         return None
-    if isinstance(chosen, int) and not isinstance(chosen, bool) and 1 <= chosen <= len(tasks):
-        chosen = list(tasks[:chosen])
-    if not isinstance(chosen, list) or not chosen or len(set(map(str, chosen))) < len(chosen):
-        wanted = f"a number from 1 to {len(tasks)} or a list of different tasks"
-        raise InputError(f"checkpoints.experts must be {wanted}, got {chosen!r}")
-    for name in chosen:
-        if name not in tasks:
-            hint = did_you_mean(str(name), tasks)
-            raise InputError(f"checkpoints.experts has {name!r}, which is none of the tasks: {hint}")
-    if len(chosen) < len(tasks) and (method.adaptive or method.per_task):
+    if len(experts) < len(tasks) and (method.adaptive or method.per_task):
         reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
-        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={chosen}")
-    return tuple(chosen)
+        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={experts}")
+    return tuple(experts)
 
 
-def _check_integers(plain: Mapping[str, Any]) -> None:
-    limits = {
-        "limit": (plain["limit"], 1), "seed": (plain["seed"], 0), "checkpoints.seed": (plain["checkpoints"]["seed"], 0),
-        "trainer.devices": (plain["trainer"]["devices"], 1), "trainer.chunk": (plain["trainer"]["chunk"], 1),
-        "trainer.checkpoint_every": (plain["trainer"]["checkpoint_every"], 1),
-        "trainer.eval_batch": (plain["trainer"]["eval_batch"], 1),
-    }
-    for key, (value, low) in limits.items():
-        if value is not None and value < low:
-            raise InputError(f"{key} must be at least {low}, got {value}")
-    if (place := plain["checkpoints"]["place"]) not in _PLACES:
-        raise InputError(f"unknown checkpoints.place {place!r}: {did_you_mean(str(place), _PLACES)}")
-    device = str(plain["device"])
-    if device.partition(":")[0] not in _DEVICES:
-        raise InputError(f"unknown device {device!r}: {did_you_mean(device, _DEVICES)}")
+def _check(plain: Mapping[str, Any]) -> None:
+    verify(Config, plain)
+    verify(Trainer, plain["trainer"], "trainer.")
+    verify(Checkpoints, plain["checkpoints"], "checkpoints.")
 
 
 def _jsonable(value: Any) -> Any:

@@ -67,7 +67,7 @@ def test_unknown_names(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"variant": "tal"}, "did you mean 'tall'"), ({"source": "hubb"}, "did you mean 'hub'"), ({"limit": 0}, "at least 1, got 0"),
+    ({"variant": "tal"}, "did you mean 'tall'"), ({"source": "hubb"}, "did you mean 'hub'"), ({"limit": 0}, "1 or null, got 0"),
     ({"skip_corrupt": -1}, "at least 0"), ({"skip_corrupt": True}, "got True"), ({"severity": 6}, "1 to 5, got 6"),
     ({"corruption": "motion"}, "did you mean 'motion_blur'"), ({"source": "folder"}, "set data_dir"),
 ])  # fmt: skip

@@ -96,15 +96,15 @@ def test_bad_input(tmp_path, arguments, message):
 def test_bad_recipes_and_settings(tmp_path, monkeypatch):
     for call, message in {
         (lambda: recipe("tal"), "unknown recipe 'tal' of fine-tuning: did you mean 'tall'"),
-        (lambda: recipe("ta", steps=0), "steps of a recipe of fine-tuning must be an integer of at least 1, got 0"),
-        (lambda: recipe("ta", batch=True), "batch of a recipe"),
-        (lambda: recipe("ta", rate=1), "has no 'rate'"),
-        (lambda: recipe("ta", lr=float("nan")), "lr of a recipe of fine-tuning must be a number above 0, got nan"),
-        (lambda: recipe("ta", crop=(0.9, 1.1)), "crop of a recipe"),
+        (lambda: recipe("ta", steps=0), "recipe 'ta' of fine-tuning: steps must be an integer of at least 1, got 0"),
+        (lambda: recipe("ta", batch=True), "batch must be an integer of at least 1, got True"),
+        (lambda: recipe("ta", rate=1), "recipe 'ta' of fine-tuning: unknown key 'rate': did you mean"),
+        (lambda: recipe("ta", lr=float("nan")), r"lr must be a finite number in \(0, inf\), got nan"),
+        (lambda: recipe("ta", crop=(0.9, 1.1)), r"crop must be two numbers \[a, b\], 0 < a <= b <= 1 or null, got \(0.9, 1.1\)"),
         (lambda: recipe("ta", optimizer="sgd"), "must be one of adamw, adam, got 'sgd'"),
         (lambda: train(tmp_path, how="joined"), "did you mean 'joint'"),
-        (lambda: Settings(precision="bf61"), "unknown precision 'bf61': did you mean 'bf16'"),
-        (lambda: Settings(checkpoint_every=0), "checkpoint_every of fine-tuning must be an integer of at least 1, got 0"),
+        (lambda: Settings(precision="bf61"), r"precision must be one of fp32, bf16 \(did you mean 'bf16'\?\), got 'bf61'"),
+        (lambda: Settings(checkpoint_every=0), "fine-tuning: checkpoint_every must be an integer of at least 1, got 0"),
     }:
         with pytest.raises(InputError, match=message):
             call()

@@ -204,7 +204,7 @@ def test_recipes_say_what_they_crop():
     assert recipe("ta", crop=None).images == "square"
     assert recipe("fusionbench", crop=(0.9, 1.0), images="original").images == "original"
     for call, message in {
-        (lambda: recipe("ta", images="originals"), "images of a recipe of fine-tuning must be one of original, square, got"),
+        (lambda: recipe("ta", images="originals"), "images must be one of original, square .did you mean 'original'"),
         (lambda: recipe("fusionbench", images="original"), "recipe 'fusionbench' crops nothing.*images=original needs a crop"),
         (lambda: recipe("ta", images="original", crop=None), "recipe 'ta' crops nothing"),
     }:
@@ -225,7 +225,7 @@ def test_the_command_line_chooses(small: Suite):  # noqa: F811
         assert (entry["recipe"]["images"], entry["originals"]) == (value, {"dtd": value == "original"})
     for more, message in {
         "": "trained otherwise (images 'square', not 'original')",
-        "finetune.images=whole": "images of a recipe of fine-tuning must be one of original, square, got 'whole'",
+        "finetune.images=whole": "of fine-tuning: images must be one of original, square, got 'whole'",
         "finetune.recipe=fusionbench finetune.images=original": "recipe 'fusionbench' crops nothing",
     }.items():
         status, text = said(more)

@@ -154,11 +154,11 @@ def test_own_files(built, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"finetune_step": 3}, "unknown checkpoints.recipe.finetune_step: did you mean 'finetune_steps'"),
-        ({"finetune_steps": -1}, "must be a number of at least 0, got -1"),
-        ({"finetune_steps": 1.5}, "must be an integer, got 1.5"),
-        ({"finetune_lr": "fast"}, "must be a number of at least 0, got 'fast'"),
-        ({"finetune_batch": 0}, "must be at least 1, got 0"),
+        ({"finetune_step": 3}, "unknown key 'checkpoints.recipe.finetune_step': did you mean 'finetune_steps'"),
+        ({"finetune_steps": -1}, "must be an integer of at least 0, got -1"),
+        ({"finetune_steps": 1.5}, "checkpoints.recipe.finetune_steps must be an integer of at least 0, got 1.5"),
+        ({"finetune_lr": "fast"}, "must be a finite number in [0, inf), got 'fast'"),
+        ({"finetune_batch": 0}, "must be an integer of at least 1, got 0"),
     ],
 )
 def test_recipe_refuses(changes, message):

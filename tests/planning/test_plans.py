@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
+from fusionbench_lite import components, doctor
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetune import Options
 from fusionbench_lite.models import clip
@@ -51,7 +53,7 @@ def test_the_suite_of_a_line(line: str, family: str, layout: str | None, tasks: 
         ("model=vit_b32 data.corruption=gausian_noise", "did you mean 'gaussian_noise'"),
         ("model=vit_b32 data.source=folder", "set data_dir="),
         ("model=vit_b32 data.corruption_from=split", "did you mean 'splits'"),
-        ("model=vit_b32 data.severity=6", "an integer of 1 to 5, got 6"),
+        ("model=vit_b32 data.severity=6", "data.severity must be an integer from 1 to 5, got 6"),
         ("model=vit_b32 data.skip_corrupt=-1", "at least 0, got -1"),
         ("model=vit_b32 data.severity=3", "add data.corruption=motion_blur or another and data.corruption_from=generated"),
         ("model=vit_b32 data.severity=3 data.corruption=contrast", "generated here: add data.corruption_from=generated, or"),
@@ -61,14 +63,18 @@ def test_the_suite_of_a_line(line: str, family: str, layout: str | None, tasks: 
         ("data.corruption_from=generated", "not of vit_mini"),
         ("data.source=hup", "not of vit_mini"),
         ("data.corruption=contrast", "not of vit_mini"),
-        ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be at least 1"),
-        ("model=vit_b32 checkpoints.place=disc", "did you mean 'disk'"),
+        ("model=vit_b32 trainer.eval_batch=0", "trainer.eval_batch must be an integer of at least 1"),
+        ("model=vit_b32 checkpoints.place=disc", "checkpoints.place must be one of auto, device, cpu, disk (did you mean 'disk'?)"),
+        ("model=vit_b32 device=cuda:x", "device must be auto, cpu, cuda or a numbered one, as cuda:1, got 'cuda:x'"),
+        ("model=vit_b32 checkpoints.experts=9", "checkpoints.experts must be a number from 1 to 8 or a list of different tasks"),
+        ("model=vit_b32 checkpoints.experts=[dtd,dtd]", "or null, got ['dtd', 'dtd']"),
+        ("model=vit_b32 checkpoints.experts=[dt]", "'dt' is none of the tasks: did you mean 'dtd'"),
         ("model=vit_b32 checkpoints.famly=ta", "checkpoints.family"),
         ("model=vit_b32 checkpoints.recipe={warmup:3}", "finetune.recipe"),
     ],
 )
 def test_refusals_name_the_fix(line: str, said: str):
-    with pytest.raises(InputError, match=said.replace("[", r"\[").replace(".", r"\.")):
+    with pytest.raises(InputError, match=re.escape(said)):
         plan_of(line.split())
 
 
@@ -120,7 +126,22 @@ def test_a_clip_line_is_refused_without_importing_torch(words: list[str]):
 def test_options_of_a_side_command_have_types():
     given = ["finetune.lr=1e-5", "finetune.steps=7", "finetune.recipe=tall", "finetune.evaluate_every=null"]
     assert options_of(given, "finetune.", Options) == Options(lr=1e-5, steps=7, recipe="tall")
-    refused = {"steps=1.5": "an integer", "lr=fast": "a number", "stesp=3": "did you mean 'steps'", "steps=true": "an integer"}
+    refused = {
+        "steps=1.5": "an integer", "lr=fast": "a finite number in .* or null, got 'fast'", "stesp=3": "did you mean 'steps'",
+        "steps=true": "an integer",
+    }
     for wrong, said in refused.items():
         with pytest.raises(InputError, match=said):
             options_of([f"finetune.{wrong}"], "finetune.", Options)
+
+
+def test_texts_of_options_are_read_by_their_kinds():
+    given = ["out='a folder/1e5'", "recipe=null", "evaluate_every=", "lr=2", "batch=8"]
+    assert options_of(given, "", Options) == Options(out="a folder/1e5", lr=2.0, batch=8)
+    with pytest.raises(InputError, match=re.escape("doctor.format must be one of text, json (did you mean 'json'?), got 'jsn'")):
+        options_of(["doctor.format=jsn"], "doctor.", doctor.Options)
+    with pytest.raises(InputError, match="components.top must be an integer of at least 0, got -1"):
+        options_of(["components.top=-1"], "components.", components.Options)
+    for broken in ("[1", "null", "1e-5"):
+        with pytest.raises(InputError, match=re.escape("finetune.checkpoint_every must be an integer of at least 1, got ")):
+            options_of([f"finetune.checkpoint_every={broken}"], "finetune.", Options)

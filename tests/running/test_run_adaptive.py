@@ -134,7 +134,7 @@ def test_a_named_preset_is_recorded(command, tmp_path):
 
 
 REFUSALS = [
-    (["method=adarank", "method.adaptation.fraction=0"], "fraction must be a number above 0 and at most 1, got 0"),
+    (["method=adarank", "method.adaptation.fraction=0"], "method.adaptation.fraction must be a finite number in (0, 1], got 0"),
     (["method=adarank", "method.adaptation.held_out=-1"], "held_out must be an integer of at least 0, got -1"),
     (["method=adarank", "preset=fusionbenc"], "method 'adarank_cart' has no preset 'fusionbenc': it has none"),
     (["method=adamerging_layerwise", "preset=fusionbenc"], "did you mean 'fusionbench'"),
@@ -142,7 +142,7 @@ REFUSALS = [
     (["method=surgery", "method.base=tall_masks"], "needs one merged model as its base, which 'tall_masks' is not"),
     (["method=surgery", "method.base=wemoe"], "needs one merged model as its base, which 'wemoe' is not"),
     (["method=surgery", "method.base=surgery_v2"], "needs one merged model as its base, which 'surgery_v2' is not"),
-    (["method=surgery", "method.adaptation.base_select=first"], "unknown base_select 'first'"),
+    (["method=surgery", "method.adaptation.base_select=first"], "base_select must be one of last, best_test, best_unsup"),
     (["method=adarank", "method.adaptation.base_select=last"], "unknown key 'method.adaptation.base_select'"),
     (["method=adarank", "method.adaptation.batch_size=0"], "batch_size must be an integer of at least 1, got 0"),
 ]

@@ -18,7 +18,8 @@ from fusionbench_lite.data.vision.folders import ArchiveSource, FolderSource
 from fusionbench_lite.data.vision.hub_files import HubSource
 from fusionbench_lite.data.vision.layouts import LayoutSource
 from fusionbench_lite.data.vision.tasks import CORRUPTIONS, Task
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError
+from fusionbench_lite.fields import REQUIRED, choice, integer, verify
 
 log = logging.getLogger(__name__)
 
@@ -40,32 +41,21 @@ class Sources:
     `tasks_file` replaces the packaged table of tasks by one of the same form.
     """
 
-    variant: str
-    cache: Path
+    variant: str = choice(REQUIRED, tasks.VARIANTS)
+    cache: Path = dataclasses.field(default=REQUIRED)
     data_dir: Path | None = None
-    source: str = "auto"
-    skip_corrupt: int = 0
-    corruption: str | None = None
-    corruption_from: str = _SPLITS
-    severity: int = MOST_SEVERE
+    source: str = choice("auto", SOURCES)
+    skip_corrupt: int = integer(0, low=0)
+    corruption: str | None = choice(None, CORRUPTIONS, optional=True)
+    corruption_from: str = choice(_SPLITS, CORRUPTION_SOURCES)
+    severity: int = integer(MOST_SEVERE, low=1, high=MOST_SEVERE)
     seed: int = 0
-    limit: int | None = None
+    limit: int | None = integer(None, low=1, optional=True)
     tasks_file: Path | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot be."""
-        choices = [("variant", tasks.VARIANTS), ("source", SOURCES), ("corruption_from", CORRUPTION_SOURCES)]
-        choices += [("corruption", CORRUPTIONS)] if self.corruption is not None else []
-        for field, allowed in choices:
-            value = getattr(self, field)
-            if value not in allowed:
-                raise InputError(f"unknown data.{field} {value!r}: {did_you_mean(str(value), allowed)}")
-        for field, least, most in (("skip_corrupt", 0, None), ("severity", 1, MOST_SEVERE), ("limit", 1, None)):
-            value = getattr(self, field)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (field == "limit" and value is None) and (not whole or value < least or (most is not None and value > most)):
-                bounds = f"{least} to {most}" if most is not None else f"at least {least}"
-                raise InputError(f"data.{field} must be an integer of {bounds}, got {value!r}")
+        verify(self, where="data.")
         self._check_used()
         if self.source == "folder" and self.data_dir is None:
             raise InputError("data.source=folder, but no data_dir is given: set data_dir=...")

@@ -45,7 +45,7 @@ _MMAP_THRESHOLD = -3
 """glibc's M_MMAP_THRESHOLD."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A method on the first `tasks` tasks: `steps` timed steps of `batch_size` images a task, at most `chunk` at once with
     constants at `place`, and an evaluation of `images` images, `eval_batch` at once."""
@@ -72,7 +72,7 @@ class Job:
         return (self.tasks - 1) * pool + max(pool, self.images)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
     """`steps` and `reading`: seconds of every timed step and of having its images at hand; `images` of all tasks in one.
 
@@ -136,8 +136,8 @@ def _run(job: Job) -> Figures:
         _evaluate(procedure, feed, evaluator)
     phases.end("evaluate")
     return Figures(
-        tuple(watch.seconds[WARM_UP:]), tuple(feed.seconds[WARM_UP : len(watch.seconds)]), feed.images, setup[0],
-        known[0] if feed.known else 0.0, evaluation[0], phases.held, phases.peaks,
+        steps=tuple(watch.seconds[WARM_UP:]), reading=tuple(feed.seconds[WARM_UP : len(watch.seconds)]), images=feed.images,
+        setup=setup[0], known=known[0] if feed.known else 0.0, evaluation=evaluation[0], held=phases.held, peaks=phases.peaks,
     )
 
 
@@ -145,8 +145,8 @@ def evaluator_of(job: Job, tasks: tuple[str, ...], images: int) -> Evaluator:
     """Return the evaluation of so many images of every one of the tasks, `eval_batch` at once."""
     size, device = problem.SIZES[job.model], torch.device(job.device)
     return Evaluator(
-        problem.data(tasks, problem.pixels(size), images), problem.heads(size, tasks, device), device, job.eval_batch,
-        clip.normalise, job.precision == "bf16",
+        data=problem.data(tasks, problem.pixels(size), images), heads=problem.heads(size, tasks, device), device=device,
+        batch_size=job.eval_batch, prepare=clip.normalise, bf16=job.precision == "bf16",
     )
 
 

@@ -24,7 +24,7 @@ from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.layout import Layout
 from fusionbench_lite.weights.placed import PlacedWeights
 
-TINY = clip.Size(64, 32, 64, 2, 2, 64, 64, 2, 2)
+TINY = clip.Size(image=64, patch=32, width=64, layers=2, heads=2, output=64, text_width=64, text_layers=2, text_heads=2)
 SIZES = {**clip.SIZES, "tiny": TINY}
 """The published sizes, and one for trying out the program and for what any measurement imports first."""
 
@@ -147,8 +147,8 @@ def data(tasks: tuple[str, ...], drawn: NDArray[np.uint8], count: int) -> dict[s
     labels = np.zeros(count, np.int64)
     return {
         task: TaskData(
-            task, tuple(map(str, range(number))), drawn[:0], labels[:0],
-            Images(drawn, count, task), labels,  # type: ignore[arg-type]
+            name=task, classes=tuple(map(str, range(number))), train_images=drawn[:0], train_labels=labels[:0],
+            test_images=Images(drawn, count, task), test_labels=labels,  # type: ignore[arg-type]
         )
         for task, number in zip(tasks, classes(len(tasks)), strict=True)
     }

@@ -40,7 +40,7 @@ _MARKS = "\u0300-\u036f"
 _NAMES = r"`\w+`(?:, `\w+`)*: "
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
     """A method in words: `meanings` explains the hyperparameters, `arguments` are those of the command."""
 
@@ -69,8 +69,9 @@ def described(method: registry.Method, folder: Path) -> Description:
         raise InputError(f"method {method.id}: its docstrings lack {', '.join(lacking)}")
     command, what = header(method.id, folder)
     return Description(
-        method.id, what, command, tuple(shlex.split(command))[len(COMMAND) :], _line(paper[1]), _line(formula),
-        _line(rest[: cost.start()]), _line(cost[1]), {name: meanings[name] for name in method.defaults},
+        id=method.id, what=what, command=command, arguments=tuple(shlex.split(command))[len(COMMAND) :], paper=_line(paper[1]),
+        formula=_line(formula), notes=_line(rest[: cost.start()]), cost=_line(cost[1]),
+        meanings={name: meanings[name] for name in method.defaults},
     )
 
 

@@ -78,7 +78,9 @@ def examine(plan: Plan) -> Findings:
         items = [item if item.made else dataclasses.replace(item, downloadable=False) for item in items]
         if any(not item.present and not item.made for item in items):
             hints.insert(0, OFFLINE)
-    return Findings(title, machine, items, _estimate(plan, device), list(needs.caveats), hints)
+    return Findings(
+        title=title, machine=machine, items=items, estimate=_estimate(plan, device), caveats=list(needs.caveats), hints=hints
+    )
 
 
 def _machine(device: torch.device, cache: Path) -> dict[str, str]:

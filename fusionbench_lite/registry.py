@@ -39,7 +39,7 @@ class NoHyperparameters:
     """The hyperparameters of a method that has none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """A method as the registry knows it.
 
@@ -108,8 +108,9 @@ def method(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Method(
-            id, function, hyperparameters, per_task, adaptive, inputs, routed, training, label=label or id,
-            family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
+            id=id, function=function, hyperparameters=hyperparameters, per_task=per_task, adaptive=adaptive, inputs=inputs,
+            routed=routed, training=training, label=label or id, family=family or _family(per_task, adaptive, inputs, routed),
+            learned=learned, cost=cost,
         )
         if adaptive and id in _REGISTERED and not _REGISTERED[id].adaptive:
             _LEARNED[id] = entry

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fusionbench_lite.models.inputs import Inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapted:
     """An adapted model and what was learned.
 
@@ -103,8 +103,8 @@ def adapt(
         procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
     losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
     return Adapted(
-        method, describe(configured), tuple(view.tasks), procedure.coefficients(), procedure.masks(),
-        procedure.learned(), losses, procedure, steps,
+        method=method, hyperparameters=describe(configured), tasks=tuple(view.tasks), coefficients=procedure.coefficients(),
+        masks=procedure.masks(), learned=procedure.learned(), losses=losses, _procedure=procedure, _steps=steps,
     )
 
 

@@ -14,7 +14,7 @@ Report = Callable[[str, int, int], None]
 """Called with what is being done and how much of it is done of how much: bytes of a download, files of a conversion."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """The weights that a run needs.
 
@@ -34,7 +34,7 @@ class Request:
     manifest: Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
     """Checked safetensors files of a request.
 

@@ -29,7 +29,7 @@ class Known:
     sha256: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
     """A repository, or one per task, with the patterns of its files; `head` is None where it has none."""
 
@@ -218,7 +218,10 @@ def _place(entry: dict[str, Any]) -> Place:
     for key in ("repo", "expert"):
         if not isinstance(entry[key], str) or not entry[key]:
             raise ValueError(f"{key} of a place is a text, not {entry[key]!r}")
-    return Place(entry["repo"], entry["expert"], entry.get("head"), _texts("models", entry), _files(entry.get("files", {})))
+    return Place(
+        repo=entry["repo"], expert=entry["expert"], head=entry.get("head"), models=_texts("models", entry),
+        files=_files(entry.get("files", {})),
+    )
 
 
 def _base(entry: dict[str, Any]) -> Base:

@@ -41,10 +41,10 @@ class Finder:
         if text is None and None in heads.values():
             text = self.base_part(family, "text")
         return Found(
-            self.request.family, self.request.layout, base["pretrained"][0], experts, heads, text[0] if text else None,
-            base["constants"][0] if "constants" in base else None, self.files, self.sources,
-            0 if family.frozen_projection else converting.virtual_zeros(self.request.size),
-            (*caveats(self.families), *dict.fromkeys(self.notes)), hashes,
+            family=self.request.family, layout=self.request.layout, pretrained=base["pretrained"][0], experts=experts, heads=heads,
+            text=text[0] if text else None, constants=base["constants"][0] if "constants" in base else None, files=self.files,
+            sources=self.sources, virtual_zeros=0 if family.frozen_projection else converting.virtual_zeros(self.request.size),
+            caveats=(*caveats(self.families), *dict.fromkeys(self.notes)), expert_hashes=hashes,
         )
 
     # ------------------------------------------------------------------ the pretrained model
@@ -59,8 +59,9 @@ class Finder:
         text = base.get("text") or self.base_part(family, "text")
         self.conversions.check()
         return Found(
-            self.request.family, self.request.layout, base["pretrained"][0], {}, {}, text[0],
-            base["constants"][0] if "constants" in base else None, self.files, self.sources, 0, (),
+            family=self.request.family, layout=self.request.layout, pretrained=base["pretrained"][0], experts={}, heads={},
+            text=text[0], constants=base["constants"][0] if "constants" in base else None, files=self.files, sources=self.sources,
+            virtual_zeros=0, caveats=(),
         )
 
     def _base(self, family: Family) -> dict[str, Converted]:

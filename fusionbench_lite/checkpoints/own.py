@@ -51,8 +51,8 @@ def found(finder: Finder) -> Found:
     hashes = {task: finder.files[EXPERT.format(task=task)] for task in request.tasks}
     zeros = 0 if frozen or release is None else converting.virtual_zeros(request.size)
     return Found(
-        "own", request.layout, pretrained, experts, heads, text, constants, finder.files, finder.sources, zeros, (), hashes,
-        multitask,
+        family="own", layout=request.layout, pretrained=pretrained, experts=experts, heads=heads, text=text, constants=constants,
+        files=finder.files, sources=finder.sources, virtual_zeros=zeros, caveats=(), expert_hashes=hashes, multitask=multitask,
     )
 
 

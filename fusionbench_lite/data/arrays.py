@@ -195,7 +195,10 @@ def _drawn(name: str, seed: int, counts: tuple[int, int], folder: Path) -> TaskD
         log.warning("%s is damaged: drawing %s again", path, name)
     parts = (mini.draw(name, part, seed, count) for part, count in zip(("train", "test"), counts, strict=True))
     (train_images, train_labels), (test_images, test_labels) = parts
-    drawn = TaskData(name, mini.DRAWINGS[name].classes, train_images, train_labels, test_images, test_labels)
+    drawn = TaskData(
+        name=name, classes=mini.DRAWINGS[name].classes, train_images=train_images, train_labels=train_labels,
+        test_images=test_images, test_labels=test_labels,
+    )
     arrays: dict[str, Any] = {field: getattr(drawn, field) for field in ARRAYS}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, sha256=np.array(drawn.sha256), **arrays)

@@ -25,7 +25,7 @@ from fusionbench_lite.models.inputs import Inputs
 Encode = Callable[[Inputs], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
     """Evaluates encoders on the test examples of some tasks.
 

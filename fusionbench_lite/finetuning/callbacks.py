@@ -29,7 +29,7 @@ SPAN = 50
 """Steps over which the speed is averaged."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
     """Where a fine-tuning stands: finished steps of how many, the sum of the tasks' losses, training images per second."""
 
@@ -112,4 +112,6 @@ class Reports(Callback):
         self._ends.append((time.perf_counter(), self._images))
         (first, before), (last, after) = self._ends[0], self._ends[-1]
         speed = (after - before) / max(last - first, 1e-9)
-        self.report(Status(self.name, pl_module.completed, self.steps, pl_module.history.losses[-1], speed))
+        self.report(Status(
+            name=self.name, step=pl_module.completed, steps=self.steps, loss=pl_module.history.losses[-1], images_per_second=speed
+        ))

@@ -193,7 +193,10 @@ class _Job:
                 pool.original.prepare()
             prepare(pool.data.train_images, slice(None) if pool.original is None else self.held_out[task])
         frozen = (*(PROJECTIONS if recipe.trained == "tower" else ()), *self.constants)
-        course = Course(recipe.lr, recipe.weight_decay, recipe.warmup, recipe.clip, recipe.optimizer, recipe.schedule, frozen)
+        course = Course(
+            lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=recipe.warmup, clip=recipe.clip, optimizer=recipe.optimizer,
+            schedule=recipe.schedule, frozen=frozen,
+        )
         # No experts are needed to train one: the base stands for each, so that tasks and tensors are known.
         experts = Experts(self.start, dict.fromkeys(self.data, self.start))
         procedure = Training(experts, course, Context(self.model, self.heads, self.steps, settings.chunk))

@@ -22,7 +22,7 @@ WAIT_VARIABLE = "FUSIONBENCH_LITE_RETRY_SECONDS"
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """`endpoint` without a slash at its end; time limits in seconds; `wait`: seconds before the first repetition of a request.
 
@@ -77,12 +77,10 @@ def current() -> Settings:
     if origin(endpoint) is None:
         raise InputError(f"HF_ENDPOINT={endpoint} is no address of a hub: it starts with http:// or https://")
     return Settings(
-        endpoint,
-        offline(),
-        _token(constants),
-        _seconds("HF_HUB_ETAG_TIMEOUT", constants.HF_HUB_ETAG_TIMEOUT) or constants.DEFAULT_ETAG_TIMEOUT,
-        _seconds("HF_HUB_DOWNLOAD_TIMEOUT", constants.HF_HUB_DOWNLOAD_TIMEOUT) or constants.DEFAULT_DOWNLOAD_TIMEOUT,
-        _seconds(WAIT_VARIABLE, 1.0),
+        endpoint=endpoint, offline=offline(), token=_token(constants),
+        answer_timeout=_seconds("HF_HUB_ETAG_TIMEOUT", constants.HF_HUB_ETAG_TIMEOUT) or constants.DEFAULT_ETAG_TIMEOUT,
+        data_timeout=_seconds("HF_HUB_DOWNLOAD_TIMEOUT", constants.HF_HUB_DOWNLOAD_TIMEOUT) or constants.DEFAULT_DOWNLOAD_TIMEOUT,
+        wait=_seconds(WAIT_VARIABLE, 1.0),
     )
 
 

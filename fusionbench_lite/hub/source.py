@@ -115,7 +115,7 @@ class Entry:
     sha256: str | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fetched:
     """A file at hand: where it lies, its SHA-256, the commit it belongs to, the repository and the path therein."""
 

@@ -56,7 +56,7 @@ class Store:
         for path in self._candidates(asked):
             sha256 = self.checked(path, wanted)
             if sha256 is not None:
-                return Fetched(path, sha256, _commit(path, asked.file), asked.repo, asked.file)
+                return Fetched(path=path, sha256=sha256, commit=_commit(path, asked.file), repo=asked.repo, file=asked.file)
         return None
 
     def _candidates(self, asked: Source) -> Iterator[Path]:
@@ -173,7 +173,7 @@ class Store:
             temporary.unlink(missing_ok=True)
         self._note(path, sha256, sound=True)
         self.remember(asked, commit)
-        return Fetched(path, sha256, commit, asked.repo, asked.file)
+        return Fetched(path=path, sha256=sha256, commit=commit, repo=asked.repo, file=asked.file)
 
     def remember(self, asked: Source, commit: str) -> None:
         """Note that a branch or a tag stands for a commit. Raises OSError."""

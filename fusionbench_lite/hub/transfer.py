@@ -21,7 +21,7 @@ _NO_HEAD = (405, 501)
 _HUBS = frozenset({("https", "huggingface.co", 443), ("https", "hf.co", 443)})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Remote:
     """What a server says of a file: commit, ETag without quotes, size in bytes, where its content is, whether the token goes there.
 
@@ -50,7 +50,7 @@ def describe(asked: Asked, settings: Settings) -> Remote:
                 "HEAD", url, headers=settings.headers(own), timeout=settings.answer_timeout, follow_redirects=False
             )
         if answer.status_code in _NO_HEAD and isinstance(asked, WebFile):
-            return Remote("", None, None, url, _trusted(url, settings))
+            return Remote(commit="", etag=None, size=None, url=url, with_token=_trusted(url, settings))
         if answer.status_code >= 400:
             raise of_answer(answer, asked, settings)
         to = answer.headers.get("Location") if answer.is_redirect else None
@@ -85,13 +85,15 @@ def _target(url: str, to: str | None, settings: Settings) -> str:
 def _remote(answer: Any, asked: Asked, settings: Settings, url: str) -> Remote:
     headers = answer.headers
     if isinstance(asked, WebFile):
-        return Remote("", None, _number(headers.get("Content-Length")), url, _trusted(url, settings))
+        return Remote(
+            commit="", etag=None, size=_number(headers.get("Content-Length")), url=url, with_token=_trusted(url, settings)
+        )
     commit = headers.get("X-Repo-Commit", "")
     if not COMMIT.fullmatch(commit):
         raise no_hub(settings.endpoint, f"the reply for {asked.file} has no X-Repo-Commit")
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"') or None
     length = headers.get("X-Linked-Size") or (None if answer.is_redirect else headers.get("Content-Length"))
-    return Remote(commit, etag, _number(length), url, _trusted(url, settings))
+    return Remote(commit=commit, etag=etag, size=_number(length), url=url, with_token=_trusted(url, settings))
 
 
 def _number(text: str | None) -> int | None:

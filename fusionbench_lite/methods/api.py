@@ -24,7 +24,7 @@ Weights = StateDict | str | os.PathLike[str]
 """A state dict, or the path of a safetensors file or directory; for experts also of a PEFT adapter."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Merged:
     """A merged model, or one model per task in compact form.
 
@@ -76,15 +76,16 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
         view.release(name for name, part in stored.items() if not part.on_base)
         unfold = {name: part.tensor for name, part in stored.items()}
         return Merged(
-            method, produced.hyperparameters, tasks, True, _storage(view, stored),
-            lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items())),  # type: ignore[arg-type]
+            method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=True, storage=_storage(view, stored),
+            _state_dict=lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items())),  # type: ignore[arg-type]
         )
     merged = _complete(view, produced())
     view.check_unread()
     names = {name: view.tied.get(name, name) for name in view.layout}  # the inputs themselves are not kept
     return Merged(
-        method, produced.hyperparameters, tasks, False, {"pretrained": 0, "shared": _size(view), "per_task": 0},
-        lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
+        method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=False,
+        storage={"pretrained": 0, "shared": _size(view), "per_task": 0},
+        _state_dict=lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
     )
 
 

@@ -42,6 +42,6 @@ def emr_merging(experts: Experts, h: EmrMerging) -> Iterator[tuple[str, Masked]]
             unified += weight * (largest * agree).sum(1, dtype=torch.float64).cpu()
             vector[part] = torch.where(positive, largest, -largest)
             bits.append(pack(agree))
-        yield name, Masked(experts, name, vector, torch.cat(bits, dim=1), scales)
+        yield name, Masked(experts=experts, name=name, vector=vector, bits=torch.cat(bits, dim=1), scales=scales)
     # A task that nothing is left of keeps ρ = 1.
     scales.copy_(torch.where(unified > 0, own / unified.clamp_min(1e-300), 1.0))

@@ -51,8 +51,8 @@ def of_size(name: str, size: Size, layout: str, *, tower_alone: bool = False) ->
     tensors = dict(makers[layout](size))
     constants = {name: tensors.pop(name) for name in PROJECTIONS if tower_alone and name in tensors}
     return Architecture(
-        name, layout, tensors, size.layers, size.width, size.output, constants=constants, heads=size.heads,
-        tokens=(size.image // size.patch) ** 2 + 1, image=size.image,
+        name=name, layout=layout, tensors=tensors, blocks=size.layers, width=size.width, output=size.output, constants=constants,
+        heads=size.heads, tokens=(size.image // size.patch) ** 2 + 1, image=size.image,
     )
 
 
@@ -141,7 +141,9 @@ def _roberta(model: str) -> Architecture:
             yield from _affine(f"{block}.output.dense", (768, 3072))
             yield from _affine(f"{block}.output.LayerNorm", (768,))
 
-    return Architecture(model, "encoder blocks alone", dict(named()), 12, 768, 768, policy="all_2d")
+    return Architecture(
+        name=model, layout="encoder blocks alone", tensors=dict(named()), blocks=12, width=768, output=768, policy="all_2d"
+    )
 
 
 def _gpt2(model: str) -> Architecture:
@@ -159,7 +161,7 @@ def _gpt2(model: str) -> Architecture:
             yield f"{block}.mlp.c_proj.bias", (768,)
         yield from _affine("ln_f", (768,))
 
-    return Architecture(model, "blocks and ln_f", dict(named()), 12, 768, 768)
+    return Architecture(name=model, layout="blocks and ln_f", tensors=dict(named()), blocks=12, width=768, output=768)
 
 
 MODELS: dict[str, Callable[[str], Architecture]] = {

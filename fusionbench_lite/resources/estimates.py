@@ -136,7 +136,7 @@ def _streamed(inputs: Inputs) -> Iterable[Entry]:
 def _merge_flops(inputs: Inputs) -> Flops:
     image, setup = inputs.transformer.forward_flops, 2 * inputs.tasks * inputs.encoder.parameters
     evaluation = image * inputs.test_images * inputs.evaluations
-    return Flops(image, 0, setup, evaluation, setup + evaluation)
+    return Flops(image=image, step=0, setup=setup, evaluation=evaluation, total=setup + evaluation)
 
 
 def _flops(inputs: Inputs) -> Flops:
@@ -145,4 +145,6 @@ def _flops(inputs: Inputs) -> Flops:
     if kind in ("features", "adapters", "stages"):  # features of experts, and of what is merged, once per example
         setup += (2 if kind == "features" else 1) * image * inputs.test_images
     evaluation = 0 if kind == "features" else image * inputs.test_images * inputs.evaluations
-    return Flops(image, step_flops(inputs), setup, evaluation, setup + run_flops(inputs) + evaluation)
+    return Flops(
+        image=image, step=step_flops(inputs), setup=setup, evaluation=evaluation, total=setup + run_flops(inputs) + evaluation
+    )

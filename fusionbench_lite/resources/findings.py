@@ -10,7 +10,7 @@ from typing import Any
 from fusionbench_lite.base.needs import Need, size_text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
     """The answer: a title, facts of the machine, what is needed, the plan of memory and work, caveats, and what helps."""
 

@@ -22,7 +22,7 @@ AFTER = PHASES[2:]
 """From the first merge on."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
     """A run: `method` with its `values` on `tasks` experts of `encoder`.
 
@@ -103,7 +103,7 @@ class Inputs:
         """What the method says that it takes; one that says nothing counts as a descent on all task vectors."""
         of = self.entry.cost or costs.descent_on_vectors
         keep = True if self.keep is None else self.keep
-        return of(Setting(self.encoder, self.tasks, self.h, self.threads, keep, self.steps))
+        return of(Setting(architecture=self.encoder, tasks=self.tasks, h=self.h, threads=self.threads, keep=keep, steps=self.steps))
 
     @functools.cached_property
     def learned(self) -> int:
@@ -121,7 +121,7 @@ class Entry:
     phases: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flops:
     """Operations: of an image's forward pass, of a step, before the first step, of all evaluations, of everything."""
 

@@ -76,7 +76,8 @@ class Source:
         if (task, draw.role) not in self._streams:
             name = f"{task}/{draw.role}" if draw.role else task
             self._streams[task, draw.role] = Stream(
-                kind, len(self.pools[task]), size, self.plan.setting("batches"), self.plan.seed, name
+                kind=kind, size=len(self.pools[task]), batch_size=size, batches=self.plan.setting("batches"), seed=self.plan.seed,
+                task=name,
             )
         return self._streams[task, draw.role]
 

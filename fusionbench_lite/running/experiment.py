@@ -18,7 +18,7 @@ from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """An experiment file: `rows` maps each row's name to its overrides, `defaults` are overrides of every row.
 
@@ -44,8 +44,8 @@ def read(name: str) -> Experiment:
     for row in content["rows"]:
         rows |= read(row).rows if isinstance(row, str) else {row["name"]: tuple(row["overrides"])}
     return Experiment(
-        name, content["title"], content.get("question", ""), tuple(content.get("seeds", [0])),
-        tuple(content.get("defaults", [])), rows,
+        name=name, title=content["title"], question=content.get("question", ""), seeds=tuple(content.get("seeds", [0])),
+        defaults=tuple(content.get("defaults", [])), rows=rows,
     )
 
 

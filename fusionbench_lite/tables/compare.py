@@ -24,7 +24,7 @@ Counted = dict[TestSet, list[Array]]
 """Every pair's differences of correctness [N]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Row a minus row b: the paired statistics, per task difference and discordant counts, and the number of seeds.
 
@@ -86,10 +86,15 @@ def compare(rows: Rows, records: Iterable[Record], a: str, b: str, select: str =
     exact_p, mid_p = mcnemar(only_a, only_b) if independent else (None, None)
     examples = sum(group[0].size for group in counted.values()) + sum(group.labels.size for group in whole.values())
     estimate, interval = _average(counted, whole, len(pairs), len(tasks))
-    paired = Paired(estimate, interval, only_a, only_b, examples, exact_p, mid_p)
+    paired = Paired(
+        difference=estimate, interval=interval, only_a=only_a, only_b=only_b, examples=examples, exact_p=exact_p, mid_p=mid_p
+    )
     flags = tuple(bool(run.selection(select)[1]["uses_test_labels"]) for run in pairs[0])
     judged_whole = tuple(dict.fromkeys(task for task, _ in whole))
-    return Comparison(row_a.name, row_b.name, paired, per_task, len(pairs), (flags[0], flags[1]), measure, judged_whole)
+    return Comparison(
+        a=row_a.name, b=row_b.name, paired=paired, per_task=per_task, seeds=len(pairs), uses_test_labels=(flags[0], flags[1]),
+        measure=measure, whole_set=judged_whole,
+    )
 
 
 def _average(counted: Counted, whole: Mapping[TestSet, _WholeSet], pairs: int, tasks: int) -> tuple[float, Interval]:

@@ -148,7 +148,7 @@ def _held_out(axes: Axes, values: pd.Series) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """A quantity of one row over the steps: mean and sample standard deviation over seeds (nan for one seed).
 
@@ -176,7 +176,10 @@ def curves(rows: Rows, records: Mapping[str, Record], seed: int | None = None) -
                 run = pairs[0][0]
                 whole = shared(run.measures().values())
                 scale = whole.scale if whole is not None and quantity == AVERAGE else 1
-                found.append(Curve(row.name, quantity, objective(run), _over_seeds(series, quantity, scale), whole))
+                found.append(Curve(
+                    row=row.name, quantity=quantity, objective=objective(run), frame=_over_seeds(series, quantity, scale),
+                    measure=whole,
+                ))
     return found
 
 

@@ -29,7 +29,7 @@ TIMES = ("seconds", "seconds_total")
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table ready to be shown: `frame` has one line per row (index: label), values as printed: what is in percent times 100.
 
@@ -98,8 +98,8 @@ def build(rows: Rows, records: Iterable[Record], select: str = "last", *, baseli
         frame = _with_difference(frame, rows, kept, baseline, select)
     remarks = notes(rows, frame, list(wanted.values()), trial=trial, select=select, baseline=baseline)
     return Table(
-        rows.experiment, rows.title, rows.question, select, tasks, frame, long, remarks, trial=trial, baseline=baseline,
-        measures=measures,
+        name=rows.experiment, title=rows.title, question=rows.question, select=select, tasks=tasks, frame=frame, long=long,
+        notes=remarks, trial=trial, baseline=baseline, measures=measures,
     )
 
 

@@ -25,7 +25,7 @@ _WITHIN = tuple(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a tensor sits: `block` is its number, or STEM, TAIL or TEXT; `stack` names the list of blocks.
 
@@ -47,11 +47,11 @@ def place(name: str, *, visual: bool = False) -> Place:
     """Say where a tensor sits; `visual` says that the model has an image tower, so that other tensors are leftovers."""
     numbered = re.fullmatch(r"(.*?)\.?\b(\d+)\.(.*)", name)
     if numbered:
-        return Place(name, numbered[1], numbered[2], numbered[3], _family(numbered[3]))
+        return Place(name=name, stack=numbered[1], block=numbered[2], kind=numbered[3], family=_family(numbered[3]))
     if visual and "visual" not in name:
-        return Place(name, "", TEXT, name, _family(name))
+        return Place(name=name, stack="", block=TEXT, kind=name, family=_family(name))
     first = _STEM.search(name) or _STEM_NORM.search(name)
-    return Place(name, "", STEM if first else TAIL, name, _family(name))
+    return Place(name=name, stack="", block=STEM if first else TAIL, kind=name, family=_family(name))
 
 
 def arrange(names: Iterable[str], order: Sequence[str] = ()) -> list[Place]:

@@ -49,7 +49,7 @@ class Own:
             yield Buffer((task, self.name), self.experts.layout[self.name].nbytes, False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked:
     """θ0 + ρ_t M_t ⊙ τ with one vector τ [flattened] for all tasks, a bit per entry and task, and a factor per task.
 

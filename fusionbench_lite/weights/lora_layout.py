@@ -20,7 +20,7 @@ _PART = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_B\.bias)"
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Module:
     """The LoRA tensors of one module: the keys of A and B, and of the bias of B where it has one."""
 
@@ -75,7 +75,7 @@ def _module(file: AdapterFile, name: str, keys: Mapping[str, str]) -> Module:
     for part in wanted:
         if part not in keys:
             raise file.error(f"{first!r} has no {part} beside it: save the adapter again")
-    return Module(name, keys[wanted[0]], keys[wanted[1]], keys.get("lora_B.bias"), embedding)
+    return Module(name=name, a=keys[wanted[0]], b=keys[wanted[1]], bias=keys.get("lora_B.bias"), embedding=embedding)
 
 
 def find(file: AdapterFile, key: str, wanted: str, pretrained: Layouts) -> str:

@@ -40,7 +40,10 @@ def tree(tmp_path: Path) -> Path:
 
 
 def request(tree: Path, family: str, tasks: tuple[str, ...] = TASKS, **changes: object) -> Request:
-    made = Request("vit_b32", TINY, "packed", family, tasks, tree / "cache", tree / family, tree / "manifests")
+    made = Request(
+        model="vit_b32", size=TINY, layout="packed", family=family, tasks=tasks, cache=tree / "cache", dir=tree / family,
+        manifest=tree / "manifests",
+    )
     return dataclasses.replace(made, **changes)
 
 

@@ -30,7 +30,7 @@ def entry_of(folder: Path) -> dict[str, Any]:
 
 
 def epoch_rows(task: str, batch: int, step: int) -> np.ndarray:
-    stream = Stream("epoch", IMAGES - HELD_OUT, batch, 1, 0, task)
+    stream = Stream(kind="epoch", size=IMAGES - HELD_OUT, batch_size=batch, batches=1, seed=0, task=task)
     return np.arange(HELD_OUT, IMAGES)[stream.indices(step)]
 
 
@@ -157,7 +157,9 @@ def test_accuracy_rises_and_nothing_given_changes(tmp_path):
     assert model.training
     assert [status.step for status in seen] == list(range(1, 24))
     assert seen[-1].loss < seen[0].loss
-    assert str(Status("dtd", 2, 23, 1.5, 900.4)) == "dtd: step 2/23, loss 1.5000, 900 images/s"
+    assert str(Status(
+        name="dtd", step=2, steps=23, loss=1.5, images_per_second=900.4
+    )) == "dtd: step 2/23, loss 1.5000, 900 images/s"
 
 
 def test_held_out_images_are_never_trained_on(tmp_path):
@@ -166,7 +168,10 @@ def test_held_out_images_are_never_trained_on(tmp_path):
     data = task_data("dtd")
     spoilt = data.train_images.copy()
     spoilt[:HELD_OUT] = 255 - spoilt[:HELD_OUT]
-    other = TaskData("dtd", data.classes, spoilt, data.train_labels, data.test_images, data.test_labels)
+    other = TaskData(
+        name="dtd", classes=data.classes, train_images=spoilt, train_labels=data.train_labels, test_images=data.test_images,
+        test_labels=data.test_labels,
+    )
     second = train(tmp_path / "two", data={"dtd": other})
     assert first.read_bytes() == second.read_bytes()
     assert entry_of(tmp_path / "one")["accuracy"] != entry_of(tmp_path / "two")["accuracy"]
@@ -237,7 +242,7 @@ def test_weights_in_half_precision_are_trained_in_float32(tmp_path):
 
 
 def test_epochs_are_the_engines_streams():
-    epochs, stream = Epochs(23, 5, 3, "dtd"), Stream("epoch", 23, 5, 1, 3, "dtd")
+    epochs, stream = Epochs(23, 5, 3, "dtd"), Stream(kind="epoch", size=23, batch_size=5, batches=1, seed=3, task="dtd")
     for step in (0, 1, 4, 5, 9, 2, 14):
         assert np.array_equal(epochs.rows(step), stream.indices(step))
     assert len(epochs.rows(4)) == 3

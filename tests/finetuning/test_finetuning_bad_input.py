@@ -50,12 +50,18 @@ def test_a_folder_that_the_user_began(tmp_path):
 
 def without_images() -> TaskData:
     data = task_data("dtd")
-    return TaskData("dtd", data.classes, data.train_images[:0], data.train_labels[:0], data.test_images, data.test_labels)
+    return TaskData(
+        name="dtd", classes=data.classes, train_images=data.train_images[:0], train_labels=data.train_labels[:0],
+        test_images=data.test_images, test_labels=data.test_labels,
+    )
 
 
 def mislabelled(label: int) -> TaskData:
     data = task_data("dtd")
-    return TaskData("dtd", data.classes, data.train_images, data.train_labels * 0 + label, data.test_images, data.test_labels)
+    return TaskData(
+        name="dtd", classes=data.classes, train_images=data.train_images, train_labels=data.train_labels * 0 + label,
+        test_images=data.test_images, test_labels=data.test_labels,
+    )
 
 
 def lacking(name: str) -> dict[str, torch.Tensor]:

@@ -33,7 +33,7 @@ from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
 from tests.support.vision_data import write_parquet
 
-SIZE = clip.Size(32, 16, 32, 2, 4, 16, 32, 1, 2)
+SIZE = clip.Size(image=32, patch=16, width=32, layers=2, heads=4, output=16, text_width=32, text_layers=1, text_heads=2)
 TASKS = ("dtd", "svhn")
 IMAGES, HELD_OUT, CLASSES, STEPS, EVERY = 90, 20, 4, 23, 4
 
@@ -51,7 +51,10 @@ def task_data(task: str, images: int = IMAGES, size: int = 32) -> TaskData:
     labels = np.arange(images) % CLASSES
     prototypes = stream.integers(0, 256, (CLASSES, size, size, 3))
     pictures = np.clip(prototypes[labels] + stream.normal(0, 40, (images, size, size, 3)), 0, 255).astype(np.uint8)
-    return TaskData(task, tuple("abcd"), pictures, labels, pictures[:8], labels[:8])
+    return TaskData(
+        name=task, classes=tuple("abcd"), train_images=pictures, train_labels=labels, test_images=pictures[:8],
+        test_labels=labels[:8],
+    )
 
 
 def jpegs(task: str, images: int = IMAGES) -> list[bytes]:
@@ -73,7 +76,10 @@ def with_originals(folder: Path, task: str, contents: list[bytes | None] | None 
     decoded = Decoded(folder / "pictures" / task, Parquet([file], "image"), about, 32)
     deferred = Deferred(lambda: IMAGES, 32, lambda: Opened(decoded, np.arange(IMAGES), plain.train_labels))
     images: Any = Images(deferred, lambda: f"pictures of {task}", SplitOriginals(deferred))
-    return TaskData(task, plain.classes, images, plain.train_labels, plain.test_images, plain.test_labels), decoded
+    return TaskData(
+        name=task, classes=plain.classes, train_images=images, train_labels=plain.train_labels, test_images=plain.test_images,
+        test_labels=plain.test_labels,
+    ), decoded
 
 
 def head(task: str, width: int = SIZE.output, classes: int = CLASSES) -> ZeroShotHead:

@@ -21,7 +21,7 @@ from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.placed import PlacedWeights
 from fusionbench_lite.weights.readers import SafetensorsWeights
 
-TINY = clip.Size(64, 32, 64, 2, 2, 64, 64, 2, 2)
+TINY = clip.Size(image=64, patch=32, width=64, layers=2, heads=2, output=64, text_width=64, text_layers=2, text_heads=2)
 CLASSES = 10
 
 

@@ -19,7 +19,7 @@ from fusionbench_lite.tables.records import Record
 from tests.support import vision_data, vision_files
 from tests.support.mirror import Mirror
 
-SMALL = clip.Size(224, 56, 48, 2, 3, 24, 32, 1, 2)
+SMALL = clip.Size(image=224, patch=56, width=48, layers=2, heads=3, output=24, text_width=32, text_layers=1, text_heads=2)
 """Few tokens and a narrow encoder; images, prompts and vocabulary are of full size."""
 TASKS = {"mnist": (40, 30), "dtd": (94, 47), "svhn": (30, 40), "stl10": (30, 20)}
 """Training and test images by task; stl10 is none of Task Arithmetic's eight."""

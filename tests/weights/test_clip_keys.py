@@ -17,7 +17,9 @@ from tests.support import vision_files
 from tests.support.vision_files import TINY
 
 SIZES = [
-    TINY, dataclasses.replace(TINY, width=48, heads=3, layers=3, output=40), Size(28, 7, 64, 1, 4, 64, 32, 2, 4, vocabulary=50),
+    TINY, dataclasses.replace(TINY, width=48, heads=3, layers=3, output=40), Size(
+        image=28, patch=7, width=64, layers=1, heads=4, output=64, text_width=32, text_layers=2, text_heads=4, vocabulary=50
+    ),
 ]
 
 

@@ -18,7 +18,7 @@ from fusionbench_lite.adaptation.learners.bottlenecks import Phi, portions
 from fusionbench_lite.weights.experts import Experts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """The steps on raw: `steps` of them, each after `inner_steps` of the adapters with `inner_lr`, and with the `second`-order
     part of the gradient, on `batch_size` examples of a task, None for the run's. `adam`, else plain gradient descent."""

@@ -16,7 +16,7 @@ from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Course:
     """How weights are trained.
 

@@ -42,7 +42,7 @@ class Encoded(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
     """One split of a task: images, labels int64 [N], and what they are.
 

@@ -49,7 +49,8 @@ class ArchiveSource:
         encoded = Arrays(len(images), lambda row: images[row], f"{path.name} {split}_images")
         content = self.fingerprint(split)
         return Split(
-            f"{path}, {split}", encoded, labels, classes, content, content, ((path.name, content.split()[0]),), exact=False
+            where=f"{path}, {split}", encoded=encoded, labels=labels, classes=classes, identity=content, fingerprint=content,
+            files=((path.name, content.split()[0]),), exact=False,
         )
 
 
@@ -83,7 +84,10 @@ class FolderSource:
         numbers = checked_labels(np.array(labels), self.task.classes, str(folder))
         identity, fingerprint = identities(folder, paths, numbers, classes)
         notes = (f"{self.task.name}: {others} files in {folder} are no images and were left out.",) if others else ()
-        return Split(str(folder), Files(paths), numbers, None, identity, fingerprint, exact=False, notes=notes)
+        return Split(
+            where=str(folder), encoded=Files(paths), labels=numbers, classes=None, identity=identity, fingerprint=fingerprint,
+            exact=False, notes=notes,
+        )
 
     def classes(self, split: str) -> tuple[str, ...]:
         """Return the class folders of a split in the order of the labels; raises InputError where they do not give one."""

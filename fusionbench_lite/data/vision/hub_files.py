@@ -73,7 +73,8 @@ class HubSource:
         content = hashlib.sha256(repr([(entry.file, entry.sha256) for entry in fetched]).encode()).hexdigest()
         files = tuple((f"{entry.repo}@{entry.commit or 'unknown'}:{entry.file}", entry.sha256) for entry in fetched)
         return Split(
-            where, images, checked_labels(raw, self.task.classes, where), classes, content, self.fingerprint(split), files
+            where=where, encoded=images, labels=checked_labels(raw, self.task.classes, where), classes=classes, identity=content,
+            fingerprint=self.fingerprint(split), files=files,
         )
 
 

@@ -53,7 +53,9 @@ class LayoutSource:
             classes = None
         identity, fingerprint = identities(self.root, used, labels, self.task.name, split)
         notes = (self.local.note,) if self.local.note else ()
-        return Split(where, images, labels, classes, identity, fingerprint, notes=notes)
+        return Split(
+            where=where, encoded=images, labels=labels, classes=classes, identity=identity, fingerprint=fingerprint, notes=notes
+        )
 
     def _own(self, paths: list[Path]) -> list[Path]:
         """Return the files that are the task's, by the names in its archive: other splits may lie in the same folder.

@@ -76,7 +76,7 @@ class Archive:
         return web_file(self.url, self.md5)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
     """A published layout below data_dir: a torchvision class with arguments per split, or one of this package's readers.
 
@@ -93,7 +93,7 @@ class Local:
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """One task in one data variant.
 
@@ -176,24 +176,22 @@ def _typed(name: str, variant: str, entry: Mapping[str, Any]) -> Task:
     if archive is not None and "class" not in (local or {}):
         raise InputError("archive is read by the class of torchvision that local names: name one")
     return Task(
-        name, variant, entry["prompts"], entry["classes"], entry["train"], entry["test"],
-        (entry["test"], *entry.get("also_test", ())), Hub(**hub) if hub else None, _local(local) if local else None,
-        entry.get("order") != "free", tuple(entry.get("folders", ())),
-        tuple(" ".join(caveat.split()) for caveat in entry["caveats"]), archive,
-        entry.get("numbers") != "other",
+        name=name, variant=variant, prompts=entry["prompts"], classes=entry["classes"], train=entry["train"], test=entry["test"],
+        test_sizes=(entry["test"], *entry.get("also_test", ())), hub=Hub(**hub) if hub else None,
+        local=_local(local) if local else None, compare_order=entry.get("order") != "free", folders=tuple(entry.get("folders", ())),
+        caveats=tuple(" ".join(caveat.split()) for caveat in entry["caveats"]), archive=archive,
+        numbers_are_labels=entry.get("numbers") != "other",
     )
 
 
 def _local(entry: Mapping[str, Any]) -> Local:
     at = entry["at"]
     return Local(
-        "own" if "reader" in entry else "torchvision",
-        entry.get("reader") or entry["class"],
-        {"train": at, "test": at} if isinstance(at, str) else at,
-        {split: tuple(entry.get(split, ())) for split in ("train", "test")},
-        tuple(entry["labels"]) if "labels" in entry else None,
-        entry.get("offset", 0),
-        " ".join(entry.get("note", "").split()),
+        kind="own" if "reader" in entry else "torchvision", reader=entry.get("reader") or entry["class"],
+        at={"train": at, "test": at} if isinstance(at, str) else at,
+        splits={split: tuple(entry.get(split, ())) for split in ("train", "test")},
+        labels=tuple(entry["labels"]) if "labels" in entry else None, offset=entry.get("offset", 0),
+        note=" ".join(entry.get("note", "").split()),
     )
 
 

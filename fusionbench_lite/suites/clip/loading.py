@@ -59,7 +59,10 @@ def evaluator_of(
 ) -> Evaluator:
     """Return the evaluator of CLIP models on these images; the heads are moved to the device."""
     placed = {task: made.to(device) for task, made in heads.items()}
-    return Evaluator(data, placed, device, wanted.eval_batch, clip.normalise, wanted.precision == "bf16")
+    return Evaluator(
+        data=data, heads=placed, device=device, batch_size=wanted.eval_batch, prepare=clip.normalise,
+        bf16=wanted.precision == "bf16",
+    )
 
 
 def head(task: str, data: TaskData, found: Found, request: Request, variant: str, device: torch.device) -> ZeroShotHead:

@@ -36,7 +36,10 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         found = zoo.load_or_build(wanted.model, data, wanted.cache, seed, recipe, progress)
     model = models.build(wanted.model).to(device).eval()
     heads = {task: head.to(device) for task, head in found.heads.items()}
-    evaluator = Evaluator(_limited(data, wanted.limit), heads, device, wanted.eval_batch, bf16=wanted.precision == "bf16")
+    evaluator = Evaluator(
+        data=_limited(data, wanted.limit), heads=heads, device=device, batch_size=wanted.eval_batch,
+        bf16=wanted.precision == "bf16",
+    )
     return Suite(
         family="embedded" if wanted.checkpoints is None else "own files", tasks=evaluator.data,
         data_hashes={name: entry.sha256 for name, entry in data.items()}, files=found.files,

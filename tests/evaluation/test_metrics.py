@@ -57,7 +57,9 @@ def slow_spearman(predictions, labels):
     """Pearson's correlation of mean ranks, each counted over all pairs."""
 
     def ranks(values):
-        return np.array([sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values])
+        below = [sum(other < value for other in values) for value in values]
+        equal = [sum(other == value for other in values) for value in values]
+        return np.array(below) + (np.array(equal) + 1) / 2
 
     a, b = ranks(predictions), ranks(labels)
     if a.std() == 0 or b.std() == 0:

@@ -17,6 +17,12 @@ from fusionbench_lite.weights.architecture import Architecture, Shape
 WORK = 4
 """Bytes of an element in which weights are merged and learned: float32."""
 
+SHARE = 0.25
+"""The part of a memory, all of it, that sums may take that only save time."""
+
+BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
+"""Bytes that weights which are summed for single examples may take at a time, over the examples of one pass."""
+
 EIGEN_FLOPS = 9
 """Operations of a symmetric eigendecomposition with vectors, times the side cubed."""
 

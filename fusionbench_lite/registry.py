@@ -110,8 +110,8 @@ def method(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Method(
-            id, function, hyperparameters, per_task, adaptive, inputs, routed, training, label=label or id,
-            family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
+            id, function, hyperparameters, per_task=per_task, adaptive=adaptive, inputs=inputs, routed=routed, training=training,
+            label=label or id, family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
         )
         other = _REGISTERED.get(id)
         if other is not None and adaptive != other.adaptive:  # two forms, whichever is read first

@@ -55,12 +55,12 @@ class MetaMerging:
 
 
 def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
-    adapter = 2 * of.width * h.rank + h.rank + of.width
-    count = {"blocks": of.blocks, "final": 1, "none": 0}[h.adapters]
+    count, side = {"blocks": (of.blocks, of.width), "final": (1, of.output), "none": (0, of.width)}[h.adapters]
+    adapter = 2 * side * h.rank + h.rank + side
     own = count * adapter
     note = f"{own:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
     counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * own}
-    return costs.Learned(counts, tasks * own, note, True, {"adapter": adapter, "per task": own})
+    return costs.Learned(counts, tasks * own, note, task_id=True, parts={"adapter": adapter, "per task": own})
 
 
 def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:
@@ -69,7 +69,7 @@ def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:
         return (costs.Stage(False, steps, h.adapter_batch_size),)
     last = adapter_steps(h, steps)
     first = costs.Stage(
-        True, steps - last, h.outer_batch_size, h.inner_steps, h.order == "second", h.adapters != "none",
+        True, steps - last, h.outer_batch_size, inner=h.inner_steps, second=h.order == "second", adapted=h.adapters != "none",
         runs=h.adapter_steps is None or not 0 < steps <= h.adapter_steps,
     )
     return (first,) if h.adapters == "none" or h.adapter_steps == 0 else (first, costs.Stage(False, last, h.adapter_batch_size))
@@ -101,7 +101,9 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
     from fusionbench_lite.adaptation.learners.adapter_training import Adapters, AdapterTraining
     from fusionbench_lite.adaptation.learners.meta import Meta, Softplus, Stage
 
-    adapters = Adapters(h.adapters, h.rank, h.loss, h.seed, h.adapter_lr, h.adapter_batch_size)
+    adapters = Adapters(
+        place=h.adapters, rank=h.rank, loss=h.loss, seed=h.seed, lr=h.adapter_lr, batch_size=h.adapter_batch_size,
+    )
     if merged is not None or h.base is not None:
         if h.adapters == "none":
             raise MergeError("adapters='none' leaves nothing to learn on given weights: choose blocks or final")
@@ -115,8 +117,8 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
                 f"adapter_steps is {h.adapter_steps} of {context.steps} steps: lower it, or leave it out for half of the steps"
             )
         first = Stage(
-            context.steps - adapter_steps(h, context.steps), h.inner_steps if h.adapters != "none" else 0, h.inner_lr,
-            h.order == "second", h.outer_batch_size, h.optimizer == "adam",
+            steps=context.steps - adapter_steps(h, context.steps), inner_steps=h.inner_steps if h.adapters != "none" else 0,
+            inner_lr=h.inner_lr, second=h.order == "second", batch_size=h.outer_batch_size, adam=h.optimizer == "adam",
         )
         return Meta(experts, adapters, first, parametrisation, context)
 

@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
@@ -112,10 +114,10 @@ def method(
             routed=routed, training=training, label=label or id, family=family or _family(per_task, adaptive, inputs, routed),
             learned=learned, cost=cost,
         )
-        if adaptive and id in _REGISTERED and not _REGISTERED[id].adaptive:
-            _LEARNED[id] = entry
-        else:
-            _REGISTERED[id] = entry
+        other = _REGISTERED.get(id)
+        if other is not None and adaptive != other.adaptive:  # two forms, whichever is read first
+            _LEARNED[id], entry = (entry, other) if adaptive else (other, entry)
+        _REGISTERED[id] = entry
         return function
 
     return register
@@ -133,13 +135,33 @@ def _family(per_task: bool, adaptive: bool, inputs: tuple[str, ...], routed: boo
 
 
 @functools.cache
+def _files() -> dict[str, Path]:
+    """Return the files that may hold methods, by the name of their module."""
+    found = {}
+    for name in _PACKAGES:
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+            if not module.ispkg:
+                found[f"{name}.{module.name}"] = Path(getattr(module.module_finder, "path", "")) / f"{module.name}.py"
+    return found
+
+
+@functools.cache
 def _scan() -> None:
-    for package_name in _PACKAGES:
-        package = importlib.import_module(package_name)
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.ispkg:
-                continue
-            importlib.import_module(f"{package_name}.{module.name}")
+    for module in _files():
+        importlib.import_module(module)
+
+
+@functools.cache
+def _scan_for(id: str) -> None:
+    """Import the files that mention an id, and those whose text is not there."""
+    for module, path in _files().items():
+        if module not in sys.modules and (not path.is_file() or id in _text(path)):
+            importlib.import_module(module)
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def names() -> list[str]:
@@ -149,8 +171,11 @@ def names() -> list[str]:
 
 
 def find(id: str) -> Method | None:
-    """Return the method of this id, None where there is none, as for a record of somebody else's method."""
-    _scan()
+    """Return the method of this id, None where there is none, as for a record of somebody else's method.
+
+    Only the files that mention it are imported: a table of few methods does not wait for all of them.
+    """
+    _scan_for(id)
     return _REGISTERED.get(id)
 
 

@@ -55,8 +55,8 @@ class MetaMerging:
 
 
 def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
-    adapter = 2 * of.width * h.rank + h.rank + of.width
-    count = {"blocks": of.blocks, "final": 1, "none": 0}[h.adapters]
+    count, side = {"blocks": (of.blocks, of.width), "final": (1, of.output), "none": (0, of.width)}[h.adapters]
+    adapter = 2 * side * h.rank + h.rank + side
     own = count * adapter
     note = f"{own:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
     counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * own}

@@ -36,7 +36,7 @@ def _learned(of: Architecture, tasks: int, h: ProbSurgery) -> costs.Learned:
     own, kept, count = 3 * of.output * h.hidden, 2 * of.output * h.hidden, 1 if h.shared else tasks
     note = f"{own:,} {'for all tasks' if h.shared else 'per task'}, of which evaluation needs {kept:,}"
     note += ": down projection and mean head"
-    return costs.Learned(counts={"adapters": count * own}, extra=count * kept, note=note, task_id=True, parts={"per task": own})
+    return costs.Learned({"adapters": count * own}, count * kept, note, task_id=True, parts={"per task": own})
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

@@ -37,9 +37,7 @@ class Surgery:
 def _learned(of: Architecture, tasks: int, h: Surgery) -> costs.Learned:
     """Down and up projections of the final feature, without biases."""
     own = 2 * h.rank * of.output
-    return costs.Learned(
-        counts={"adapters": tasks * own}, extra=tasks * own, note=f"{own:,} per task", task_id=True, parts={"per task": own}
-    )
+    return costs.Learned({"adapters": tasks * own}, tasks * own, f"{own:,} per task", task_id=True, parts={"per task": own})
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

@@ -30,9 +30,7 @@ class SurgeryV2:
 
 def _learned(of: Architecture, tasks: int, h: SurgeryV2) -> costs.Learned:
     own = 2 * h.rank * (of.blocks * of.width + of.output)
-    return costs.Learned(
-        counts={"adapters": tasks * own}, extra=tasks * own, note=f"{own:,} per task", task_id=True, parts={"per task": own}
-    )
+    return costs.Learned({"adapters": tasks * own}, tasks * own, f"{own:,} per task", task_id=True, parts={"per task": own})
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

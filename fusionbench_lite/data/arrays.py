@@ -66,7 +66,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TaskData:
     """One task: images uint8 [N, S, S, 3] or other inputs, labels int64 [N] from 0 to the number of classes - 1.
 
@@ -176,7 +176,7 @@ def load_task(
     """
     if data_dir is not None and reads_files(name, data_dir):
         classes, arrays = files.read(data_dir, name)
-        return TaskData(name, classes, *(arrays[field] for field in ARRAYS))
+        return TaskData(name=name, classes=classes, **{field: arrays[field] for field in ARRAYS})
     if name not in mini.names():
         known = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
         where = f"neither drawn nor in {data_dir}" if data_dir else "not drawn, and no data_dir is given"
@@ -209,7 +209,7 @@ def _kept(name: str, path: Path) -> TaskData | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             expected = str(archive["sha256"])
-            kept = TaskData(name, mini.DRAWINGS[name].classes, *(archive[field] for field in ARRAYS))
+            kept = TaskData(name=name, classes=mini.DRAWINGS[name].classes, **{field: archive[field] for field in ARRAYS})
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
     return kept if kept.sha256 == expected else None

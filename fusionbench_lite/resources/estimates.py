@@ -9,12 +9,9 @@ from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.resources.passes import evaluation, passes, spot_of
 from fusionbench_lite.resources.plan import AFTER, PHASES, Entry, Estimate, Flops, Inputs
 from fusionbench_lite.resources.steps import run_flops, step_flops
-from fusionbench_lite.weights.costs import WORK
+from fusionbench_lite.weights.costs import SHARE, WORK
 
 PLACES = ("device", "cpu", "disk")
-
-SHARE = 0.25
-"""Sums that only save time take at most this part of a memory, as in `adaptation.engine.memory`."""
 
 
 def estimate(inputs: Inputs) -> Estimate:

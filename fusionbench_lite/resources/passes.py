@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusionbench_lite.resources.plan import Entry, Inputs
-from fusionbench_lite.weights.costs import WORK, Mixture
+from fusionbench_lite.weights.costs import BUDGET, WORK, Mixture
 
 EVALUATED = {"cpu": 64, "cuda": 16}
 """Images of an evaluation's pass where its size is found automatically: a processor's at 224 pixels, and the first one on a
 GPU, whose later ones take what is free."""
-
-BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""Bytes of weights that are summed for single examples of one pass, as in `adaptation.learners.lazy_weights`."""
 
 ADAPTER_STATES = 1.0
 """States that an adapter behind a block keeps for its backward pass, in those of the block."""

@@ -27,13 +27,12 @@ class Inputs:
     """A run: `method` with its `values` on `tasks` experts of `encoder`.
 
     A step reads `batches` times `batch_size` images of every task, or of a process's own where `processes` share the tasks,
-    of which `chunk` at most run at once. `device` is "cpu"
-    or "cuda"; `place` is that of constants, and `experts` says where the experts are held while those are made: "disk"
-    (read each time), "cpu", "device", or "memory", for as long as the run takes. `classes` are the tasks' numbers of
-    classes. `test_images` of all tasks together are evaluated `evaluations` times, `eval_batch` at once (None: as many
-    as the evaluation chooses), and `held_out` per task with them. `threads` decompose matrices. `keep` says
-    whether sums that only save time are kept; None: as `device_total` and `cpu_total` allow, the bytes of the memories, and
-    kept where those are not known.
+    of which `chunk` at most run at once. `device` is "cpu" or "cuda"; `place` is that of constants, and `experts` says where
+    the experts are held while those are made: "disk" (read each time), "cpu", "device", or "memory", for as long as the run
+    takes. `classes` are the tasks' numbers of classes. `test_images` of all tasks together are evaluated `evaluations` times,
+    `eval_batch` at once (None: as many as the evaluation chooses), and `held_out` per task with them. `threads` decompose
+    matrices. `keep` says whether sums that only save time are kept; None: as `device_total` and `cpu_total` allow, the bytes
+    of the memories, and kept where those are not known.
     """
 
     encoder: Architecture

@@ -17,6 +17,12 @@ from fusionbench_lite.weights.architecture import Architecture, Shape
 WORK = 4
 """Bytes of an element in which weights are merged and learned: float32."""
 
+SHARE = 0.25
+"""The part of a memory, all of it, that sums may take that only save time."""
+
+BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
+"""Bytes that weights which are summed for single examples may take at a time, over the examples of one pass."""
+
 EIGEN_FLOPS = 9
 """Operations of a symmetric eigendecomposition with vectors, times the side cubed."""
 
@@ -115,11 +121,11 @@ class Cost:
     """What a run of a method takes beside passes of the model, tensor by tensor, and how its steps run.
 
     `kind` is what a step computes: "descent" through the merged weights, "features" of frozen networks alone, "adapters"
-    behind the blocks of frozen weights, "routers" in front of mixed perceptrons, "training" of the weights themselves, or what
-    its "stages" say. `merges`: weights are merged into leaves that take gradients; `given`: not in this run,
-    whose weights were merged before. `placeable`: constants may be placed elsewhere. `new_origin`: merges start from other
-    weights than the pretrained ones. `forward`: steps run the model, and do not look at weights alone. `gradients`:
-    learnables have some of their own, and not in the memory of the weights'. `mixture`: of weights for single examples.
+    behind the blocks of frozen weights, "routers" in front of mixed perceptrons, "training" of the weights themselves, or
+    what its "stages" say. `merges`: weights are merged into leaves that take gradients; `given`: not in this run, whose
+    weights were merged before. `placeable`: constants may be placed elsewhere. `new_origin`: merges start from other weights
+    than the pretrained ones. `forward`: steps run the model, and do not look at weights alone. `gradients`: learnables have
+    some of their own, and not in the memory of the weights'. `mixture`: of weights for single examples.
     """
 
     tensors: tuple[Tensors, ...] = ()

@@ -58,8 +58,8 @@ def slow_spearman(predictions, labels):
 
     def ranks(values):
         below = [sum(other < value for other in values) for value in values]
-        same = [sum(other == value for other in values) for value in values]
-        return np.array(below) + (np.array(same) + 1) / 2
+        equal = [sum(other == value for other in values) for value in values]
+        return np.array(below) + (np.array(equal) + 1) / 2
 
     a, b = ranks(predictions), ranks(labels)
     if a.std() == 0 or b.std() == 0:

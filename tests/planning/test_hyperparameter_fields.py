@@ -41,6 +41,11 @@ def method_of(field) -> registry.Method:
     return registry.Method(id="anything", function=lambda experts, h: None, hyperparameters=hyperparameters)
 
 
+def shown(value) -> str:
+    """A value as errors show it."""
+    return "null" if value is None else repr(value)
+
+
 # ---------------------------------------------------------------- real
 
 
@@ -88,7 +93,7 @@ def test_an_interval_without_an_end(bounds, accepts, inside, outside):
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, *NOT_FINITE], ids=repr)
 @pytest.mark.parametrize("field", [unit(), fields.real(0.3)], ids=["bounded", "unbounded"])
 def test_what_is_no_finite_number(field, value):
-    assert refused(field, value).endswith(f", got {value!r}")
+    assert refused(field, value).endswith(f", got {shown(value)}")
 
 
 @pytest.mark.parametrize("value", [1, 0.25, np.float32(0.25), np.float64(0.5), np.int64(1), np.uint8(1), fractions.Fraction(1, 4)])
@@ -103,7 +108,7 @@ def test_null_is_for_optional_reals_only():
     assert taken(field, None) is None
     assert taken(field, 0.5) == 0.5
     assert refused(field, 0).endswith("x must be a finite number in (0, 1] or null, got 0")
-    assert refused(unit(), None).endswith("x must be a finite number in [0, 1], got None")
+    assert refused(unit(), None).endswith("x must be a finite number in [0, 1], got null")
     assert not isinstance(taken(fields.real(None, optional=True), 2), int)
     for value in [one for one in (*NOT_NUMBERS, *NOT_FINITE) if one is not None]:
         refused(field, value)
@@ -118,7 +123,7 @@ def test_null_is_for_optional_reals_only():
 @pytest.mark.parametrize("low", [None, 0, 1])
 def test_what_is_no_integer(low, value):
     accepts = "an integer" if low is None else f"an integer of at least {low}"
-    assert refused(fields.integer(1, low=low), value) == f"method 'anything': x must be {accepts}, got {value!r}"
+    assert refused(fields.integer(1, low=low), value) == f"method 'anything': x must be {accepts}, got {shown(value)}"
 
 
 def test_the_lower_end_of_an_integer():
@@ -178,7 +183,7 @@ def test_names_and_null():
 
 @pytest.mark.parametrize("value", [0, 1, "true", "yes", "", None, math.nan, 2, [True], np.bool_(True), 1.0], ids=repr)
 def test_what_is_neither_true_nor_false(value):
-    assert refused(fields.flag(True), value) == f"method 'anything': x must be true or false, got {value!r}"
+    assert refused(fields.flag(True), value) == f"method 'anything': x must be true or false, got {shown(value)}"
 
 
 def test_true_and_false():
@@ -204,9 +209,9 @@ def test_a_number_or_one_for_every_task():
 @pytest.mark.parametrize("value", [one for one in (BELOW, -1, *NOT_NUMBERS, *NOT_FINITE) if one != {}], ids=repr)
 def test_a_bad_number_for_all_tasks_or_for_one(value):
     field = fields.real_per_task(0.4, low=0)
-    assert refused(field, value).endswith(f"x must be a finite number in [0, inf), got {value!r}")
-    said = refused(field, {"a": 0.3, "b": value})
-    assert "x must be a finite number in [0, inf) for every task, got {'a': 0.3, 'b': " in said
+    wanted = "x must be a finite number in [0, inf), or such a number for every task as {task: number}"
+    assert refused(field, value).endswith(f"{wanted}, got {shown(value)}")
+    assert f"{wanted}, got {{'a': 0.3, 'b': " in refused(field, {"a": 0.3, "b": value})
 
 
 # ---------------------------------------------------------------- methods

@@ -10,6 +10,7 @@ import pytest
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError
+from fusionbench_lite.fields import describe
 
 ANY, POSITIVE, NOT_NEGATIVE = (f"a finite number in {interval}" for interval in ("(-inf, inf)", "(0, inf)", "[0, inf)"))
 SHARE, PART, RATE = (f"a finite number in {interval}" for interval in ("(0, 1]", "[0, 1]", "[0, 1)"))
@@ -153,13 +154,13 @@ def test_values_in_and_out_of_range(id, name):
     for value in outside:
         with pytest.raises(MergeError, match=f"^method '{id}': {name} must be ") as caught:
             method.configure(**{name: value})
-        assert str(caught.value).endswith(f"got {value!r}")
+        assert str(caught.value).endswith(f"got {'null' if value is None else repr(value)}")
         assert re.escape(RANGES[id][name].split(",")[0]) in re.escape(str(caught.value))
 
 
 @pytest.mark.parametrize("id", RANGES)
 def test_defaults_are_in_range_and_other_names_are_refused(id):
     method = registry.get(id, learning=True)
-    assert registry.describe(method.configure(**method.defaults)) == method.defaults
+    assert describe(method.configure(**method.defaults)) == method.defaults
     with pytest.raises(MergeError, match=f"^method '{id}' has no hyperparameter 'nothing_like_it'"):
         method.configure(nothing_like_it=1)

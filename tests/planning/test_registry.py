@@ -132,3 +132,32 @@ def test_a_later_hyperparameter_at_its_default_leaves_the_key_of_older_records()
     assert method.known_by({**values, "virtual_zeros": 5})["virtual_zeros"] == 5
     ties = registry.get("ties_merging")
     assert ties.known_by(ties.defaults) == ties.defaults
+
+
+def test_families_follow_from_what_is_declared(monkeypatch):
+    def family(**declared):
+        monkeypatch.setattr(registry, "_REGISTERED", {})
+        registry.method("made_up", **declared)(lambda experts, h: iter(()))
+        return registry._REGISTERED["made_up"].label, registry._REGISTERED["made_up"].family
+
+    for declared, expected in (
+        ({}, registry.DATA_FREE), ({"adaptive": True}, registry.ADAPTIVE), ({"per_task": True}, registry.PER_TASK),
+        ({"adaptive": True, "routed": True}, registry.ROUTED), ({"inputs": ("fisher",)}, registry.STATISTICS),
+        ({"adaptive": True, "inputs": ("merged",)}, registry.ADAPTERS), ({"family": registry.SVD}, registry.SVD),
+    ):
+        assert family(**declared) == ("made_up", expected)
+    assert family(label="Made up") == ("Made up", registry.DATA_FREE)
+    with pytest.raises(ValueError, match="unknown family 'Date-free': did you mean 'Data-free'"):
+        registry.method("made_up", family="Date-free")
+
+
+def test_one_method_is_found_without_importing_the_others():
+    code = (
+        "import sys, fusionbench_lite.registry as r; print(r.find('wudi').label, r.find('nobody'));"
+        "print('fusionbench_lite.methods.wudi' in sys.modules, 'fusionbench_lite.methods.regmean' in sys.modules);"
+        "m = r.get('traditional_mtl'), r.get('traditional_mtl', learning=True); print(*(entry.adaptive for entry in m))"
+    )
+    # Whichever form is read first, learning is what is asked for.
+    for first in ("", "import fusionbench_lite.adaptation.multitask; "):
+        done = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["WUDI-Merging", "None", "True", "False", "False", "True"]

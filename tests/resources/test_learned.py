@@ -23,7 +23,7 @@ VARIANTS = [
     *((id, {"top_only": True, "rank_ratio": 0.5}) for id in ("adarank_ta", "adarank_iso_cts")),
     ("concrete_am", {"level": "task"}), ("pareto_merging", {"learn_coefficients": False}), ("pareto_merging", {"rank": 3}),
     ("prob_surgery", {"shared": True}), ("surgery", {"rank": 5}), ("metamerging", {"rank": 5}),
-    ("metamerging", {"adapters": "none"}), ("metamerging", {"base": "task_arithmetic"}),
+    *(("metamerging", {"adapters": adapters}) for adapters in ("none", "final")), ("metamerging", {"base": "task_arithmetic"}),
 ]
 
 

@@ -6,10 +6,9 @@ import os
 
 import torch
 
-CPU = torch.device("cpu")
+from fusionbench_lite.weights.costs import SHARE
 
-SHARE = 0.25
-"""The part of a device's memory that may be spent on saving time."""
+CPU = torch.device("cpu")
 
 
 def allows(nbytes: int, device: torch.device) -> bool:

@@ -21,9 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fusionbench_lite.adaptation.engine.procedure import Examples
 from fusionbench_lite.adaptation.learners.mixture import Gates, frozen_copy, is_linear
 from fusionbench_lite.models.inputs import Inputs, size_of
-
-BUDGET = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""Bytes that summed tensors may take at a time, over the examples of one pass."""
+from fusionbench_lite.weights.costs import BUDGET
 
 log = logging.getLogger(__name__)
 

@@ -39,13 +39,13 @@ def load(task: str, sources: Sources, report: Report | None = None, size: int = 
     decoded = _decoded(known, sources, split, sources.split, size, generated=_is_generated(sources))
     rows = spaced(len(split.labels), sources.limit)
     test = _sound(known, sources, split, decoded, rows, report)
-    train = _train(known, sources, size, report, own=not split.exact)
+    train_images, train_labels = _train(known, sources, size, report, own=not split.exact)
     crcs = decoded.index.checksums(test.rows)
     whole = Deferred(lambda: len(test.rows), size, lambda: test)
     return TaskData(
-        task, class_names(known)[0], *train,
-        Images(whole, lambda: hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()), test.labels,  # type: ignore[arg-type]
-        files=dict(split.files), source=split.where,
+        name=task, classes=class_names(known)[0], train_images=train_images, train_labels=train_labels,
+        test_images=Images(whole, lambda: hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()),  # type: ignore[arg-type]
+        test_labels=test.labels, files=dict(split.files), source=split.where,
         caveats=(
             *known.caveats, *split.notes, *_size_caveats(known, split), *_corruption_caveats(sources),
             *_left_out(known, split, np.setdiff1d(rows, test.rows)),

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks import full_size_problem as problem
 from benchmarks.measure import Memory
 from fusionbench_lite import registry
-from fusionbench_lite.adaptation.engine.fit import Settings, fit
+from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 from fusionbench_lite.adaptation.engine.placement import placing
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure
 from fusionbench_lite.evaluation.evaluator import Evaluator
@@ -127,7 +127,7 @@ def _run(job: Job) -> Figures:
     with timed(device) as known:
         feed.look_ahead()
     phases.end("known")
-    settings = Settings(accelerator=device.type, precision=PRECISIONS[job.precision])
+    settings = FitSettings(accelerator=device.type, precision=PRECISIONS[job.precision])
     fit(procedure, feed.batches_of, WARM_UP + job.steps, settings, [watch])
     phases.end("step")
     procedure.refresh(WARM_UP + job.steps)
@@ -198,7 +198,7 @@ class Feed:
 
             if compute(np.arange(1)) is None:
                 return
-            parts = [part for part in self.evaluator.batches.run(compute, count) if part is not None]
+            parts = [part for part in self.evaluator.passes.run(compute, count) if part is not None]
             self.known[task] = torch.cat(parts)
 
     def _inputs(self, rows: NDArray[np.int64]) -> Tensor:

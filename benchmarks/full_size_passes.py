@@ -56,8 +56,8 @@ def _passes(job: Job, model: torch.nn.Module, tasks: tuple[str, ...], memory: Me
     evaluator = evaluator_of(job, tasks, count)
     with timed(device) as whole:
         evaluator.evaluate(model)
-    assert evaluator.batches.size is not None
+    assert evaluator.passes.size is not None
     return Pass(
-        precision=job.precision, size=evaluator.batches.size, evaluated=count / whole[0],
+        precision=job.precision, size=evaluator.passes.size, evaluated=count / whole[0],
         encoded=repeats * job.eval_batch / alone[0], peak=memory.peak() - held,
     )

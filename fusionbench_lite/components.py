@@ -57,7 +57,7 @@ def _main(plan: Plan, options: Options) -> int:
 def _run(plan: Plan, options: Options) -> list[Path]:
     from fusionbench_lite.adaptation.streams import Stream
     from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.evaluation.components import changes, matrices, start_of
+    from fusionbench_lite.evaluation.component_changes import changes, matrices, start_of
     from fusionbench_lite.running import loading
     from fusionbench_lite.tables import component_pictures
     from fusionbench_lite.weights.experts import Experts

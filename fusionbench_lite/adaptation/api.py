@@ -13,8 +13,8 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import StateDict
 from fusionbench_lite.weights.readers import open_experts
+from fusionbench_lite.weights.specs import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,9 +113,9 @@ def _fit(
 ) -> Tensor:
     if steps == 0:
         return torch.zeros(0, dtype=torch.float64)
-    from fusionbench_lite.adaptation.engine.fit import Settings, fit
+    from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 
-    module = fit(procedure, batches_of, steps, Settings(accelerator=device.type))
+    module = fit(procedure, batches_of, steps, FitSettings(accelerator=device.type))
     return torch.tensor(module.history.losses, dtype=torch.float64)
 
 

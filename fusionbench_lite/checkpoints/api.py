@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionbench_lite.models.clip import Size
+    from fusionbench_lite.models.clip import ClipSize
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done and how much of it is done of how much: bytes of a download, files of a conversion."""
@@ -25,7 +25,7 @@ class Request:
     """
 
     model: str
-    size: Size
+    size: ClipSize
     layout: str
     family: str
     tasks: tuple[str, ...]

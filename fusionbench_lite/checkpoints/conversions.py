@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Report, Request
 from fusionbench_lite.checkpoints.families import Known
-from fusionbench_lite.checkpoints.locating import Hub, Offer, Source
+from fusionbench_lite.checkpoints.locating import Hub, Offer, SourceFile
 from fusionbench_lite.checkpoints.store import Metadata
 from fusionbench_lite.errors import InputError, WriteError
 from fusionbench_lite.paths import locked
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Converted = tuple[Path, Metadata]
-Convert = Callable[[Source], tuple[dict[str, "Tensor"], dict[str, str]]]
+Convert = Callable[[SourceFile], tuple[dict[str, "Tensor"], dict[str, str]]]
 
 
 class Conversions:
@@ -84,7 +84,7 @@ class Conversions:
         return kept or self._converted_source(group, name, source, convert, accept)
 
     def _converted_source(
-        self, group: str, name: str, source: Source, convert: Convert, accept: Callable[[Metadata], bool]
+        self, group: str, name: str, source: SourceFile, convert: Convert, accept: Callable[[Metadata], bool]
     ) -> Converted:
         folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)
         with locked(folder / f"{name}.lock"):
@@ -134,5 +134,5 @@ class Conversions:
             self.report(what, min(self.done, self.total), self.total)
 
 
-def _is_made_of(source: Source, metadata: Metadata) -> bool:
+def _is_made_of(source: SourceFile, metadata: Metadata) -> bool:
     return metadata["sha256"] == source.sha256 and metadata.get("origin") == source.origin

@@ -9,7 +9,7 @@ from fusionbench_lite.checkpoints import converting, locating, store
 from fusionbench_lite.checkpoints.api import Found, Report, Request
 from fusionbench_lite.checkpoints.conversions import Conversions, Convert, Converted
 from fusionbench_lite.checkpoints.families import Base, Family, Place, caveats, check, family_of
-from fusionbench_lite.checkpoints.locating import Offer, Source
+from fusionbench_lite.checkpoints.locating import Offer, SourceFile
 from fusionbench_lite.checkpoints.store import Metadata
 from fusionbench_lite.errors import InputError, did_you_mean
 
@@ -98,7 +98,7 @@ class Finder:
         reference = (base.get("text") or base["leftovers"]) if not family.frozen_projection else base["constants"]
         pretrained = base["pretrained"][1]["sha256"]
 
-        def convert(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+        def convert(source: SourceFile) -> tuple[dict[str, Tensor], dict[str, str]]:
             store.check([reference])  # else a sound expert is refused
             return converting.expert(source, self.request, family, task, reference[0], pretrained)
 
@@ -124,7 +124,7 @@ class Finder:
         """Return the head that lies beside the expert of this origin; None where it has to be built."""
         family, name = self.families[task], f"head-{task}"
 
-        def convert(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+        def convert(source: SourceFile) -> tuple[dict[str, Tensor], dict[str, str]]:
             return converting.head(source, self.request, family, task)
 
         if self.request.dir is not None:

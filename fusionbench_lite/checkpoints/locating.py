@@ -18,7 +18,7 @@ NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file at hand. `origin` is "repo:path" or a local path, `where` the same with the commit."""
 
     path: Path
@@ -124,7 +124,7 @@ def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
     return None
 
 
-def local(path: Path, cache: Path, known: Known | None = None) -> Source:
+def local(path: Path, cache: Path, known: Known | None = None) -> SourceFile:
     """Return a local file as a source; raises InputError when it is not the file that its publisher tells of.
 
     Its hash is remembered in the cache folder for as long as the file stays as it is.
@@ -135,7 +135,7 @@ def local(path: Path, cache: Path, known: Known | None = None) -> Source:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if known is not None:
         check_known(str(path), size, sha256, known)
-    return Source(path, sha256, str(path), str(path))
+    return SourceFile(path, sha256, str(path), str(path))
 
 
 def check_known(who: str, size: int, sha256: str, known: Known) -> None:
@@ -171,12 +171,12 @@ class Hub:
         file = in_listing(self.listing(wanted.repo), wanted.file, kind)
         return None if file is None else dataclasses.replace(wanted, file=file)
 
-    def present(self, wanted: Offer) -> Source | None:
+    def present(self, wanted: Offer) -> SourceFile | None:
         """Return the file if a cache holds it; no network."""
         found = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size)
         return None if found is None else _source(found, wanted)
 
-    def fetch(self, wanted: Offer) -> Source:
+    def fetch(self, wanted: Offer) -> SourceFile:
         """Return the file, downloaded where no cache holds it; raises InputError."""
         found = hub.fetch(
             wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size, report=self.report
@@ -184,10 +184,10 @@ class Hub:
         return _source(found, wanted)
 
 
-def _source(found: hub.Fetched, wanted: Offer) -> Source:
+def _source(found: hub.Fetched, wanted: Offer) -> SourceFile:
     check_known(f"{wanted.origin}", found.path.stat().st_size, found.sha256, wanted.known)
     where = f"{wanted.repo}@{found.commit}:{wanted.file}" if found.commit else wanted.origin
-    return Source(found.path, found.sha256, wanted.origin, where)
+    return SourceFile(found.path, found.sha256, wanted.origin, where)
 
 
 def known_locally(family: Family, model: str, task: str, kind: str, path: Path) -> Known | None:

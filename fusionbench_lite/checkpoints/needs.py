@@ -11,7 +11,7 @@ from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Request
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, PRETRAINED, Family, check, family_of
 from fusionbench_lite.checkpoints.locating import Hub, Offer
-from fusionbench_lite.checkpoints.release import release_of
+from fusionbench_lite.checkpoints.stated import stated_family
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub.settings import offline as hub_offline
 
@@ -48,7 +48,7 @@ def _own(request: Request) -> list[Need]:
             downloadable=False, made=bool(note),
         ))
     if any(not item.present for item in items if item.what == "head"):
-        owner = "fusionbench" if release_of(folder) == "fusionbench" else "ta"
+        owner = "fusionbench" if stated_family(folder) == "fusionbench" else "ta"
         items.append(_whole(request, family_of(owner, request.manifest), "text tower"))
     return items
 

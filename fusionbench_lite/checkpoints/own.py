@@ -18,8 +18,8 @@ from fusionbench_lite.checkpoints import converting, reading, store
 from fusionbench_lite.checkpoints.api import Found
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
 from fusionbench_lite.checkpoints.finding import Finder
-from fusionbench_lite.checkpoints.locating import Source
-from fusionbench_lite.checkpoints.release import release_of
+from fusionbench_lite.checkpoints.locating import SourceFile
+from fusionbench_lite.checkpoints.stated import stated_family
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
 from fusionbench_lite.weights import clip_keys
@@ -39,8 +39,8 @@ def found(finder: Finder) -> Found:
     multitask = None
     if (request.dir / MULTITASK).is_file():
         multitask = _tower(finder, MULTITASK, "traditional_mtl", names)
-    release = release_of(request.dir)
-    frozen = release == "fusionbench"
+    stated = stated_family(request.dir)
+    frozen = stated == "fusionbench"
     heads = _heads(finder, request.dir / HEADS, "fusionbench" if frozen else "tall")
     text = None
     if None in heads.values():
@@ -49,7 +49,7 @@ def found(finder: Finder) -> Found:
     if clip_keys.PROJECTION[request.layout] not in names:
         constants = finder.base_part(family_of("fusionbench", request.manifest), "constants")[0]
     hashes = {task: finder.files[EXPERT.format(task=task)] for task in request.tasks}
-    zeros = 0 if frozen or release is None else converting.virtual_zeros(request.size)
+    zeros = 0 if frozen or stated is None else converting.virtual_zeros(request.size)
     return Found(
         family="own", layout=request.layout, pretrained=pretrained, experts=experts, heads=heads, text=text, constants=constants,
         files=finder.files, sources=finder.sources, virtual_zeros=zeros, caveats=(), expert_hashes=hashes, multitask=multitask,
@@ -87,7 +87,7 @@ def _is_plain(path: Path, finder: Finder) -> bool:
     )
 
 
-def _convert(source: Source, finder: Finder) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dict[str, str]]:
     request = finder.request
     raw = reading.read(source.path)
     tower = reading.tower(raw, request.model, request.size, None, request.layout, source.where)
@@ -112,7 +112,7 @@ def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:
     return heads
 
 
-def _head(finder: Finder, task: str, source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _head(finder: Finder, task: str, source: SourceFile) -> tuple[dict[str, Tensor], dict[str, str]]:
     raw = reading.read(source.path)
     alone = reading.Raw({"weight": raw.tensors[task]}, {}, raw.form)
     return {"weight": reading.head(alone, finder.request.size, None, f"{source.where}, head of {task!r}")}, {}

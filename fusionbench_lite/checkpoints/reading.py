@@ -11,7 +11,7 @@ import torch
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
-from fusionbench_lite.models.clip import Size
+from fusionbench_lite.models.clip import ClipSize
 from fusionbench_lite.weights import clip_keys
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read(path: Path) -> Raw:
         raise InputError(f"cannot read {path}: {reason}; it is incomplete or damaged, fetch it again") from error
 
 
-def tower(raw: Raw, model: str, size: Size, expected: str | None, wanted: str, who: str) -> Tower:
+def tower(raw: Raw, model: str, size: ClipSize, expected: str | None, wanted: str, who: str) -> Tower:
     """Return the image tower of a file in the `wanted` layout, checked against the model's shapes.
 
     `expected` is the layout that the files of its family have, None for either. The projection may be missing. Raises
@@ -98,7 +98,7 @@ def looks_like(visual: Mapping[str, Tensor], layout: str) -> tuple[str, tuple[in
     return "none of " + ", ".join(clip.SIZES), numbers
 
 
-def check_backbone(visual: Mapping[str, Tensor], layout: str, model: str, size: Size, who: str) -> None:
+def check_backbone(visual: Mapping[str, Tensor], layout: str, model: str, size: ClipSize, who: str) -> None:
     """Raise InputError when a tower is another model's."""
     name, numbers = looks_like(visual, layout)
     expected = (size.patch, size.width, size.layers)
@@ -173,7 +173,7 @@ def check_untouched(rest: Mapping[str, Tensor], reference: Mapping[str, Tensor],
     return count
 
 
-def head(raw: Raw, size: Size, classes: int | None, who: str) -> Tensor:
+def head(raw: Raw, size: ClipSize, classes: int | None, who: str) -> Tensor:
     """Return the weight [C, d] of a zero-shot head, as shipped; raises InputError for what is none of these classes and width."""
     tensors = {name.rsplit(".", 1)[-1]: tensor for name, tensor in raw.tensors.items()}
     if "weight" not in tensors or len(tensors) != len(raw.tensors) or set(tensors) - {"weight", "bias"}:

@@ -25,7 +25,7 @@ from fusionbench_lite.weights.readers import checksum, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusionbench_lite.models.clip import Size
+    from fusionbench_lite.models.clip import ClipSize
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def dtypes_of(path: Path) -> set[str]:
     return {str(entry["dtype"]) for name, entry in (_header(path) or {}).items() if name != "__metadata__"}
 
 
-def numbers_of(size: Size) -> str:
+def numbers_of(size: ClipSize) -> str:
     """Return an architecture as metadata spell it."""
     return json.dumps(dataclasses.asdict(size), sort_keys=True)
 

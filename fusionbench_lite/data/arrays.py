@@ -123,9 +123,9 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
 
 
-def prepare(images: Any, rows: Any) -> None:
+def decode_ahead(images: Any, rows: Any) -> None:
     """Have rows of images at hand that are decoded when they are read: faster together than one batch after another."""
-    ahead = getattr(images, "prepare", None)
+    ahead = getattr(images, "decode_ahead", None)
     if ahead is not None:
         ahead(rows)
 
@@ -139,7 +139,7 @@ def fingerprint(images: Any) -> str | None:
 class Originals(Protocol):
     """Training images as they were before they were resized and cut to the squares of evaluation."""
 
-    def prepare(self) -> None:
+    def copy_ahead(self) -> None:
         """Bring the images where single ones are read quickly; raises InputError."""
         ...
 
@@ -175,8 +175,9 @@ def load_task(
     images drawn from `seed`. Raises InputError for an unknown task or for files that are not as they should be.
     """
     if data_dir is not None and reads_files(name, data_dir):
-        classes, arrays = files.read(data_dir, name)
-        return TaskData(name=name, classes=classes, **{field: arrays[field] for field in ARRAYS})
+        classes, stored = files.read(data_dir, name)
+        arrays: dict[str, Any] = {field: stored[field] for field in ARRAYS}
+        return TaskData(name=name, classes=classes, **arrays)
     if name not in mini.names():
         known = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
         where = f"neither drawn nor in {data_dir}" if data_dir else "not drawn, and no data_dir is given"

@@ -16,7 +16,7 @@ from fusionbench_lite.base.processes import gathered, own_tasks
 from fusionbench_lite.data import Stored, TaskData, fingerprint, normalise
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation import metrics
-from fusionbench_lite.evaluation.batches import Batches
+from fusionbench_lite.evaluation.passes import Passes
 from fusionbench_lite.evaluation.results import Evaluation as Evaluation
 from fusionbench_lite.evaluation.results import TaskResult as TaskResult
 from fusionbench_lite.evaluation.results import average as average
@@ -48,10 +48,10 @@ class Evaluator:
         return self.prepare(torch.from_numpy(stored).to(self.device))
 
     @functools.cached_property
-    def batches(self) -> Batches:
+    def passes(self) -> Passes:
         """How many examples run at once."""
         pixels = max(int(np.prod(entry.inputs("test").shape[1:3])) for entry in self.data.values())
-        return Batches(self.batch_size, pixels, self.device)
+        return Passes(self.batch_size, pixels, self.device)
 
     def task(self, task: str, encode: Encode) -> TaskResult:
         """Return the predictions of one task; the first of equal logits wins."""
@@ -98,7 +98,7 @@ class Evaluator:
             return [self.heads[task](encoded.float()).argmax(-1).cpu() for task in tasks]
 
         with torch.inference_mode():
-            for found in self.batches.run(predict, len(self.data[tasks[0]].labels("test"))):
+            for found in self.passes.run(predict, len(self.data[tasks[0]].labels("test"))):
                 for task, part in zip(tasks, found, strict=True):
                     parts[task].append(part)
         results = {}

@@ -54,7 +54,7 @@ class Measure:
 ACCURACY = Measure("accuracy", "accuracy")
 
 
-def stated(cell: Mapping[str, Any]) -> Measure:
+def measure_of(cell: Mapping[str, Any]) -> Measure:
     """Return the measure that the entry of a task in a record states; records of accuracy need not say more than its name."""
     name = str(cell["metric"])
     return Measure(

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Examples
 from fusionbench_lite.adaptation.learners.training import Training
-from fusionbench_lite.evaluation import batches as passes
-from fusionbench_lite.finetuning.batches import Batches, Rows
+from fusionbench_lite.evaluation.passes import Passes
+from fusionbench_lite.finetuning.step_images import Rows, StepImages
 from fusionbench_lite.models.heads import ZeroShotHead
 
 ROWS = 256
@@ -49,11 +49,11 @@ class Accuracies(Callback):
     `found` maps steps to {task: accuracy}; tasks without held-out images are left out. It survives a resume.
     """
 
-    def __init__(self, batches: Batches, rows: Mapping[str, Rows], every: int | None, steps: int, bf16: bool) -> None:
+    def __init__(self, batches: StepImages, rows: Mapping[str, Rows], every: int | None, steps: int, bf16: bool) -> None:
         self.batches, self.every, self.steps, self.bf16 = batches, every, steps, bf16
         self.rows = {task: held_out for task, held_out in rows.items() if len(held_out)}
         self.found: dict[int, dict[str, float]] = {}
-        self._passes = passes.Batches(ROWS, 1, batches.device)
+        self._passes = Passes(ROWS, 1, batches.device)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure the pretrained model; a run that is resumed has done so."""

@@ -13,8 +13,8 @@ from fusionbench_lite.adaptation.api import check_model
 from fusionbench_lite.adaptation.engine.core import call
 from fusionbench_lite.data import Originals, TaskData, fingerprint, originals
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.finetuning.batches import Normalise, Pool
 from fusionbench_lite.finetuning.recipes import Recipe
+from fusionbench_lite.finetuning.step_images import Normalise, Pool
 from fusionbench_lite.models.heads import ZeroShotHead
 
 

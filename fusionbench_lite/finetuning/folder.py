@@ -49,7 +49,7 @@ class Folder:
     def __init__(self, path: Path, model: str, layout: str | None, base: str, family: str | None = None) -> None:
         self.path, self.model, self.layout, self.base, self.family = path, model, layout, base, family
 
-    def prepare(self, pretrained: StateDict, heads: Mapping[str, ZeroShotHead]) -> None:
+    def open(self, pretrained: StateDict, heads: Mapping[str, ZeroShotHead]) -> None:
         """Put the base and the heads there, or see that they are what is there already.
 
         Raises InputError where the folder has another base model, or another head under a task's name.

@@ -63,7 +63,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """How a fine-tuning runs.
 
     `seed` keys the order of the images and their crops. `precision`: "fp32", or "bf16" for mixed precision (weights,

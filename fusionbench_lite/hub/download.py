@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fusionbench_lite.errors import InputError, WriteError, nearest
 from fusionbench_lite.hub import listings
+from fusionbench_lite.hub.asked import SHA256, Asked, Entry, Fetched, HubFile, Wanted, WebFile, fits_etag
 from fusionbench_lite.hub.failures import Failure, repeat
-from fusionbench_lite.hub.settings import Settings
-from fusionbench_lite.hub.source import SHA256, Asked, Entry, Fetched, Source, Wanted, WebFile, fits_etag
+from fusionbench_lite.hub.settings import HubSettings
 from fusionbench_lite.hub.store import Store, no_room, settle
 from fusionbench_lite.hub.transfer import Remote, commit_of, describe, listed, receive
 from fusionbench_lite.paths import file_sha256
@@ -21,7 +21,7 @@ _MB = 1_000_000
 _ELSEWHERE = {"no file", "no revision", "other content"}
 
 
-def download_file(asked: Source, want: Wanted, store: Store, now: Settings, report: Report | None) -> Fetched:
+def download_file(asked: HubFile, want: Wanted, store: Store, now: HubSettings, report: Report | None) -> Fetched:
     """Fetch from the commit that the cache knows the revision by, else from what the revision stands for now.
 
     The caller holds the file's lock. Raises InputError naming repository, file, cause and fix.
@@ -42,7 +42,7 @@ def download_file(asked: Source, want: Wanted, store: Store, now: Settings, repo
     raise AssertionError("a revision always has one place to look")
 
 
-def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Settings, report: Report | None) -> Fetched:
+def _download_at(at: HubFile, asked: HubFile, want: Wanted, store: Store, now: HubSettings, report: Report | None) -> Fetched:
     held = [0]
 
     def attempt() -> Fetched:
@@ -62,7 +62,7 @@ def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Set
     return repeat(attempt, now, asked, lambda: held[0])
 
 
-def download_web(asked: WebFile, final: Path, store: Store, now: Settings, report: Report | None) -> None:
+def download_web(asked: WebFile, final: Path, store: Store, now: HubSettings, report: Report | None) -> None:
     """Fetch a file of no repository to `final`, once its MD5 is the wanted one. The caller holds the file's lock.
 
     `now` are the settings of its server. Raises Failure, and InputError where there is no room.
@@ -93,7 +93,7 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _receive(remote: Remote, part: Path, asked: Asked, now: Settings, held: list[int], report: Report | None) -> None:
+def _receive(remote: Remote, part: Path, asked: Asked, now: HubSettings, held: list[int], report: Report | None) -> None:
     """Bring a file's content to `part`, which is removed where there is no room for it."""
     try:
         receive(remote, part, asked, now, lambda done: _arrived(asked, remote, done, held, report))
@@ -136,7 +136,7 @@ def _other_content(want: Wanted, sha256: str | None, size: int | None) -> Failur
     return Failure("other content", reason, "the file was replaced: name the commit that had it, or update what is expected")
 
 
-def listing(asked: Source, store: Store, now: Settings) -> list[Entry]:
+def listing(asked: HubFile, store: Store, now: HubSettings) -> list[Entry]:
     """Return the files below a folder from the hub, at the commit the cache knows the revision by if it still is there."""
     known: str | None = next(iter(store.commits(asked)), None)
     try:
@@ -149,7 +149,7 @@ def listing(asked: Source, store: Store, now: Settings) -> list[Entry]:
     return entries
 
 
-def _listed(asked: Source, known: str | None, now: Settings) -> tuple[str, list[Entry]]:
+def _listed(asked: HubFile, known: str | None, now: HubSettings) -> tuple[str, list[Entry]]:
     def attempt(commit: str | None) -> tuple[str, list[Entry]]:
         commit = commit or commit_of(asked, now)
         return commit, listed(asked.at(commit), now)
@@ -163,10 +163,10 @@ def _listed(asked: Source, known: str | None, now: Settings) -> tuple[str, list[
     return repeat(lambda: attempt(None), now, asked)
 
 
-def _nearest(asked: Source, now: Settings) -> str | None:
+def _nearest(asked: HubFile, now: HubSettings) -> str | None:
     """Return a hint at the file that may have been meant: one request, no second attempt."""
     try:
-        names = [entry.path for entry in listed(Source(asked.repo, "", asked.kind, asked.revision), now, pages=1)]
+        names = [entry.path for entry in listed(HubFile(asked.repo, "", asked.kind, asked.revision), now, pages=1)]
     except Failure:
         return None
     match = nearest(asked.file, names)

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from fusionbench_lite.base.file_hashes import state_of
 from fusionbench_lite.errors import InputError, WriteError
+from fusionbench_lite.hub.asked import SHA1, SHA256, Asked, Fetched, HubFile, Wanted, fits_etag
 from fusionbench_lite.hub.settings import library, shared_cache
-from fusionbench_lite.hub.source import SHA1, SHA256, Asked, Fetched, Source, Wanted, fits_etag
 from fusionbench_lite.paths import NO_SPACE, atomic_file, file_sha256, locked, mended
 
 
@@ -51,7 +51,7 @@ class Store:
                 raise WriteError(f"cannot download {asked.label}: {error}") from error
             yield
 
-    def find(self, asked: Source, wanted: Wanted) -> Fetched | None:
+    def find(self, asked: HubFile, wanted: Wanted) -> Fetched | None:
         """Return a file that this cache or the user's own one holds, checked; None without one. Makes no request."""
         for path in self._candidates(asked):
             sha256 = self.checked(path, wanted)
@@ -59,7 +59,7 @@ class Store:
                 return Fetched(path=path, sha256=sha256, commit=_commit(path, asked.file), repo=asked.repo, file=asked.file)
         return None
 
-    def _candidates(self, asked: Source) -> Iterator[Path]:
+    def _candidates(self, asked: HubFile) -> Iterator[Path]:
         for commit in self.commits(asked):
             path = self.folder(asked) / "snapshots" / commit / asked.file
             if path.is_file():
@@ -104,7 +104,7 @@ class Store:
         with contextlib.suppress(InputError, OSError):  # a cache that cannot be written costs a hash per run, no more
             write(self._record(path), json.dumps({**_state(path), "sha256": sha256, "sound": sound}))
 
-    def commits(self, asked: Source) -> list[str]:
+    def commits(self, asked: HubFile) -> list[str]:
         """Return the commits a revision has stood for in this cache, newest first."""
         if asked.pinned:
             return [asked.revision]
@@ -114,10 +114,10 @@ class Store:
             return []
         return [name for _, name in sorted(known, reverse=True)]
 
-    def _history(self, asked: Source) -> Path:
+    def _history(self, asked: HubFile) -> Path:
         return self.folder(asked) / "commits" / urllib.parse.quote(asked.revision, safe="")
 
-    def partial(self, asked: Source, etag: str | None) -> Path:
+    def partial(self, asked: HubFile, etag: str | None) -> Path:
         """Return where a file is collected; what older versions of it have left is removed."""
         return self.collected(asked, etag if etag and _is_checksum(etag) else f"unknown-{uuid.uuid4().hex}")
 
@@ -142,13 +142,13 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def enter(self, content: Path, sha256: str, etag: str | None, asked: Source, commit: str) -> Fetched:
+    def enter(self, content: Path, sha256: str, etag: str | None, asked: HubFile, commit: str) -> Fetched:
         """Move checked content into the cache as `asked` at `commit`. Raises OSError."""
         blob = self.folder(asked) / "blobs" / (etag if etag and _is_checksum(etag) else sha256)
         settle(content, blob)
         return self.link(blob, sha256, asked, commit)
 
-    def blob(self, asked: Source, etag: str | None) -> tuple[Path, str] | None:
+    def blob(self, asked: HubFile, etag: str | None) -> tuple[Path, str] | None:
         """Return content that came with another commit of the repository, and its SHA-256; a damaged one is removed."""
         if not _is_checksum(etag):
             return None
@@ -161,7 +161,7 @@ class Store:
             return None
         return blob, sha256
 
-    def link(self, blob: Path, sha256: str, asked: Source, commit: str) -> Fetched:
+    def link(self, blob: Path, sha256: str, asked: HubFile, commit: str) -> Fetched:
         """Make content visible as `asked` at `commit`, and remember which commit the revision stands for. Raises OSError."""
         path = self.folder(asked) / "snapshots" / commit / asked.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ class Store:
         self.remember(asked, commit)
         return Fetched(path=path, sha256=sha256, commit=commit, repo=asked.repo, file=asked.file)
 
-    def remember(self, asked: Source, commit: str) -> None:
+    def remember(self, asked: HubFile, commit: str) -> None:
         """Note that a branch or a tag stands for a commit. Raises OSError."""
         if asked.pinned:
             return

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fusionbench_lite.hub.asked import COMMIT, SHA256, Asked, Entry, HubFile, WebFile
 from fusionbench_lite.hub.failures import Failure, astray, endless, no_hub, of_answer, of_error
-from fusionbench_lite.hub.settings import Settings, http, library, origin
-from fusionbench_lite.hub.source import COMMIT, SHA256, Asked, Entry, Source, WebFile
+from fusionbench_lite.hub.settings import HubSettings, http, library, origin
 
 _MOST_REDIRECTS = 10
 _MOST_PAGES = 1000
@@ -35,7 +35,7 @@ class Remote:
     with_token: bool
 
 
-def describe(asked: Asked, settings: Settings) -> Remote:
+def describe(asked: Asked, settings: HubSettings) -> Remote:
     """Ask for a file's description.
 
     Redirects are followed up to the reply that names the commit; one that leads to a storage host is kept as the content's address.
@@ -62,7 +62,7 @@ def describe(asked: Asked, settings: Settings) -> Remote:
     raise endless(settings)
 
 
-def _address(asked: Asked, settings: Settings) -> str:
+def _address(asked: Asked, settings: HubSettings) -> str:
     if isinstance(asked, WebFile):
         return asked.url
     address: str = library().hf_hub_url(
@@ -71,7 +71,7 @@ def _address(asked: Asked, settings: Settings) -> str:
     return address
 
 
-def _target(url: str, to: str | None, settings: Settings) -> str:
+def _target(url: str, to: str | None, settings: HubSettings) -> str:
     """Return where a redirect leads. Raises Failure for an address that is none."""
     try:
         target = urllib.parse.urljoin(url, to) if to else url
@@ -82,7 +82,7 @@ def _target(url: str, to: str | None, settings: Settings) -> str:
     return target
 
 
-def _remote(answer: Any, asked: Asked, settings: Settings, url: str) -> Remote:
+def _remote(answer: Any, asked: Asked, settings: HubSettings, url: str) -> Remote:
     headers = answer.headers
     if isinstance(asked, WebFile):
         return Remote(
@@ -100,7 +100,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def receive(remote: Remote, part: Path, asked: Asked, settings: Settings, arrived: Callable[[int], None]) -> None:
+def receive(remote: Remote, part: Path, asked: Asked, settings: HubSettings, arrived: Callable[[int], None]) -> None:
     """Bring a file's content to `part`, after what is there already; `arrived` is called with the bytes there are.
 
     Raises Failure, after which `part` holds what has arrived, and OSError where `part` cannot be written.
@@ -131,7 +131,7 @@ def receive(remote: Remote, part: Path, asked: Asked, settings: Settings, arrive
         raise Failure("size", f"{done} bytes came where {remote.size} were announced", "try later, or check proxies", again=True)
 
 
-def _start(answer: Any, part: Path, done: int, asked: Asked, settings: Settings) -> int:
+def _start(answer: Any, part: Path, done: int, asked: Asked, settings: HubSettings) -> int:
     """Return how many bytes of `part` an answer continues. Raises Failure for an answer that does not fit."""
     status = answer.status_code
     if status == 416:
@@ -161,7 +161,7 @@ def _check_room(part: Path, remote: Remote, done: int) -> None:
         raise Failure("disk", reason, "free some space or choose another cache directory")
 
 
-def commit_of(asked: Source, settings: Settings) -> str:
+def commit_of(asked: HubFile, settings: HubSettings) -> str:
     """Return the commit that a revision stands for now. Raises Failure."""
     revision = urllib.parse.quote(asked.revision, safe="")
     found = _json(f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/revision/{revision}", asked, settings)[0]
@@ -171,7 +171,7 @@ def commit_of(asked: Source, settings: Settings) -> str:
     return commit
 
 
-def listed(asked: Source, settings: Settings, pages: int = _MOST_PAGES) -> list[Entry]:
+def listed(asked: HubFile, settings: HubSettings, pages: int = _MOST_PAGES) -> list[Entry]:
     """Return the files below a folder of a repository, of at most so many pages of the hub's list. Raises Failure."""
     folder = f"/{urllib.parse.quote(asked.file)}" if asked.file else ""
     base = f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/tree/{urllib.parse.quote(asked.revision, safe='')}{folder}"
@@ -186,7 +186,7 @@ def listed(asked: Source, settings: Settings, pages: int = _MOST_PAGES) -> list[
     return entries
 
 
-def _entry(row: Any, settings: Settings) -> Entry:
+def _entry(row: Any, settings: HubSettings) -> Entry:
     try:
         lfs = row.get("lfs") or {}
         sha256 = str(lfs.get("oid") or lfs.get("sha256") or "")
@@ -195,7 +195,7 @@ def _entry(row: Any, settings: Settings) -> Entry:
         raise no_hub(settings.endpoint, "its list of files is none") from None
 
 
-def _json(url: str, asked: Source, settings: Settings) -> tuple[Any, str]:
+def _json(url: str, asked: HubFile, settings: HubSettings) -> tuple[Any, str]:
     """Return a reply's content and the query of the list's next page, empty on the last one."""
     with _failing(settings):
         answer = _session().get(url, headers=settings.headers(), timeout=settings.answer_timeout)
@@ -210,7 +210,7 @@ def _json(url: str, asked: Source, settings: Settings) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _failing(settings: Settings) -> Iterator[None]:
+def _failing(settings: HubSettings) -> Iterator[None]:
     """Turn exceptions of the HTTP library into Failure."""
     library = http()
     try:
@@ -223,7 +223,7 @@ def _session() -> Any:
     return library().get_session()
 
 
-def _trusted(url: str, settings: Settings) -> bool:
+def _trusted(url: str, settings: HubSettings) -> bool:
     """Whether the token may go to an address: same scheme, host and port as the endpoint, or the hub itself."""
     there = origin(url)
     return there is not None and (there in _HUBS or there == origin(settings.endpoint))

@@ -13,10 +13,10 @@ import logging
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError, WriteError
+from fusionbench_lite.hub.asked import Wanted, WebFile, web_file
 from fusionbench_lite.hub.download import Report, download_web, file_md5
 from fusionbench_lite.hub.failures import Failure
 from fusionbench_lite.hub.settings import current
-from fusionbench_lite.hub.source import Wanted, WebFile, web_file
 from fusionbench_lite.hub.store import Store
 
 __all__ = ["WebFile", "arrived", "fetch", "is_sound", "made_from", "place", "present", "web_file"]

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, Size
+from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, ClipSize
 from fusionbench_lite.weights.architecture import Architecture, Shape
 
 Named = Iterator[tuple[str, Shape]]
@@ -40,7 +40,7 @@ def encoder(model: str, layout: str | None = None, *, tower_alone: bool = False)
     return of_size(model, SIZES[model], layout or "packed", tower_alone=tower_alone)
 
 
-def of_size(name: str, size: Size, layout: str, *, tower_alone: bool = False) -> Architecture:
+def of_size(name: str, size: ClipSize, layout: str, *, tower_alone: bool = False) -> Architecture:
     """Return CLIP's vision transformer of these numbers in a layout, with the names of the built encoder's state dict.
 
     Raises InputError for another layout.
@@ -61,7 +61,7 @@ def _affine(name: str, shape: Shape) -> Named:
     yield f"{name}.bias", shape[:1]
 
 
-def _packed(size: Size) -> Named:
+def _packed(size: ClipSize) -> Named:
     """open_clip's VisionTransformer."""
     width = size.width
     yield "class_embedding", (width,)
@@ -81,7 +81,7 @@ def _packed(size: Size) -> Named:
     yield from _affine("ln_post", (width,))
 
 
-def _separate(size: Size) -> Named:
+def _separate(size: ClipSize) -> Named:
     """transformers' CLIPVisionModelWithProjection."""
     root, width = "vision_model", size.width
     yield f"{root}.embeddings.class_embedding", (width,)
@@ -100,7 +100,7 @@ def _separate(size: Size) -> Named:
     yield "visual_projection.weight", (size.output, width)
 
 
-def _text(size: Size) -> Named:
+def _text(size: ClipSize) -> Named:
     """What is left of CLIP's text side where its transformer was removed."""
     yield "positional_embedding", (size.context, size.text_width)
     yield "text_projection", (size.text_width, size.output)

@@ -9,7 +9,7 @@ LAYOUTS = ("packed", "separate")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Size:
+class ClipSize:
     """The numbers of an architecture: those of the vision transformer, the width of the features, those of the text side."""
 
     image: int
@@ -26,12 +26,16 @@ class Size:
 
 
 SIZES = {
-    "vit_b32": Size(image=224, patch=32, width=768, layers=12, heads=12, output=512, text_width=512, text_layers=12, text_heads=8),
-    "vit_b16": Size(image=224, patch=16, width=768, layers=12, heads=12, output=512, text_width=512, text_layers=12, text_heads=8),
-    "vit_l14": Size(
+    "vit_b32": ClipSize(
+        image=224, patch=32, width=768, layers=12, heads=12, output=512, text_width=512, text_layers=12, text_heads=8
+    ),
+    "vit_b16": ClipSize(
+        image=224, patch=16, width=768, layers=12, heads=12, output=512, text_width=512, text_layers=12, text_heads=8
+    ),
+    "vit_l14": ClipSize(
         image=224, patch=14, width=1024, layers=24, heads=16, output=768, text_width=768, text_layers=12, text_heads=12
     ),
 }
 
-MINI = Size(image=32, patch=8, width=128, layers=4, heads=4, output=64, text_width=0, text_layers=0, text_heads=0)
+MINI = ClipSize(image=32, patch=8, width=128, layers=4, heads=4, output=64, text_width=0, text_layers=0, text_heads=0)
 """The embedded suite's encoder, which has no text tower."""

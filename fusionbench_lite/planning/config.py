@@ -66,7 +66,7 @@ class Data:
 
 @dataclasses.dataclass
 class Trainer:
-    """How an adaptation runs; see adaptation.engine.fit.Settings. `eval_batch`: images in one forward pass of an
+    """How an adaptation runs; see adaptation.engine.fit.FitSettings. `eval_batch`: images in one forward pass of an
     evaluation, found automatically where null."""
 
     devices: int = integer(1, low=1)

@@ -33,7 +33,7 @@ TRAJECTORY_POINTS = 100
 Rows = NDArray[np.int64]
 
 
-class Source:
+class Feed:
     """Examples of a suite as a procedure wants them; what frozen networks say about an example is computed once."""
 
     def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
@@ -86,7 +86,7 @@ class Source:
             return np.empty(0, dtype=np.int64)
         size = self.suite.size(task, "train")
         rows = subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
-        self.suite.prepare(task, "train", rows)
+        self.suite.decode_ahead(task, "train", rows)
         return rows
 
     def _pool(self, task: str) -> Rows:
@@ -99,7 +99,7 @@ class Source:
         chosen = np.arange(size) if wanted >= size else subset(size, wanted, self.plan.seed, task, "fraction")
         if rows is None:
             return chosen
-        self.suite.prepare(task, "train", rows[chosen])
+        self.suite.decode_ahead(task, "train", rows[chosen])
         return rows[chosen]
 
     def _examples(self, task: str, split: str, rows: Rows) -> Examples:
@@ -124,7 +124,7 @@ class Source:
             own = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
             table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if own else memory.CPU)
             done = 0
-            for found in self.suite.evaluator.batches.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+            for found in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
                 assert found is not None
                 table[done : done + len(found)] = found
                 done += len(found)
@@ -159,22 +159,22 @@ def adapt(
 ) -> Outcome:
     """Adapt as the plan says and return what was found."""
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
-    from fusionbench_lite.adaptation.engine.fit import Settings, fit
+    from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 
     steps = plan.setting("steps")
     with clock.stage("merge"):
         procedure = procedure_of(plan, suite, merged)
-    source = Source(plan, suite, procedure)
+    feed = Feed(plan, suite, procedure)
 
     def batches_of(step: int) -> Sequence[Batch]:
         progress(f"adapting {plan.method}", step + 1, steps)
-        return source.batches_of(step, own_tasks(plan.tasks))
+        return feed.batches_of(step, own_tasks(plan.tasks))
 
     evaluations = Evaluations(
-        source.predict, plan.setting("eval_every"), steps, source.held_out if plan.setting("held_out") else None
+        feed.predict, plan.setting("eval_every"), steps, feed.held_out if plan.setting("held_out") else None
     )
     trajectory = Trajectory(max(1, steps // TRAJECTORY_POINTS))
-    settings = Settings(
+    settings = FitSettings(
         checkpoint=checkpoint, checkpoint_every=plan.trainer["checkpoint_every"], devices=plan.trainer["devices"],
         accelerator=suite.device.type, precision=plan.config_precision, loggers=_loggers(plan),
     )

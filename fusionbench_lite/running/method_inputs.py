@@ -109,7 +109,7 @@ def _computation(
         from fusionbench_lite.statistics import diagonal_fisher, gram_matrices
 
         model, size = _expert(suite, task), plan.setting("batch_size")
-        suite.prepare(task, "train", indices)
+        suite.decode_ahead(task, "train", indices)
         batches = (suite.inputs(task, "train", indices[start : start + size]) for start in range(0, len(indices), size))
         try:
             if name == "fisher":

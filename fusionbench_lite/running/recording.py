@@ -16,8 +16,8 @@ import torch
 
 from fusionbench_lite import registry
 from fusionbench_lite.base.version import __version__
-from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.measures import ACCURACY
+from fusionbench_lite.evaluation.passes import earlier_peak
 from fusionbench_lite.evaluation.results import Evaluation, TaskResult, average
 from fusionbench_lite.paths import package_dir
 from fusionbench_lite.planning import plan as planning

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.inputs import call
 from fusionbench_lite.models.modes import evaluating
-from fusionbench_lite.statistics.batches import inputs_of
+from fusionbench_lite.statistics.inputs import inputs_of
 
 
 def gram_matrices(

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation.measures import ACCURACY, Measure, shared, stated
+from fusionbench_lite.evaluation.measures import ACCURACY, Measure, measure_of, shared
 from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.registry import REFERENCE, SOME
 from fusionbench_lite.tables.compare import compare, find_row
@@ -178,8 +178,8 @@ def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
 
 def _numbers(cells: Mapping[str, Any]) -> dict[str, tuple[int, float, float, float]]:
     """Return scale, value and interval of every task and of their average, which is nan where it means nothing."""
-    found = {task: (stated(cell).scale, cell["value"], *cell["interval"]) for task, cell in cells.items()}
-    whole = shared(stated(cell) for cell in cells.values())
+    found = {task: (measure_of(cell).scale, cell["value"], *cell["interval"]) for task, cell in cells.items()}
+    whole = shared(measure_of(cell) for cell in cells.values())
     if whole is None:
         return found | {AVERAGE: (1, math.nan, math.nan, math.nan)}
     values = [cell["value"] for cell in cells.values()]

@@ -81,7 +81,7 @@ def _check_selection(selection: Any, tasks: list[str], where: str) -> None:
         raise InputError(f"{where}.per_task holds {sorted(selection['per_task'])}, the tasks are {sorted(tasks)}")
     for task, cell in selection["per_task"].items():
         _check_cell(cell, f"{where}.per_task.{task}")
-    measure = measures.shared(measures.stated(cell) for cell in selection["per_task"].values())
+    measure = measures.shared(measures.measure_of(cell) for cell in selection["per_task"].values())
     if measure is None or selection["average"] is None:
         if measure is not None or selection["average"] is not None:
             wanted = "null where units or directions of the tasks' metrics differ, a number elsewhere"

@@ -46,7 +46,7 @@ class Own:
 
     def buffers(self) -> Iterator[Buffer]:
         for task in self.experts.tasks:
-            yield Buffer((task, self.name), self.experts.layout[self.name].nbytes, False)
+            yield Buffer((task, self.name), self.experts.specs[self.name].nbytes, False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.layout import Layout, StateDict
+from fusionbench_lite.weights.specs import StateDict, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
             raise _unreadable(file, error) from error
         return tensor
 
-    def layout(self, name: str) -> Layout:
+    def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype from the header of the file."""
         from safetensors import SafetensorError, safe_open
 
@@ -69,7 +69,7 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
             raise _unreadable(self._files[name], error) from error
         if dtype not in _DTYPES:
             raise MergeError(f"{self._files[name]}: {name!r} has dtype {dtype}, which no method here merges: convert it first")
-        return Layout(shape, getattr(torch, _DTYPES[dtype]))
+        return TensorSpec(shape, getattr(torch, _DTYPES[dtype]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

@@ -85,7 +85,7 @@ def test_files_of_another_family(given: str, family: str, parts: tuple[str, ...]
         checkpoints.find(request(tree, family))
 
 
-def write_expert(path: Path, family: str, size: clip.Size) -> None:
+def write_expert(path: Path, family: str, size: clip.ClipSize) -> None:
     state = vision_files.expert_state(size, "mnist", frozen_projection=family == "fusionbench")
     if family == "ta":
         vision_files.write_module_encoder(path, state, size)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fusionbench_lite.data import TaskData
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation import batches
+from fusionbench_lite.evaluation import passes
 from fusionbench_lite.evaluation.evaluator import Evaluator, average
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
 from tests.conftest import ROOT
 
-SIZE = clip.Size(image=32, patch=8, width=64, layers=2, heads=2, output=32, text_width=32, text_layers=2, text_heads=2)
+SIZE = clip.ClipSize(image=32, patch=8, width=64, layers=2, heads=2, output=32, text_width=32, text_layers=2, text_heads=2)
 CLASSES = {"dtd": 7, "svhn": 10, "mnist": 10}
 
 
@@ -111,10 +111,10 @@ def test_one_example_that_does_not_fit_is_refused():
 
 def test_the_size_on_a_processor_follows_the_images():
     cpu = torch.device("cpu")
-    assert batches.Batches(None, 32 * 32, cpu).size == 250
-    assert batches.Batches(None, 224 * 224, cpu).size == 64
-    assert batches.Batches(None, 10_000 * 10_000, cpu).size == 1
-    assert batches.Batches(5, 224 * 224, cpu).size == 5
+    assert passes.Passes(None, 32 * 32, cpu).size == 250
+    assert passes.Passes(None, 224 * 224, cpu).size == 64
+    assert passes.Passes(None, 10_000 * 10_000, cpu).size == 1
+    assert passes.Passes(5, 224 * 224, cpu).size == 5
 
 
 def test_mixed_precision_runs_the_encoder_in_bf16_and_the_head_in_float32():

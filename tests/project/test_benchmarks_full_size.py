@@ -128,7 +128,7 @@ def test_experts_are_drawn_by_name():
     assert float(experts.base(name).square().mean().sqrt()) == pytest.approx(BASE, rel=0.05)
     assert float(experts.base("ln_post.weight").mean()) == pytest.approx(1, abs=0.01)
     assert experts.pretrained[name].data_ptr() != experts.pretrained[name].data_ptr()
-    assert list(experts.layout) == list(SHAPES)
+    assert list(experts.specs) == list(SHAPES)
 
 
 def test_the_model_has_the_weights_that_are_merged():

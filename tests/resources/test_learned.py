@@ -14,7 +14,7 @@ from fusionbench_lite.models.architectures import of_size
 from fusionbench_lite.resources import Inputs
 from fusionbench_lite.weights.experts import Experts
 
-SIZE = clip.Size(image=16, patch=8, width=24, layers=2, heads=2, output=12, text_width=12, text_layers=1, text_heads=2)
+SIZE = clip.ClipSize(image=16, patch=8, width=24, layers=2, heads=2, output=12, text_width=12, text_layers=1, text_heads=2)
 TASKS = 3
 MATRICES = {"matrices": "attn_mlp"}
 ADAPTIVE = [id for id in registry.names() if registry.get(id, learning=True).adaptive]

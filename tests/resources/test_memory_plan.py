@@ -22,8 +22,8 @@ from fusionbench_lite.resources import PHASES, Inputs, Transformer, encoder, est
 from fusionbench_lite.weights.experts import Experts
 from tests.conftest import ROOT
 
-MIDDLE = clip.Size(image=224, patch=32, width=384, layers=6, heads=6, output=256, text_width=256, text_layers=2, text_heads=4)
-SMALL = clip.Size(image=64, patch=16, width=48, layers=3, heads=3, output=24, text_width=24, text_layers=2, text_heads=2)
+MIDDLE = clip.ClipSize(image=224, patch=32, width=384, layers=6, heads=6, output=256, text_width=256, text_layers=2, text_heads=4)
+SMALL = clip.ClipSize(image=64, patch=16, width=48, layers=3, heads=3, output=24, text_width=24, text_layers=2, text_heads=2)
 GIB = 1 << 30
 TOLERANCE = 0.2
 

@@ -60,13 +60,13 @@ class MergedEncoder:
         parametrisation.tie(follow)
         self.leaves = {
             name: torch.empty(
-                part.origin.shape, dtype=experts.layout[name].dtype, device=known[name].device, requires_grad=True
+                part.origin.shape, dtype=experts.specs[name].dtype, device=known[name].device, requires_grad=True
             )
             for name, part in parametrisation.parts.items()
             if name in known and name not in follow
         }
         self._constants = {
-            name: experts.pretrained[name].to(known[name].device) for name in experts.layout
+            name: experts.pretrained[name].to(known[name].device) for name in experts.specs
             if name in known and name not in self.leaves and name not in follow
         }
         experts.drop_held()

@@ -56,7 +56,7 @@ class Training(Procedure):
         self.weights = {name: nn.Parameter(experts.base(name).clone()) for name in names}
         self.learnables = nn.ParameterDict({name.replace(".", "/"): tensor for name, tensor in self.weights.items()})
         self.objective = objective("cross_entropy", context.heads)
-        self._constants = {name: experts.pretrained[name] for name in experts.layout if name in known and name not in self.weights}
+        self._constants = {name: experts.pretrained[name] for name in experts.specs if name in known and name not in self.weights}
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """The course's optimizer, whose learning rate `step` sets."""
@@ -92,7 +92,7 @@ class Training(Procedure):
         return result
 
     def _current(self) -> dict[str, Tensor]:
-        own = {name: tensor.to(self.experts.layout[name].dtype) for name, tensor in self.weights.items()}
+        own = {name: tensor.to(self.experts.specs[name].dtype) for name, tensor in self.weights.items()}
         return {**own, **self._constants}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -85,9 +85,9 @@ def linear_layers(model: nn.Module, name: str, known: Mapping[str, Any]) -> dict
 def _mix(model: nn.Module, name: str, frozen: Frozen, gates: Gates) -> None:
     """Replace the linear layers of a perceptron by mixed ones."""
     experts = frozen.experts
-    for path, module in linear_layers(model, name, experts.layout).items():
+    for path, module in linear_layers(model, name, experts.specs).items():
         weight, vectors = _mixture_of(f"{path}.weight", frozen)
-        bias = _mixture_of(f"{path}.bias", frozen) if f"{path}.bias" in experts.layout else (None, None)
+        bias = _mixture_of(f"{path}.bias", frozen) if f"{path}.bias" in experts.specs else (None, None)
         mixed = MixedLinear(gates, weight, vectors, *bias, transposed=not isinstance(module, nn.Linear))
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, mixed)
@@ -136,7 +136,7 @@ class Routing(Procedure):
 
     def _router(self, model: nn.Module, name: str) -> Router:
         """Return the router of a perceptron, as wide as what its first linear layer reads."""
-        path, first = next(iter(linear_layers(model, name, self.experts.layout).items()))
+        path, first = next(iter(linear_layers(model, name, self.experts.specs).items()))
         width = self.experts.shape(f"{path}.weight")[1 if isinstance(first, nn.Linear) else 0]
         hidden, output = (
             (INITIAL * normal((rows, width), self.seed, "wemoe", name, part).double()).to(self.frozen.device, self.frozen.dtype)

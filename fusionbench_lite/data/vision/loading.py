@@ -13,13 +13,13 @@ import numpy as np
 from fusionbench_lite.base import randomness
 from fusionbench_lite.data.arrays import TaskData
 from fusionbench_lite.data.vision import decoding, tasks
-from fusionbench_lite.data.vision.cache import Decoded, Prepare, Report
+from fusionbench_lite.data.vision.cache import Alter, Decoded, Report
 from fusionbench_lite.data.vision.encoded import Rows, Split
 from fusionbench_lite.data.vision.folders import class_names
 from fusionbench_lite.data.vision.images import Deferred, Images, Labels, Opened
 from fusionbench_lite.data.vision.index import BROKEN
 from fusionbench_lite.data.vision.originals import SplitOriginals
-from fusionbench_lite.data.vision.sources import Source, Sources, find, local_source
+from fusionbench_lite.data.vision.sources import ImageSource, Sources, find, local_source
 from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import file_sha256
@@ -59,7 +59,7 @@ def _train(task: Task, sources: Sources, size: int, report: Report | None, own: 
     `own`: the test images are the user's own, and so have the training images to be. A missing training split has length 0.
     """
 
-    def place() -> Source:
+    def place() -> ImageSource:
         if own and local_source(task, sources, "train") is None:
             raise InputError(f"task {task.name!r} has no training images below {sources.data_dir}: put them into {task.name}/train")
         return find(task, sources, "train", report)
@@ -113,15 +113,15 @@ def spaced(size: int, limit: int | None) -> Rows:
 
 def _decoded(task: Task, sources: Sources, split: Split, name: str, size: int, generated: bool = False) -> Decoded:
     about: dict[str, Any] = {"task": task.name, "split": name, "source": split.identity, "size": size, **decoding.version()}
-    prepare: Prepare | None = None
+    alter: Alter | None = None
     if generated and sources.corruption is not None:
         about |= {
             "corruption": sources.corruption, "severity": sources.severity, "seed": sources.seed, "code": _corruption_version(),
         }
-        prepare = _corruption(task, sources)
+        alter = _corruption(task, sources)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     about |= {"where": split.where, "images": len(split.labels)}
-    return Decoded(sources.cache / "images" / f"{task.name}-{name}-{key}", split.encoded, about, size, prepare)
+    return Decoded(sources.cache / "images" / f"{task.name}-{name}-{key}", split.encoded, about, size, alter)
 
 
 def _is_generated(sources: Sources) -> bool:

@@ -119,9 +119,9 @@ def _resolved(wanted: Wanted) -> Wanted:
         raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
     stated = None
     if family == "own" and own is not None:
-        from fusionbench_lite.checkpoints.release import release_of  # late: few lines need it
+        from fusionbench_lite.checkpoints.stated import stated_family  # late: few lines need it
 
-        stated = release_of(own)
+        stated = stated_family(own)
     found = dataclasses.replace(wanted, family=family, stated=stated)
     return dataclasses.replace(found, layout=layout_of(found))
 

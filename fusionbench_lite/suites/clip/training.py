@@ -14,7 +14,7 @@ from fusionbench_lite.base.devices import device_of
 from fusionbench_lite.data import TaskData, vision
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.evaluator import Encode, Evaluation
-from fusionbench_lite.finetuning import Settings, Status, finetune
+from fusionbench_lite.finetuning import FinetuneSettings, Status, finetune
 from fusionbench_lite.finetuning.options import Options, Trained
 from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
@@ -83,7 +83,7 @@ class _Training:
 
     def _file(self, tasks: list[str]) -> Path:
         wanted = self.wanted
-        settings = Settings(
+        settings = FinetuneSettings(
             seed=wanted.seed, precision=wanted.precision, chunk=self.options.chunk,
             checkpoint_every=self.given.get("checkpoint_every", CHECKPOINT_EVERY),
             evaluate_every=self.given.get("evaluate_every"), overwrite=self.options.overwrite,

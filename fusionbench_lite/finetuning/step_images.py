@@ -67,7 +67,7 @@ class Pool:
         return np.asarray(self.data.train_labels, dtype=np.int64)
 
 
-class Batches:
+class StepImages:
     """`batches(step)` returns one batch of every task, its images cropped and normalised on the device.
 
     A random crop acts on `Pool.original`, where there is one, as in the papers' training. Else it acts on the images of the

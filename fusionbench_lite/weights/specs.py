@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 StateDict = Mapping[str, "Tensor"]
 
 
-class Layout(NamedTuple):
+class TensorSpec(NamedTuple):
     """What is known of a tensor before its values are read."""
 
     shape: tuple[int, ...]
@@ -39,14 +39,14 @@ def work_dtype(stored: torch.dtype) -> torch.dtype:
     return torch.float64 if stored == torch.float64 else torch.float32
 
 
-def layouts(weights: StateDict, who: str) -> dict[str, Layout]:
-    """Return the layout of every tensor; mappings that read files know theirs (`layout(name)`) without reading.
+def specs_of(weights: StateDict, who: str) -> dict[str, TensorSpec]:
+    """Return the shape and dtype of every tensor; mappings that read files know theirs (`spec(name)`) without reading.
 
     `who` names the state dict in the error. Raises MergeError for what is no mapping of names to tensors.
     """
     if not isinstance(weights, Mapping):
         raise MergeError(f"{who} must be a state dict, got {type(weights).__name__}")
-    declared = getattr(weights, "layout", None)
+    declared = getattr(weights, "spec", None)
     found = {}
     for name in weights:
         if callable(declared):
@@ -57,11 +57,11 @@ def layouts(weights: StateDict, who: str) -> dict[str, Layout]:
             raise MergeError(
                 f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: pass model.state_dict() or a file"
             )
-        found[name] = Layout(tuple(tensor.shape), tensor.dtype)
+        found[name] = TensorSpec(tuple(tensor.shape), tensor.dtype)
     return found
 
 
-def check_same(pretrained: Mapping[str, Layout], who: str, weights: Mapping[str, Layout]) -> None:
+def check_same(pretrained: Mapping[str, TensorSpec], who: str, weights: Mapping[str, TensorSpec]) -> None:
     """Compare weights with the pretrained model; raises MergeError for missing or extra keys, shapes and dtypes.
 
     `who` names the weights in the error.
@@ -97,7 +97,7 @@ def tied_names(pretrained: StateDict, experts: Mapping[str, StateDict]) -> dict[
     A tie counts where every expert has it too, in storage or in value. Mappings that read files have none: the
     format stores a shared tensor once.
     """
-    if callable(getattr(pretrained, "layout", None)):
+    if callable(getattr(pretrained, "spec", None)):
         return {}
     first: dict[tuple[object, ...], str] = {}
     tied = {}

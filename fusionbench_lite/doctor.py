@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(plan: Plan, options: Options) -> int:
-    found = examine(plan)
-    sys.stdout.write(as_json(found) if options.format == "json" else as_text(found))
-    return 1 if found.by_hand else 0
+    findings = examine(plan)
+    sys.stdout.write(as_json(findings) if options.format == "json" else as_text(findings))
+    return 1 if findings.by_hand else 0
 
 
 def examine(plan: Plan) -> Findings:
@@ -101,10 +101,10 @@ def _machine(device: torch.device, cache: Path) -> dict[str, str]:
 
 def _existing(key: str, folder: Path) -> Path:
     """Return the folder, or the nearest one above it that is there. Raises InputError where a file is in its place."""
-    found = nearest_existing(folder)
-    if not found.is_dir():
-        raise InputError(f"{key}={folder.absolute()}: {found} is no folder: choose another")
-    return found
+    parent = nearest_existing(folder)
+    if not parent.is_dir():
+        raise InputError(f"{key}={folder.absolute()}: {parent} is no folder: choose another")
+    return parent
 
 
 def _hub() -> str:
@@ -131,10 +131,10 @@ def _estimate(plan: Plan, device: torch.device) -> list[str]:
     from fusionbench_lite.resources import planned
 
     try:
-        found = planned.fitted(plan, device)
+        suggestion = planned.fitted(plan, device)
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
-    return resources.lines(found.estimate) if found is not None else []
+    return resources.lines(suggestion.estimate) if suggestion is not None else []
 
 
 if __name__ == "__main__":

@@ -137,12 +137,12 @@ def _family(per_task: bool, adaptive: bool, inputs: tuple[str, ...], routed: boo
 @functools.cache
 def _files() -> dict[str, Path]:
     """Return the files that may hold methods, by the name of their module."""
-    found = {}
+    paths = {}
     for name in _PACKAGES:
         for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
             if not module.ispkg:
-                found[f"{name}.{module.name}"] = Path(getattr(module.module_finder, "path", "")) / f"{module.name}.py"
-    return found
+                paths[f"{name}.{module.name}"] = Path(getattr(module.module_finder, "path", "")) / f"{module.name}.py"
+    return paths
 
 
 @functools.cache

@@ -60,10 +60,10 @@ def _architecture(model: str) -> Architecture:
     if model in MODELS or model not in suites.model_names():
         return architecture(model)
     plan = plan_of([f"model={model}"])
-    found = plan.kind.architecture(plan.wanted)
-    if found is None:
+    encoder = plan.kind.architecture(plan.wanted)
+    if encoder is None:
         raise InputError(f"nothing says which tensors model {model!r} has: choose one of {', '.join(MODELS)}")
-    return found
+    return encoder
 
 
 def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -99,10 +99,10 @@ class Conversions:
                 }
                 path = store.write(folder, name, tensors, metadata)
                 kept = path, store.metadata_of(path) or metadata
-        found = self._used(kept)
-        if found is None:
+        converted = self._used(kept)
+        if converted is None:
             raise InputError(f"{folder} lost {name} while it was written: do not delete the cache during a run")
-        return found
+        return converted
 
     def _lookup(self, group: str, name: str, accept: Callable[[Metadata], bool]) -> Converted | None:
         folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)

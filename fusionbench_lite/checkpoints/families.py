@@ -136,13 +136,13 @@ def check(name: str, model: str, tasks: tuple[str, ...], manifest: Path | None =
             raise InputError(
                 f"checkpoints={name} has no experts of model {model!r} ({family.path.name}): {did_you_mean(model, family.archs)}"
             )
-    found = {}
+    owners = {}
     for task in tasks:
         owner = next((family for family in families if task in family.tasks), None)
         if owner is None:
             raise InputError(_no_task(name, task, families))
-        found[task] = owner
-    return found
+        owners[task] = owner
+    return owners
 
 
 def _no_task(name: str, task: str, families: list[Family]) -> str:
@@ -232,10 +232,10 @@ def _base(entry: dict[str, Any]) -> Base:
 
 def _texts(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
     """Return a list of texts, which a single text is not: its letters would be taken for them."""
-    found = entry.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{key} are a list of texts, not {found!r}")
-    return tuple(found)
+    texts = entry.get(key, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key} are a list of texts, not {texts!r}")
+    return tuple(texts)
 
 
 def _files(entries: dict[str, Any]) -> dict[str, Known]:

@@ -28,7 +28,7 @@ class Finder:
         if request.dir is not None and not request.dir.is_dir():
             raise InputError(f"checkpoints.dir {request.dir} is not a directory: give the folder of the files")
 
-    def found(self) -> Found:
+    def collected(self) -> Found:
         """Return everything that a request of a published family names."""
         family = next(iter(self.families.values()))
         base = self._base(family)

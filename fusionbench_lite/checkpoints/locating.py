@@ -63,12 +63,12 @@ def local_patterns(family: Family, model: str, task: str | None, kind: str) -> l
         return [family.fill(pattern, model) for pattern in family.pretrained]
     if kind == "base":
         return [f"{family.bases[model].repo}/{file}" for file in family.bases[model].files]
-    found = []
+    patterns = []
     for place in family.places_of(model):
         made = offer(family, place, model, task or "", kind)
         if made is not None:
-            found.append(made.file if "/" in made.file or kind == "head" else f"{made.repo}/{made.file}")
-    return list(dict.fromkeys(found))
+            patterns.append(made.file if "/" in made.file or kind == "head" else f"{made.repo}/{made.file}")
+    return list(dict.fromkeys(patterns))
 
 
 def in_folder(folder: Path, patterns: Iterable[str], kind: str) -> Path | None:
@@ -76,17 +76,17 @@ def in_folder(folder: Path, patterns: Iterable[str], kind: str) -> Path | None:
     for pattern in patterns:
         parts = pattern.split("/")
         for first in range(len(parts) - NAMED_BY[kind] + 1):
-            found = _descend(folder, parts[first:])
-            if found is not None:
-                return found
+            path = _descend(folder, parts[first:])
+            if path is not None:
+                return path
     return None
 
 
 def local_head(folder: Path, family: Family, model: str, task: str, expert: Path) -> Path | None:
     """Return the head of a task in the user's folder: where a release has it, else beside the folder of the expert."""
     patterns = local_patterns(family, model, task, "head")
-    found = in_folder(folder, patterns, "head")
-    return found or in_folder(expert.parent.parent, [pattern.rsplit("/", 1)[-1] for pattern in patterns], "head")
+    head = in_folder(folder, patterns, "head")
+    return head or in_folder(expert.parent.parent, [pattern.rsplit("/", 1)[-1] for pattern in patterns], "head")
 
 
 def _descend(folder: Path, parts: list[str]) -> Path | None:
@@ -99,7 +99,7 @@ def _descend(folder: Path, parts: list[str]) -> Path | None:
         matching = sorted(entry for entry in folder.iterdir() if entry.name.casefold() == parts[0].casefold())
     except OSError:
         return None
-    return next((found for entry in matching if (found := _descend(entry, parts[1:])) is not None), None)
+    return next((path for entry in matching if (path := _descend(entry, parts[1:])) is not None), None)
 
 
 def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
@@ -111,16 +111,16 @@ def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
     if pattern in paths:
         return pattern
     ends = [wanted[first:] for first in range(max(len(wanted) - NAMED_BY[kind], 0) + 1)]
-    for found in (
+    for matches in (
         [path for path in paths if path.casefold().split("/") == wanted],
         *([path for path in paths if path.casefold().split("/")[-len(end):] == end] for end in ends),
     ):
-        if len(found) > 1:
+        if len(matches) > 1:
             raise InputError(
-                f"{pattern} may be {found[0]} or {found[1]}: write the one that is meant into a manifest (checkpoints.manifest)"
+                f"{pattern} may be {matches[0]} or {matches[1]}: write the one that is meant into a manifest (checkpoints.manifest)"
             )
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     return None
 
 
@@ -161,10 +161,10 @@ class Hub:
                 self._listings[repo] = tuple(entry.path for entry in hub.tree(repo, cache=self.cache))
             except InputError as error:
                 self._listings[repo] = error
-        found = self._listings[repo]
-        if isinstance(found, InputError):
-            raise found
-        return found
+        files = self._listings[repo]
+        if isinstance(files, InputError):
+            raise files
+        return files
 
     def resolved(self, wanted: Offer, kind: str) -> Offer | None:
         """Return the offer under the path that the repository spells; None where it has no such file."""
@@ -173,21 +173,21 @@ class Hub:
 
     def present(self, wanted: Offer) -> SourceFile | None:
         """Return the file if a cache holds it; no network."""
-        found = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size)
-        return None if found is None else _source(found, wanted)
+        fetched = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size)
+        return None if fetched is None else _source(fetched, wanted)
 
     def fetch(self, wanted: Offer) -> SourceFile:
         """Return the file, downloaded where no cache holds it; raises InputError."""
-        found = hub.fetch(
+        fetched = hub.fetch(
             wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size, report=self.report
         )
-        return _source(found, wanted)
+        return _source(fetched, wanted)
 
 
-def _source(found: hub.Fetched, wanted: Offer) -> SourceFile:
-    check_known(f"{wanted.origin}", found.path.stat().st_size, found.sha256, wanted.known)
-    where = f"{wanted.repo}@{found.commit}:{wanted.file}" if found.commit else wanted.origin
-    return SourceFile(found.path, found.sha256, wanted.origin, where)
+def _source(fetched: hub.Fetched, wanted: Offer) -> SourceFile:
+    check_known(f"{wanted.origin}", fetched.path.stat().st_size, fetched.sha256, wanted.known)
+    where = f"{wanted.repo}@{fetched.commit}:{wanted.file}" if fetched.commit else wanted.origin
+    return SourceFile(fetched.path, fetched.sha256, wanted.origin, where)
 
 
 def known_locally(family: Family, model: str, task: str, kind: str, path: Path) -> Known | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def found(finder: Finder) -> Found:
+def collected(finder: Finder) -> Found:
     """Return the files of the user's folder; raises InputError for missing, foreign and unequal ones."""
     request = finder.request
     if request.dir is None:
@@ -64,17 +64,17 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
     if not path.is_file():
         near = did_you_mean(file, [entry.name for entry in request.dir.glob("*.safetensors")])
         raise InputError(f"{path} is missing: put the file there ({near})")
-    found = path
+    tower = path
     if _is_plain(path, finder):
         finder.conversions.used(str(path), remembered(path, request.cache), str(path))
     else:
-        found = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
-    own = set(store.shapes_of(found))
+        tower = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
+    own = set(store.shapes_of(tower))
     if names is not None and own != names:
         odd = min(own ^ names)
         whose = f"lacks {odd!r}, which {PRETRAINED} has" if odd in names else f"has {odd!r}, which {PRETRAINED} lacks"
         raise InputError(f"{path} {whose}: all files of the folder must hold the same tensors")
-    return found
+    return tower
 
 
 def _is_plain(path: Path, finder: Finder) -> bool:

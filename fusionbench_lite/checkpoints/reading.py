@@ -103,12 +103,12 @@ def check_backbone(visual: Mapping[str, Tensor], layout: str, model: str, size: 
     name, numbers = looks_like(visual, layout)
     expected = (size.patch, size.width, size.layers)
     if numbers != expected:
-        found, own = ("patch {}, width {}, {} blocks".format(*each) for each in (numbers, expected))
+        theirs, ours = ("patch {}, width {}, {} blocks".format(*each) for each in (numbers, expected))
         if name in clip.SIZES and name != model:
-            found, fix = f"looks like {name} ({found})", f"use model={name} or other files"
+            theirs, fix = f"looks like {name} ({theirs})", f"use model={name} or other files"
         else:
-            found, fix = f"has {found}", "use files of the model"
-        raise InputError(f"{who} is of another backbone: it {found}, and model={model} has {own}: {fix}")
+            theirs, fix = f"has {theirs}", "use files of the model"
+        raise InputError(f"{who} is of another backbone: it {theirs}, and model={model} has {ours}: {fix}")
 
 
 def check_shapes(
@@ -124,8 +124,8 @@ def check_shapes(
             hint = f": {did_you_mean(name, unknown)}" if unknown else " of the model: fetch it again"
             raise InputError(f"{who} lacks {name!r}{hint}")
         if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
-            raise InputError(f"{who}: {name!r} has shape {found}, the model needs {shape}: use files of the model")
+            stored = tuple(tensors[name].shape)
+            raise InputError(f"{who}: {name!r} has shape {stored}, the model needs {shape}: use files of the model")
     if unknown:
         raise InputError(f"{who} has {unknown[0]!r}, which the model lacks: {did_you_mean(unknown[0], expected)}")
 

@@ -94,8 +94,8 @@ class TaskData:
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels of a split, int64 [N]."""
-        found: NDArray[np.int64] = getattr(self, f"{split}_labels")
-        return found
+        read: NDArray[np.int64] = getattr(self, f"{split}_labels")
+        return read
 
     @property
     def num_classes(self) -> int:
@@ -132,8 +132,8 @@ def decode_ahead(images: Any, rows: Any) -> None:
 
 def fingerprint(images: Any) -> str | None:
     """Return what stands for the content of images that are not held in memory; None for those that are."""
-    found: str | None = getattr(images, "fingerprint", None)
-    return found
+    content: str | None = getattr(images, "fingerprint", None)
+    return content
 
 
 class Originals(Protocol):
@@ -157,8 +157,8 @@ class Originals(Protocol):
 
 def originals(images: Any) -> Originals | None:
     """Return the originals of images that were cut from others; None where there are none at hand, or the images are it."""
-    found: Originals | None = getattr(images, "originals", None)
-    return found
+    given: Originals | None = getattr(images, "originals", None)
+    return given
 
 
 def reads_files(name: str, data_dir: Path | None) -> bool:
@@ -190,9 +190,9 @@ def _drawn(name: str, seed: int, counts: tuple[int, int], folder: Path) -> TaskD
     key = hashlib.sha256(repr((name, seed, counts, _drawing_version())).encode()).hexdigest()[:16]
     path = folder / f"{name}-seed{seed}-{key}.npz"
     if path.exists():
-        found = _kept(name, path)
-        if found is not None:
-            return found
+        kept = _kept(name, path)
+        if kept is not None:
+            return kept
         log.warning("%s is damaged: drawing %s again", path, name)
     parts = (mini.draw(name, part, seed, count) for part, count in zip(("train", "test"), counts, strict=True))
     (train_images, train_labels), (test_images, test_labels) = parts

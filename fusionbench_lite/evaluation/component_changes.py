@@ -142,15 +142,15 @@ def gradients(
 ) -> dict[str, dict[str, Tensor]]:
     """Return G_j = ∂L_j/∂W of every task j and matrix; zeros for a matrix that the forward pass does not read."""
     leaves = {name: weights[name].detach().clone().requires_grad_() for name in names}
-    found = {}
+    slopes_of = {}
     for task, (inputs, labels) in batches.items():
         loss = _loss(model, {**weights, **leaves}, heads[task], inputs, labels, objective)
         slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        found[task] = {
+        slopes_of[task] = {
             name: torch.zeros_like(leaf) if slope is None else slope
             for (name, leaf), slope in zip(leaves.items(), slopes, strict=True)
         }
-    return found
+    return slopes_of
 
 
 def _loss(

@@ -72,12 +72,12 @@ class Evaluator:
             stored = self.data[task].inputs("test")
             groups.setdefault(fingerprint(stored) or id(stored), []).append(task)
         mine = own_tasks([members[0] for members in groups.values()])
-        found: dict[str, TaskResult] = {}
+        results: dict[str, TaskResult] = {}
         for members in groups.values():
             if members[0] in mine:
                 stored = self.data[members[0]].inputs("test")
-                found |= self._predictions(members, lambda rows, stored=stored: encode(self.inputs(stored[rows])))  # type: ignore[misc]
-        everyone = gathered(found)
+                results |= self._predictions(members, lambda rows, stored=stored: encode(self.inputs(stored[rows])))  # type: ignore[misc]
+        everyone = gathered(results)
         return {task: everyone[task] for task in (self.data if tasks is None else tasks)}
 
     def _predictions(
@@ -98,8 +98,8 @@ class Evaluator:
             return [self.heads[task](encoded.float()).argmax(-1).cpu() for task in tasks]
 
         with torch.inference_mode():
-            for found in self.passes.run(predict, len(self.data[tasks[0]].labels("test"))):
-                for task, part in zip(tasks, found, strict=True):
+            for predicted in self.passes.run(predict, len(self.data[tasks[0]].labels("test"))):
+                for task, part in zip(tasks, predicted, strict=True):
                     parts[task].append(part)
         results = {}
         for task in tasks:

@@ -46,13 +46,13 @@ class Status:
 class Accuracies(Callback):
     """Accuracy on the held-out images of each task: before the first step, every `every` steps and after the last.
 
-    `found` maps steps to {task: accuracy}; tasks without held-out images are left out. It survives a resume.
+    `by_step` maps steps to {task: accuracy}; tasks without held-out images are left out. It survives a resume.
     """
 
     def __init__(self, batches: StepImages, rows: Mapping[str, Rows], every: int | None, steps: int, bf16: bool) -> None:
         self.batches, self.every, self.steps, self.bf16 = batches, every, steps, bf16
         self.rows = {task: held_out for task, held_out in rows.items() if len(held_out)}
-        self.found: dict[int, dict[str, float]] = {}
+        self.by_step: dict[int, dict[str, float]] = {}
         self._passes = Passes(ROWS, 1, batches.device)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -68,7 +68,7 @@ class Accuracies(Callback):
 
     def _measure(self, module: Adaptation) -> None:
         if self.rows:
-            self.found[module.completed] = {task: self._accuracy(module, task) for task in self.rows}
+            self.by_step[module.completed] = {task: self._accuracy(module, task) for task in self.rows}
 
     @torch.no_grad()
     def _accuracy(self, module: Adaptation, task: str) -> float:
@@ -87,11 +87,11 @@ class Accuracies(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""
-        return {"found": self.found}
+        return {"found": self.by_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what a checkpoint stored."""
-        self.found = state_dict["found"]
+        self.by_step = state_dict["found"]
 
 
 class Reports(Callback):

@@ -116,10 +116,10 @@ def originals_of(task: str, entry: TaskData, recipe: Recipe) -> Originals | None
     if recipe.crop is None or recipe.images == "square":
         return None
     images = entry.train_images
-    found = originals(images)
-    if found is None and fingerprint(images) is not None:
+    given = originals(images)
+    if given is None and fingerprint(images) is not None:
         raise InputError(
             f"task {task!r}: recipe {recipe.name!r} crops original images, but only the squares that were cut from them are at "
             "hand: set finetune.images=square, or load the task from its files"
         )
-    return found
+    return given

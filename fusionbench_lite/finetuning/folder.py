@@ -71,13 +71,13 @@ class Folder:
 
     def entry(self, name: str) -> dict[str, Any] | None:
         """Return what the manifest says of a file that is there and undamaged."""
-        found = _manifest(self.path)["files"].get(name)
-        if found is None or not (self.path / name).is_file():
+        noted = _manifest(self.path)["files"].get(name)
+        if noted is None or not (self.path / name).is_file():
             return None
-        if file_sha256(self.path / name) != found["sha256"]:
+        if file_sha256(self.path / name) != noted["sha256"]:
             log.warning("%s is damaged: training it again", self.path / name)
             return None
-        return dict(found)
+        return dict(noted)
 
     def keep(self, name: str, weights: StateDict, entry: Mapping[str, Any], history: Sequence[str]) -> Path:
         """Store a trained model with what the manifest is to say of it, and the lines of its history."""

@@ -49,10 +49,10 @@ class Draws:
         chosen = np.arange(len(sizes)), fits.argmax(1)
         tall, wide = tall[chosen], wide[chosen]
         top, left = np.floor(corner[:, 0] * (sizes[:, 0] - tall + 1)), np.floor(corner[:, 1] * (sizes[:, 1] - wide + 1))
-        found = np.stack([top, left, tall, wide], 1).astype(np.int64)
+        drawn = np.stack([top, left, tall, wide], 1).astype(np.int64)
         for row in np.flatnonzero(~fits.any(1)):
-            found[row] = _middle(int(sizes[row, 0]), int(sizes[row, 1]))
-        return found
+            drawn[row] = _middle(int(sizes[row, 0]), int(sizes[row, 1]))
+        return drawn
 
 
 def boxes(sizes: NDArray[np.int64], scale: tuple[float, float], *key: object) -> NDArray[np.int64]:

@@ -171,8 +171,8 @@ class _Job:
         batches = {task: self.recipe.batch_of(task) for task in self.data}
         kept = {name: value for name, value in plain.items() if name not in ("source", "unconfirmed", "epochs", "batches", "batch")}
         epochs = {task: number for task, number in self.recipe.epochs.items() if task in self.data}
-        found: dict[str, Any] = json.loads(json.dumps({**kept, "batch": batches, "epochs": epochs}))
-        return found
+        written: dict[str, Any] = json.loads(json.dumps({**kept, "batch": batches, "epochs": epochs}))
+        return written
 
     def _reused(self, there: Mapping[str, Any]) -> Path:
         path = self.folder.path / self.name
@@ -227,7 +227,7 @@ class _Job:
 
     def _entry(self, module: Adaptation, accuracies: Accuracies, inputs: Mapping[str, str]) -> dict[str, Any]:
         """Return what the manifest says of the result."""
-        found = accuracies.found
+        measured = accuracies.by_step
         return {
             "seconds": round(module.history.seconds, 1), "key": self.key, "tasks": list(self.data), "recipe": self._recipe(),
             "source": self.recipe.source, "unconfirmed": self.recipe.unconfirmed, "seed": self.settings.seed,
@@ -236,8 +236,8 @@ class _Job:
             "images": {task: len(pool.rows) for task, pool in self.batches.pools.items()},
             "originals": {task: pool.original is not None for task, pool in self.batches.pools.items()},
             "held_out": {task: len(rows) for task, rows in self.held_out.items()},
-            "zero_shot": found.get(0, {}), "accuracy": found.get(self.steps, {}),
-            "accuracies": {str(step): values for step, values in found.items()},
+            "zero_shot": measured.get(0, {}), "accuracy": measured.get(self.steps, {}),
+            "accuracies": {str(step): values for step, values in measured.items()},
             "inputs": dict(inputs), "device": str(self.device), "threads": torch.get_num_threads(),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "lightning", "open_clip_torch", "numpy")},
         }

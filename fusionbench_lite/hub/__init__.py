@@ -44,9 +44,9 @@ def fetch(
         raise InputError(f"no file of {kind} {repo} is named: give its path inside the repository")
     want = wanted(asked, sha256, size)
     store = _store(cache)
-    found = store.find(asked, want)
-    if found is not None:
-        return found
+    held = store.find(asked, want)
+    if held is not None:
+        return held
     now = current()
     if now.offline:
         raise _offline(asked, want, store)

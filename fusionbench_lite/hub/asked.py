@@ -149,15 +149,15 @@ def web_file(url: object, md5: object) -> WebFile:
         raise InputError(f"{md5!r} is no MD5: write its 32 hexadecimal digits in lower case")
     if not isinstance(url, str) or origin(url) is None or re.search(r"[\s\x00-\x1f]", url):
         raise InputError(f"{url!r} is no address of a file: it starts with http:// or https://")
-    found = WebFile(url, md5)
+    asked = WebFile(url, md5)
     parts = urllib.parse.urlsplit(url)
     if parts.username is not None:
-        raise InputError(f"the address of {found.file!r} holds the name of a user: leave it out")
+        raise InputError(f"the address of {asked.file!r} holds the name of a user: leave it out")
     if parts.query or parts.fragment:
-        raise InputError(f"the address of {found.file!r} goes on after it: leave out what follows ? or #")
-    if not _relative(found.file) or "/" in found.file:
+        raise InputError(f"the address of {asked.file!r} goes on after it: leave out what follows ? or #")
+    if not _relative(asked.file) or "/" in asked.file:
         raise InputError(f"{url!r} names no file: write the address of the file itself")
-    return found
+    return asked
 
 
 def entry_of(row: object) -> Entry:

@@ -37,7 +37,7 @@ def keep(store: Store, asked: HubFile, commit: str, entries: list[Entry]) -> Non
 
 def at_hand(store: Store, asked: HubFile) -> list[Entry]:
     """Return the files below a folder that the caches hold of a revision: what is left without a network and a list."""
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     theirs = shared_cache() / store.folder(asked).name
     snapshots = [store.folder(asked) / "snapshots" / commit for commit in store.commits(asked)]
     with contextlib.suppress(OSError):
@@ -47,9 +47,9 @@ def at_hand(store: Store, asked: HubFile) -> list[Entry]:
         for path in sorted((snapshot / asked.file).rglob("*")):
             name = path.relative_to(snapshot).as_posix()
             blob = blob_name(path) or ""
-            if path.is_file() and name not in found:
-                found[name] = Entry(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None)
-    return list(found.values())
+            if path.is_file() and name not in entries:
+                entries[name] = Entry(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None)
+    return list(entries.values())
 
 
 def _rows(text: str) -> list[Any]:

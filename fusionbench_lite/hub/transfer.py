@@ -164,8 +164,8 @@ def _check_room(part: Path, remote: Remote, done: int) -> None:
 def commit_of(asked: HubFile, settings: HubSettings) -> str:
     """Return the commit that a revision stands for now. Raises Failure."""
     revision = urllib.parse.quote(asked.revision, safe="")
-    found = _json(f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/revision/{revision}", asked, settings)[0]
-    commit = found.get("sha") if isinstance(found, dict) else None
+    answer = _json(f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/revision/{revision}", asked, settings)[0]
+    commit = answer.get("sha") if isinstance(answer, dict) else None
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise no_hub(settings.endpoint, "no commit in its reply")
     return commit

@@ -116,8 +116,8 @@ def _tower(size: ClipSize, text_weights: Path) -> Any:
         if name not in weights:
             raise InputError(f"the text weights {text_weights} lack {name!r}: {did_you_mean(name, weights)}")
         if tuple(weights[name].shape) != shape:
-            found = tuple(weights[name].shape)
-            raise InputError(f"{name!r} of the text weights {text_weights} is {found}, the model's is {shape}: take its own")
+            stored = tuple(weights[name].shape)
+            raise InputError(f"{name!r} of the text weights {text_weights} is {stored}, the model's is {shape}: take its own")
     with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
         tower: Any = clip.build_text(size)
     unknown = sorted(tower.load_state_dict(weights, strict=False, assign=True).unexpected_keys)

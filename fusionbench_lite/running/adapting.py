@@ -124,10 +124,10 @@ class Feed:
             own = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
             table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if own else memory.CPU)
             done = 0
-            for found in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
-                assert found is not None
-                table[done : done + len(found)] = found
-                done += len(found)
+            for computed in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+                assert computed is not None
+                table[done : done + len(computed)] = computed
+                done += len(computed)
             self._known[task, split] = places, table
         places, table = self._known[task, split]
         return table[torch.from_numpy(places[rows])].to(self.suite.device)

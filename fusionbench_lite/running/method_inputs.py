@@ -34,15 +34,15 @@ def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
     Statistics are kept under `statistics` in the cache, keyed by all that decides them. Raises InputError when the
     multi-task model is missing or a task has fewer training images than `examples`.
     """
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name in registry.get(plan.method).inputs:
         if name == "multitask":
             if suite.multitask is None:
                 raise InputError(f"method {plan.method!r} needs traditional_mtl.safetensors in checkpoints.dir: put it there")
-            found[name] = suite.multitask
+            given[name] = suite.multitask
         elif name in STATISTICS:
-            found[name] = _statistics(name, plan, suite)
-    return found
+            given[name] = _statistics(name, plan, suite)
+    return given
 
 
 def chosen(task: str, size: int, order: str, examples: int, seed: int) -> np.ndarray:
@@ -71,11 +71,11 @@ def _statistics(name: str, plan: Plan, suite: Suite) -> dict[str, dict[str, Tens
         task: chosen(task, suite.size(task, "train"), plan.setting("order"), plan.setting("examples"), plan.seed)
         for task in suite.experts
     }
-    found = {}
+    statistics = {}
     for task in suite.experts:
         tensors = cached(folder, _key(name, plan, suite, task), _computation(name, plan, suite, task, indices[task]))
-        found[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
-    return found
+        statistics[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
+    return statistics
 
 
 def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def _computation(
         try:
             if name == "fisher":
                 return diagonal_fisher(model, suite.heads[task], batches, examples=len(indices), named=True)
-            found = gram_matrices(model, batches, examples=len(indices), named=True)
-            return {tensor: values for tensor, values in found.items() if tensor in suite.pretrained}  # what is merged
+            grams = gram_matrices(model, batches, examples=len(indices), named=True)
+            return {tensor: values for tensor, values in grams.items() if tensor in suite.pretrained}  # what is merged
         except MergeError as error:
             raise MergeError(f"task {task!r}: {error}") from error
 

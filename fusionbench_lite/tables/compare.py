@@ -157,11 +157,11 @@ def _whole_sets(pairs: Sequence[tuple[Record, Record]], select: str) -> dict[Tes
 
 def _measure(record: Record) -> Measure:
     measures = record.measures()
-    found = shared(measures.values())
-    if found is None:
+    common = shared(measures.values())
+    if common is None:
         kinds = ", ".join(f"{task}: {measure.phrase}" for task, measure in measures.items())
         raise InputError(f"differences of the average need tasks of one unit and direction, got {kinds}")
-    return found
+    return common
 
 
 def _per_task(differences: Sequence[Array]) -> tuple[float, int | None, int | None]:
@@ -170,10 +170,10 @@ def _per_task(differences: Sequence[Array]) -> tuple[float, int | None, int | No
 
 
 def _runs(row: Row, by_key: dict[str, Record]) -> list[Record]:
-    found = [by_key[key] for key in row.keys if key in by_key]
-    if not found:
+    records = [by_key[key] for key in row.keys if key in by_key]
+    if not records:
         raise InputError(f"row '{row.name}' has no finished record; run its experiment first")
-    return found
+    return records
 
 
 def _pairs(row_a: Row, runs_a: list[Record], row_b: Row, runs_b: list[Record]) -> list[tuple[Record, Record]]:

@@ -80,8 +80,8 @@ class Record:
         A data-free run has nothing to select and knows only "last"; that is what it answers whatever is asked.
         """
         selections: dict[str, dict[str, Any]] = self.data["selections"]
-        found = name if name in selections else "last"
-        return found, selections[found]
+        rule = name if name in selections else "last"
+        return rule, selections[rule]
 
     def measures(self) -> dict[str, Measure]:
         """Name, unit and direction of every task's metric."""

@@ -81,8 +81,8 @@ def experiments(results_dir: str | Path) -> list[str]:
 
 def load_records(results_dir: str | Path, rows: Rows) -> list[Record]:
     """The complete records of a manifest; those that are missing are left out (`frame.build` says which)."""
-    found = (records.find(results_dir, key) for key in dict.fromkeys(rows.keys))
-    return [record for record in found if record is not None]
+    looked_up = (records.find(results_dir, key) for key in dict.fromkeys(rows.keys))
+    return [record for record in looked_up if record is not None]
 
 
 def _absent(results_dir: str | Path, experiment: str) -> str:

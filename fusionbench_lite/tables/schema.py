@@ -138,9 +138,9 @@ def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
                         f"result.json counts {cell['correct']}"
                     )
             elif cell["metric"] in METRICS:  # a metric that this version does not know is believed
-                found = METRICS[cell["metric"]].check(*(np.asarray(samples[f"{where}/{p}"]) for p in ("predictions", "labels")))
-                if not math.isclose(found, cell["value"], abs_tol=1e-6):
-                    raise InputError(f"samples.npz: {where} has {cell['metric']} {found}, result.json says {cell['value']}")
+                computed = METRICS[cell["metric"]].check(*(np.asarray(samples[f"{where}/{p}"]) for p in ("predictions", "labels")))
+                if not math.isclose(computed, cell["value"], abs_tol=1e-6):
+                    raise InputError(f"samples.npz: {where} has {cell['metric']} {computed}, result.json says {cell['value']}")
 
 
 def _fields(data: Any, fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:

@@ -80,12 +80,12 @@ def _module(file: AdapterFile, name: str, keys: Mapping[str, str]) -> Module:
 
 def find(file: AdapterFile, key: str, wanted: str, pretrained: TensorSpecs) -> str:
     """Return the name in `pretrained` that a key of the adapter is about. Raises MergeError for none and for several."""
-    found = _matches(wanted, pretrained)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = _matches(wanted, pretrained)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise file.error(
-            f"{key!r} may stand for {found[0]!r} or {found[1]!r} of the pretrained model: rename one side, so that the "
+            f"{key!r} may stand for {matches[0]!r} or {matches[1]!r} of the pretrained model: rename one side, so that the "
             "names agree"
         )
     raise file.error(

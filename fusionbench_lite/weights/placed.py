@@ -57,8 +57,8 @@ class PlacedWeights(Mapping[str, "Tensor"]):
 
     def _factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return the factors of a low-rank adapter on the device."""
-        found: tuple[Tensor, Tensor] | None = self.source.factors(name)  # type: ignore[attr-defined]
-        return None if found is None else (found[0].to(self.device), found[1].to(self.device))
+        factors: tuple[Tensor, Tensor] | None = self.source.factors(name)  # type: ignore[attr-defined]
+        return None if factors is None else (factors[0].to(self.device), factors[1].to(self.device))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.source)

@@ -47,18 +47,18 @@ def specs_of(weights: StateDict, who: str) -> dict[str, TensorSpec]:
     if not isinstance(weights, Mapping):
         raise MergeError(f"{who} must be a state dict, got {type(weights).__name__}")
     declared = getattr(weights, "spec", None)
-    found = {}
+    specs = {}
     for name in weights:
         if callable(declared):
-            found[name] = declared(name)
+            specs[name] = declared(name)
             continue
         tensor = weights[name]
         if not isinstance(tensor, torch.Tensor):
             raise MergeError(
                 f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: pass model.state_dict() or a file"
             )
-        found[name] = TensorSpec(tuple(tensor.shape), tensor.dtype)
-    return found
+        specs[name] = TensorSpec(tuple(tensor.shape), tensor.dtype)
+    return specs
 
 
 def check_same(pretrained: Mapping[str, TensorSpec], who: str, weights: Mapping[str, TensorSpec]) -> None:

@@ -152,12 +152,12 @@ class MergedEncoder:
 
 def pieces_of(segments: list[Segment], start: int, size: int) -> list[Piece]:
     """Return whose the `size` examples from `start` on are, of inputs of several tasks."""
-    found = []
+    pieces = []
     for task, low, high in segments:
         first, last = max(low - start, 0), min(high - start, size)
         if first < last:
-            found.append((task, slice(first, last), slice(first + start - low, last + start - low), high - low))
-    return found
+            pieces.append((task, slice(first, last), slice(first + start - low, last + start - low), high - low))
+    return pieces
 
 
 def in_groups(
@@ -172,8 +172,8 @@ def in_groups(
     learnables = list(learnables)
     for inputs, segments in concatenated(batch):
         undo = restoring(learnables if torch.is_grad_enabled() else [])
-        found, chunk = in_chunks(functools.partial(compute, inputs, segments), size_of(inputs), chunk, undo)
-        losses |= found
+        group_losses, chunk = in_chunks(functools.partial(compute, inputs, segments), size_of(inputs), chunk, undo)
+        losses |= group_losses
     return losses, chunk
 
 

@@ -76,8 +76,8 @@ class Evaluations(Callback):
     def results(self, step: int) -> dict[str, TaskResult]:
         """The results of an evaluation, by task."""
         return {
-            task: TaskResult(_restored(found), _restored(self.labels[task]), self.metrics[task])
-            for task, found in self.predictions[step].items()
+            task: TaskResult(_restored(predictions), _restored(self.labels[task]), self.metrics[task])
+            for task, predictions in self.predictions[step].items()
         }
 
     @property

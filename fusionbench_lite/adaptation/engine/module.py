@@ -102,8 +102,8 @@ class Adaptation(lightning.LightningModule):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         present = torch.tensor([float(p.requires_grad and p.grad is not None) for p in parameters], device=parameters[0].device)
-        for parameter, found in zip(parameters, self._sum_over_devices(present).tolist(), strict=True):
-            if found:
+        for parameter, has_gradient in zip(parameters, self._sum_over_devices(present).tolist(), strict=True):
+            if has_gradient:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self._sum_over_devices(own)
 

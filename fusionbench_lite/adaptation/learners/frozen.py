@@ -65,8 +65,8 @@ class Frozen:
             parts = [whole.part(start, start + size).inputs for start in range(0, len(whole), size)]
             return torch.cat([forward(weights, part) for part in parts if part is not None])
 
-        found, self.chunk = in_chunks(compute, len(whole), self.chunk)
-        return found
+        outputs, self.chunk = in_chunks(compute, len(whole), self.chunk)
+        return outputs
 
     def features(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Return the model's features with these weights."""
@@ -82,12 +82,12 @@ class Frozen:
 
     def _on_device(self, weights: StateDict) -> dict[str, Tensor]:
         tied = self.experts.tied
-        found: dict[str, Tensor] = {}
+        moved: dict[str, Tensor] = {}
         for name in self._names:
             first = tied.get(name, name)
-            if first not in found:
-                found[first] = weights[first].detach().to(self._device)
-        return {name: found[tied.get(name, name)] for name in self._names}
+            if first not in moved:
+                moved[first] = weights[first].detach().to(self._device)
+        return {name: moved[tied.get(name, name)] for name in self._names}
 
 
 def linear_start(numbers: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ class LazyModel:
         self._in_turn = False
         for prefix, module in list(self.model.named_modules()):
             own = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-            found = {name: vectors[key] for name in own if (key := f"{prefix}.{name}".lstrip(".")) in vectors}
-            for name, vector in found.items():
+            present = {name: vectors[key] for name in own if (key := f"{prefix}.{name}".lstrip(".")) in vectors}
+            for name, vector in present.items():
                 origin = getattr(module, name).detach()
                 _apply_to_states(module, name, origin, vector, self.gates)
                 _make_lazy(module, name, origin, vector, self.gates, self._summed)

@@ -75,13 +75,13 @@ class FeatureSurgery(Procedure):
             losses = self._differentiate(batch, key, 0)
             update(losses or {self.tasks[0]: self.frozen.zero()}, self._optimizer)
             return losses
-        found: dict[str, Tensor] = {}
+        all_losses: dict[str, Tensor] = {}
         for number, task in enumerate(self.tasks):
             group = 0 if self.grouping == "shared" else number
             losses = self._differentiate({task: batch[task]} if task in batch else {}, key, group)
             update(losses or {task: self.frozen.zero()}, self._optimizer)
-            found |= losses
-        return found
+            all_losses |= losses
+        return all_losses
 
     def _differentiate(self, batch: Batch, key: tuple[int, ...], group: int) -> dict[str, Tensor]:
         """Set the gradients of a group of adapters for the batch, those of the others to zero; return each task's loss.
@@ -148,11 +148,11 @@ class FeatureSurgery(Procedure):
 
     def learned(self) -> dict[str, Tensor]:
         """Return the weights of every task's adapter, `TASK/PART`; `/PART` of one for all."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for part, group in self._weights.items():
             whole = torch.cat([value.detach().cpu() for value in group])
-            found |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}
-        return found
+            tensors |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}
+        return tensors
 
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights that the adapters sit on."""

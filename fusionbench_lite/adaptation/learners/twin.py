@@ -196,8 +196,8 @@ class Twin(Procedure):
             return total
 
         most = self.mixture.fitting(inputs, gates)
-        found, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), restoring([gates]))
-        return found
+        losses, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), restoring([gates]))
+        return losses
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the mixtures, the same for every task."""

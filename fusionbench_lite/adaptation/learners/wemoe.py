@@ -73,13 +73,13 @@ def linear_layers(model: nn.Module, name: str, known: Mapping[str, Any]) -> dict
 
     Raises MergeError where there is none.
     """
-    found = {
+    layers = {
         f"{name}.{path}".rstrip("."): module for path, module in model.get_submodule(name).named_modules()
         if is_linear(module) and f"{name}.{path}".rstrip(".") + ".weight" in known
     }
-    if not found:
+    if not layers:
         raise MergeError(f"{name!r} of {type(model).__name__} has no linear layer among the weights: it cannot be routed")
-    return found
+    return layers
 
 
 def _mix(model: nn.Module, name: str, frozen: Frozen, gates: Gates) -> None:

@@ -16,7 +16,7 @@ _LISTS = Path(__file__).parent
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})", re.DOTALL)
 
 
-def ordered(folder: Path, found: Sequence[str], task: Task) -> tuple[str, ...]:
+def ordered(folder: Path, folders: Sequence[str], task: Task) -> tuple[str, ...]:
     """Return the class folders in the order of the labels.
 
     Their names are compared with the prompts' and with other known ones (class_names.yaml) without case, signs and numbers in
@@ -25,21 +25,22 @@ def ordered(folder: Path, found: Sequence[str], task: Task) -> tuple[str, ...]:
     known, naming those that are missing or unknown.
     """
     known = _known(task)
-    missing, extra, labels = min((_matched(found, known, key) for key in (plain, _without_number)), key=lambda match: len(match[0]))
+    matches = (_matched(folders, known, key) for key in (plain, _without_number))
+    missing, extra, labels = min(matches, key=lambda match: len(match[0]))
     if not missing and not extra:
-        return tuple(sorted(found, key=lambda name: labels[name]))
+        return tuple(sorted(folders, key=lambda name: labels[name]))
     if 2 * len(missing) < task.classes:
         _refuse(folder, missing, extra, task.name)
-    if len(found) != task.classes:
+    if len(folders) != task.classes:
         raise InputError(
-            f"{folder} has {len(found)} class folders ({_some(found)}), but task {task.name!r} has {task.classes} classes: "
-            f"{'add' if len(found) < task.classes else 'remove'} some, or choose the data set of the same variant"
+            f"{folder} has {len(folders)} class folders ({_some(folders)}), but task {task.name!r} has {task.classes} classes: "
+            f"{'add' if len(folders) < task.classes else 'remove'} some, or choose the data set of the same variant"
         )
-    numbers = _numbers(found)
+    numbers = _numbers(folders)
     if numbers is None:
         raise _unknown(folder, "class folders", extra, task)
     _check_numbers(folder, "class folders", numbers, task)
-    return tuple(name for _, name in sorted(zip(numbers, found, strict=True)))
+    return tuple(name for _, name in sorted(zip(numbers, folders, strict=True)))
 
 
 def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
@@ -70,7 +71,7 @@ def _known(task: Task) -> list[list[str]]:
 
 
 def _matched(
-    found: Sequence[str], known: Sequence[Sequence[str]], key: Callable[[str], str]
+    folders: Sequence[str], known: Sequence[Sequence[str]], key: Callable[[str], str]
 ) -> tuple[list[str], list[str], dict[str, int]]:
     """Return classes that no folder names, folders that name no class or one that another folder names, and the others' labels."""
     places: dict[str, int] = {}
@@ -81,7 +82,7 @@ def _matched(
                 doubtful.add(name)
     labels: dict[str, int] = {}
     extra: list[str] = []
-    for name in found:
+    for name in folders:
         label = None if key(name) in doubtful else places.get(key(name))
         if label is None or label in labels.values():
             extra.append(name)

@@ -129,10 +129,10 @@ def local_source(task: Task, sources: Sources, split: str) -> ImageSource | None
     candidates: list[ImageSource] = [FolderSource(task, folder)]
     if task.local is not None:
         candidates += [LayoutSource(task, task.local, root) for root in (folder, folder / task.name)]
-    found = next((source for source in candidates if source.has(split)), None)
-    if found is None and (folder / task.name).is_dir():
+    chosen = next((source for source in candidates if source.has(split)), None)
+    if chosen is None and (folder / task.name).is_dir():
         log.warning("%s is not a layout that is known: put %s there", folder / task.name, _wanted(task, split))
-    return found
+    return chosen
 
 
 def _has_corrupted(name: str, sources: Sources) -> bool:

@@ -92,12 +92,14 @@ def _split(task: Task, sources: Sources, split: str) -> list[Need]:
         )]
     items = []
     for entry in entries:
-        found = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
-        path = str(found.path if found else sources.cache / "hub")
-        arrived = 0 if found else hub.arrived(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256)
+        fetched = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
+        path = str(fetched.path if fetched else sources.cache / "hub")
+        arrived = 0
+        if not fetched:
+            arrived = hub.arrived(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256)
         items.append(Need(
             what=_what(split), task=task.name, where=f"{place.hub.repo}:{entry.path}", path=path, nbytes=entry.size,
-            present=found is not None, note=note, arrived=min(arrived, entry.size or 0),
+            present=fetched is not None, note=note, arrived=min(arrived, entry.size or 0),
         ))
         note = ""
     return items

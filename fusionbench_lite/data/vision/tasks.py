@@ -64,11 +64,11 @@ class Archive:
             members = getattr(self, split)
             if not isinstance(members, Mapping) or set(members) != {"images", "labels"}:
                 raise InputError(f"{split} of an archive takes the names of two members, images and labels")
-        found = [*self.train.values(), *self.test.values()]
-        for member in found:
+        paths = [*self.train.values(), *self.test.values()]
+        for member in paths:
             _check_member(member)
-        if len({PurePosixPath(member).name for member in found}) < len(found):
-            raise InputError(f"members of an archive have the same name: {', '.join(found)}")
+        if len({PurePosixPath(member).name for member in paths}) < len(paths):
+            raise InputError(f"members of an archive have the same name: {', '.join(paths)}")
 
     @property
     def file(self) -> WebFile:

@@ -36,14 +36,14 @@ class Clip(SuiteKind):
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve family, layout and the family that one's own experts stand in for."""
-        found = _resolved(wanted)
-        _check_tasks(found)
+        resolved = _resolved(wanted)
+        _check_tasks(resolved)
         given = {name: value for name, value in wanted.data if name != "tasks_file"}  # the file is read where the tasks are
         if given:
             from fusionbench_lite.data.vision import Sources  # late: a line without such settings does not wait for its imports
 
-            Sources(variant_of(found), wanted.cache, wanted.data_dir, **given)
-        return found
+            Sources(variant_of(resolved), wanted.cache, wanted.data_dir, **given)
+        return resolved
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, downloading, converting and decoding what the cache lacks."""
@@ -122,8 +122,8 @@ def _resolved(wanted: Wanted) -> Wanted:
         from fusionbench_lite.checkpoints.stated import stated_family  # late: few lines need it
 
         stated = stated_family(own)
-    found = dataclasses.replace(wanted, family=family, stated=stated)
-    return dataclasses.replace(found, layout=layout_of(found))
+    chosen = dataclasses.replace(wanted, family=family, stated=stated)
+    return dataclasses.replace(chosen, layout=layout_of(chosen))
 
 
 def _check_tasks(wanted: Wanted) -> None:

@@ -54,17 +54,17 @@ class _Training:
         changes = {name: self.given[name] for name in CHANGES if name in self.given}
         self.recipe: Recipe = recipe_of(self.given.get("recipe") or _recipe(wanted), **changes)
         request, sources = request_of(wanted), sources_of(wanted)
-        self.found: Found = checkpoints.find_base(request, progress)
+        self.base: Found = checkpoints.find_base(request, progress)
         self.data: Mapping[str, TaskData] = {task: vision.load(task, sources, progress) for task in wanted.tasks}
         self.heads: Mapping[str, ZeroShotHead] = {
-            task: loading.head(task, entry, self.found, request, variant_of(wanted), self.device)
+            task: loading.head(task, entry, self.base, request, variant_of(wanted), self.device)
             for task, entry in self.data.items()
         }
-        self.pretrained = dict(SafetensorsWeights(self.found.pretrained))
-        self.constants = dict(loading.constants(self.found))
+        self.pretrained = dict(SafetensorsWeights(self.base.pretrained))
+        self.constants = dict(loading.constants(self.base))
         if self.constants and self.recipe.trained != "tower":  # experts of the family do not have the projection
             self.recipe = recipe_of(self.recipe.name, **changes, trained="tower")
-        self.model = loading.encoder(wanted, self.pretrained, self.found).to(self.device)
+        self.model = loading.encoder(wanted, self.pretrained, self.base).to(self.device)
         self.evaluator = loading.evaluator_of(wanted, self.data, self.heads, self.device)
 
     def run(self) -> tuple[Rows, Path]:
@@ -95,7 +95,7 @@ class _Training:
         return finetune(
             self.model, self.pretrained, {task: self.heads[task] for task in tasks}, {task: self.data[task] for task in tasks},
             self.recipe, settings, folder=self._folder(), model_name=wanted.model, layout=layout_of(wanted),
-            inputs=self.found.files, report=report, validation=self._validation(tasks), constants=self.constants,
+            inputs=self.base.files, report=report, validation=self._validation(tasks), constants=self.constants,
             family=wanted.family,
         )
 

@@ -194,7 +194,7 @@ class Feed:
 
             def compute(rows: NDArray[np.int64], task: str = task) -> Tensor | None:
                 with torch.no_grad():
-                    return self.procedure.known(task, self._inputs(rows))
+                    return self.procedure.precomputed(task, self._inputs(rows))
 
             if compute(np.arange(1)) is None:
                 return

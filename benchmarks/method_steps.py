@@ -156,7 +156,7 @@ def prepare(
 
     def batch() -> Batch:
         with torch.no_grad():
-            known = {task: procedure.known(task, tensor) for task, tensor in inputs.items()}
+            known = {task: procedure.precomputed(task, tensor) for task, tensor in inputs.items()}
         labels = torch.zeros(size.images, dtype=torch.long, device=device) if procedure.reads_labels else None
         return {task: Examples(tensor, known[task], labels) for task, tensor in inputs.items()}
 

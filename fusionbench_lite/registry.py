@@ -91,8 +91,8 @@ class Method:
         known_names = kinds(self.hyperparameters)
         for name in given:
             if name not in known_names:
-                known = did_you_mean(name, known_names) if known_names else "it has none"
-                raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {known}")
+                hint = did_you_mean(name, known_names) if known_names else "it has none"
+                raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {hint}")
         return self.hyperparameters(**checked(self.hyperparameters, given, f"method {self.id!r}: ", MergeError))
 
 

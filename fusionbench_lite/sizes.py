@@ -80,8 +80,8 @@ def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, _, name = key.partition(".")
         if not equals:
             raise InputError(f"{argument!r} sets nothing: give a value, as in surgery.rank=32")
-        if method not in (known := methods()):
-            raise InputError(f"{argument!r}: {method!r} is no method with a size: {did_you_mean(method, known)}")
+        if method not in (sized := methods()):
+            raise InputError(f"{argument!r}: {method!r} is no method with a size: {did_you_mean(method, sized)}")
         values.setdefault(method, {})[name] = yaml.safe_load(value)
     return values
 

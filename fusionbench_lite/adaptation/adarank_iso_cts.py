@@ -42,8 +42,8 @@ def _learned(of: Architecture, tasks: int, h: AdaRankIsoCts) -> costs.Learned:
     matrices, logits = of.matrices(h.matrices).values(), 0
     for shape in matrices:
         blocks = shares(min(shape), tasks, h.common_fraction)
-        common, own = (rank_of(h.rank_ratio or 1.0, block) for block in blocks) if h.top_only else blocks
-        logits += common + tasks * own
+        common, per_task = (rank_of(h.rank_ratio or 1.0, block) for block in blocks) if h.top_only else blocks
+        logits += common + tasks * per_task
     coefficients = {"coefficients": tasks * of.count, "coefficients of common blocks": len(matrices)}
     return costs.Learned(chosen(h, coefficients, logits))
 

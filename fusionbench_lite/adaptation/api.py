@@ -60,7 +60,7 @@ class Adapted:
         self._check(task)
         with torch.no_grad():
             self._procedure.refresh(self._steps)
-            return self._procedure.encode(task, Examples(inputs, self._procedure.known(task, inputs)))
+            return self._procedure.encode(task, Examples(inputs, self._procedure.precomputed(task, inputs)))
 
     def _check(self, task: str) -> None:
         if task not in self.tasks:
@@ -151,16 +151,16 @@ def _check_tasks(tasks: list[str], **given: Any) -> None:
 
 def check_model(model: nn.Module, pretrained: StateDict) -> None:
     """Raise MergeError where the model cannot run with these weights: no key in common, or a shape that differs."""
-    known = model.state_dict()
-    if not any(name in known for name in pretrained):
+    tensors = model.state_dict()
+    if not any(name in tensors for name in pretrained):
         raise MergeError(
-            f"the model has no tensor of the pretrained weights: it has {next(iter(known), 'none')!r}, "
+            f"the model has no tensor of the pretrained weights: it has {next(iter(tensors), 'none')!r}, "
             f"they have {next(iter(pretrained), 'none')!r}; build the encoder that the weights belong to"
         )
     for name, tensor in pretrained.items():
-        if name in known and known[name].shape != tensor.shape:
+        if name in tensors and tensors[name].shape != tensor.shape:
             raise MergeError(
-                f"the model's {name!r} has shape {tuple(known[name].shape)}, the weights {tuple(tensor.shape)}; "
+                f"the model's {name!r} has shape {tuple(tensors[name].shape)}, the weights {tuple(tensor.shape)}; "
                 "build the encoder that the weights belong to"
             )
 
@@ -209,7 +209,7 @@ class _Queue:
         examples = Examples(inputs, None, labels).to(self.device)
         assert examples.inputs is not None
         with torch.no_grad():
-            return dataclasses.replace(examples, known=self.procedure.known(task, examples.inputs))
+            return dataclasses.replace(examples, precomputed=self.procedure.precomputed(task, examples.inputs))
 
 
 def _check_labels(task: str, step: int, labels: Any, size: int) -> None:

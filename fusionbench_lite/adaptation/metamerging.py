@@ -57,10 +57,11 @@ class MetaMerging:
 def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
     count, side = {"blocks": (of.blocks, of.width), "final": (1, of.output), "none": (0, of.width)}[h.adapters]
     adapter = 2 * side * h.rank + h.rank + side
-    own = count * adapter
-    note = f"{own:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
-    counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * own}
-    return costs.Learned(counts=counts, extra=tasks * own, note=note, task_id=True, parts={"adapter": adapter, "per task": own})
+    per_task = count * adapter
+    note = f"{per_task:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
+    counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * per_task}
+    parts = {"adapter": adapter, "per task": per_task}
+    return costs.Learned(counts=counts, extra=tasks * per_task, note=note, task_id=True, parts=parts)
 
 
 def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Report, Request
-from fusionbench_lite.checkpoints.families import Known
+from fusionbench_lite.checkpoints.families import Published
 from fusionbench_lite.checkpoints.locating import Hub, Offer, SourceFile
 from fusionbench_lite.checkpoints.store import Metadata
 from fusionbench_lite.errors import InputError, WriteError
@@ -69,17 +69,17 @@ class Conversions:
         def fits(metadata: Metadata) -> bool:
             return accept(metadata) and any(
                 metadata.get("origin", "").casefold().startswith(f"{offer.repo}:".casefold())
-                and metadata["sha256"].startswith(offer.known.sha256 or "") for offer in offers
+                and metadata["sha256"].startswith(offer.published.sha256 or "") for offer in offers
             )
 
         return self._used(self._lookup(group, name, fits))
 
     def converted(
-        self, group: str, name: str, path: Path, convert: Convert, known: Known | None = None,
+        self, group: str, name: str, path: Path, convert: Convert, published: Published | None = None,
         accept: Callable[[Metadata], bool] = lambda _: True,
     ) -> Converted:
         """Return the conversion of a local file; one that is as in an earlier run is not hashed again."""
-        source = locating.local(path, self.request.cache, known)
+        source = locating.local(path, self.request.cache, published)
         kept = self._used(self._lookup(group, name, lambda metadata: _is_made_of(source, metadata) and accept(metadata)))
         return kept or self._converted_source(group, name, source, convert, accept)
 

@@ -38,8 +38,8 @@ def base(source: SourceFile, request: Request, family: Family, part: str) -> Con
     who, size = f"the pretrained model {source.where}", request.size
     raw = reading.read(source.path)
     if part == "text":
-        own = clip_keys.text_to_open_clip if family.base == "transformers" else clip_keys.text_of_open_clip
-        text = reading.as_float32(own(raw.tensors, who), who)
+        renamed = clip_keys.text_to_open_clip if family.base == "transformers" else clip_keys.text_of_open_clip
+        text = reading.as_float32(renamed(raw.tensors, who), who)
         reading.check_shapes(text, clip.text_shapes(size), (), who)
         return text, {}
     layout = "separate" if family.base == "transformers" else "packed"

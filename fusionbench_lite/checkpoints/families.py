@@ -22,7 +22,7 @@ EXPERT = "individual-{task}.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class Published:
     """What a publisher tells of a file: bytes, and SHA-256 or its beginning."""
 
     size: int | None = None
@@ -37,7 +37,7 @@ class Place:
     expert: str
     head: str | None = None
     models: tuple[str, ...] = ()
-    files: Mapping[str, Known] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Published] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Base:
     repo: str
     files: tuple[str, ...]
     about: int | None = None
-    known: Mapping[str, Known] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ def family_of(name: str, manifest: Path | None = None) -> Family:
     if manifest is None:
         return _read(path, name)
     if manifest.is_dir():
-        own = manifest / f"{name}.yaml"
-        return _read(own if own.is_file() else path, name)
+        replacement = manifest / f"{name}.yaml"
+        return _read(replacement if replacement.is_file() else path, name)
     if not manifest.is_file():
         raise InputError(f"checkpoints.manifest {manifest} does not exist: give a file of the form of {path} or a folder of them")
     said = _content(manifest).get("family")
@@ -146,15 +146,15 @@ def check(name: str, model: str, tasks: tuple[str, ...], manifest: Path | None =
 
 
 def _no_task(name: str, task: str, families: list[Family]) -> str:
-    known = [known for family in families for known in family.tasks]
+    tasks = [name for family in families for name in family.tasks]
     others = [other for other in PACKAGED if other != name and task in family_of(other).tasks]
     if others:
         suggestion = "ta_tall or tall" if "tall" in others and name == "ta" else " or ".join(others)
         return (
-            f"checkpoints={name} has no expert of {task!r} (it has {len(known)} tasks: {', '.join(known)}): use "
+            f"checkpoints={name} has no expert of {task!r} (it has {len(tasks)} tasks: {', '.join(tasks)}): use "
             f"checkpoints={suggestion}"
         )
-    return f"checkpoints={name} has no expert of {task!r}: {did_you_mean(task, known)}; checkpoints=own reads a folder of yours"
+    return f"checkpoints={name} has no expert of {task!r}: {did_you_mean(task, tasks)}; checkpoints=own reads a folder of yours"
 
 
 def caveats(families: Mapping[str, Family]) -> tuple[str, ...]:
@@ -238,11 +238,11 @@ def _texts(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _files(entries: dict[str, Any]) -> dict[str, Known]:
-    known = {}
+def _files(entries: dict[str, Any]) -> dict[str, Published]:
+    files = {}
     for path, entry in entries.items():
         size, sha256 = entry.get("size"), entry.get("sha256")
         if (size is not None and type(size) is not int) or (sha256 is not None and not isinstance(sha256, str)):
             raise ValueError(f"{path}: size is a number of bytes, sha256 a text in quotes")
-        known[str(path)] = Known(size, sha256.lower() if sha256 else None)
-    return known
+        files[str(path)] = Published(size, sha256.lower() if sha256 else None)
+    return files

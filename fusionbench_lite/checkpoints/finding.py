@@ -53,8 +53,8 @@ class Finder:
         """Return the pretrained model of the request's family alone, without experts and heads."""
         family = family_of("fusionbench" if self.request.family == "fusionbench" else "ta", self.request.manifest)
         if self.request.model not in family.bases:
-            known = did_you_mean(self.request.model, family.bases)
-            raise InputError(f"no pretrained model {self.request.model!r} is known: {known}")
+            hint = did_you_mean(self.request.model, family.bases)
+            raise InputError(f"no pretrained model {self.request.model!r} is known: {hint}")
         base = self._base(family)
         text = base.get("text") or self.base_part(family, "text")
         self.conversions.check()
@@ -110,8 +110,8 @@ class Finder:
             local = self._local(family, task, "expert")
             if local is None:
                 raise InputError(self._missing_locally(family, task))
-            known = locating.known_locally(family, self.request.model, task, "expert", local)
-            return self._noted(task, self.conversions.converted(family.family, name, local, convert, known, accept))
+            published = locating.published_of(family, self.request.model, task, "expert", local)
+            return self._noted(task, self.conversions.converted(family.family, name, local, convert, published, accept))
         places = [(place, locating.offer(family, place, self.request.model, task, "expert")) for place in self._places(family)]
         offers = [made for _, made in places if made is not None]
 
@@ -164,7 +164,7 @@ class Finder:
         return f"published at {', '.join(repos)}" + (f" and {family.elsewhere}" if family.elsewhere else "")
 
     def _missing_on_hub(self, family: Family, task: str, offers: list[Offer], reasons: dict[str, str]) -> str:
-        about = _size(offers[0].known.size or offers[0].about) if offers else "unknown size"
+        about = _size(offers[0].published.size or offers[0].about) if offers else "unknown size"
         pattern = locating.local_patterns(family, self.request.model, task, "expert")[0]
         return (
             f"the {family.family} expert of {task!r} for {self.request.model} ({about}) cannot be had: "

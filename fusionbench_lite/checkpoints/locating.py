@@ -9,10 +9,10 @@ from pathlib import Path
 from fusionbench_lite import hub
 from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.checkpoints.api import Report
-from fusionbench_lite.checkpoints.families import Base, Family, Known, Place
+from fusionbench_lite.checkpoints.families import Base, Family, Place, Published
 from fusionbench_lite.errors import InputError
 
-UNKNOWN = Known()
+UNKNOWN = Published()
 NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}
 """How many of the last parts of a path make it clear which file it is, without the folders above them."""
 
@@ -33,7 +33,7 @@ class Offer:
 
     repo: str
     file: str
-    known: Known = UNKNOWN
+    published: Published = UNKNOWN
     about: int | None = None
 
     @property
@@ -54,7 +54,7 @@ def offer(family: Family, place: Place, model: str, task: str, kind: str) -> Off
 
 def base_offers(base: Base) -> list[Offer]:
     """Return the files of a pretrained model in the order in which they are tried."""
-    return [Offer(base.repo, file, base.known.get(file, UNKNOWN), base.about) for file in base.files]
+    return [Offer(base.repo, file, base.published.get(file, UNKNOWN), base.about) for file in base.files]
 
 
 def local_patterns(family: Family, model: str, task: str | None, kind: str) -> list[str]:
@@ -124,7 +124,7 @@ def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
     return None
 
 
-def local(path: Path, cache: Path, known: Known | None = None) -> SourceFile:
+def local(path: Path, cache: Path, published: Published | None = None) -> SourceFile:
     """Return a local file as a source; raises InputError when it is not the file that its publisher tells of.
 
     Its hash is remembered in the cache folder for as long as the file stays as it is.
@@ -133,18 +133,18 @@ def local(path: Path, cache: Path, known: Known | None = None) -> SourceFile:
         size, sha256 = path.stat().st_size, remembered(path, cache)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if known is not None:
-        check_known(str(path), size, sha256, known)
+    if published is not None:
+        check_published(str(path), size, sha256, published)
     return SourceFile(path, sha256, str(path), str(path))
 
 
-def check_known(who: str, size: int, sha256: str, known: Known) -> None:
+def check_published(who: str, size: int, sha256: str, published: Published) -> None:
     """Raise InputError where a file has another size or hash than its publisher's."""
     fix = "fetch it again, or name a manifest of your own (checkpoints.manifest) if the file is meant"
-    if known.size is not None and size != known.size:
-        raise InputError(f"{who} has {size:,} bytes, the published file {known.size:,}: {fix}")
-    if known.sha256 is not None and not sha256.startswith(known.sha256):
-        raise InputError(f"{who} has SHA-256 {sha256[:12]}..., the published file {known.sha256[:12]}...: {fix}")
+    if published.size is not None and size != published.size:
+        raise InputError(f"{who} has {size:,} bytes, the published file {published.size:,}: {fix}")
+    if published.sha256 is not None and not sha256.startswith(published.sha256):
+        raise InputError(f"{who} has SHA-256 {sha256[:12]}..., the published file {published.sha256[:12]}...: {fix}")
 
 
 class Hub:
@@ -173,30 +173,33 @@ class Hub:
 
     def present(self, wanted: Offer) -> SourceFile | None:
         """Return the file if a cache holds it; no network."""
-        fetched = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size)
+        published = wanted.published
+        fetched = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=published.sha256, size=published.size)
         return None if fetched is None else _source(fetched, wanted)
 
     def fetch(self, wanted: Offer) -> SourceFile:
         """Return the file, downloaded where no cache holds it; raises InputError."""
+        published = wanted.published
         fetched = hub.fetch(
-            wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size, report=self.report
+            wanted.repo, wanted.file, cache=self.cache, sha256=published.sha256, size=published.size, report=self.report
         )
         return _source(fetched, wanted)
 
 
 def _source(fetched: hub.Fetched, wanted: Offer) -> SourceFile:
-    check_known(f"{wanted.origin}", fetched.path.stat().st_size, fetched.sha256, wanted.known)
+    check_published(f"{wanted.origin}", fetched.path.stat().st_size, fetched.sha256, wanted.published)
     where = f"{wanted.repo}@{fetched.commit}:{wanted.file}" if fetched.commit else wanted.origin
     return SourceFile(fetched.path, fetched.sha256, wanted.origin, where)
 
 
-def known_locally(family: Family, model: str, task: str, kind: str, path: Path) -> Known | None:
+def published_of(family: Family, model: str, task: str, kind: str, path: Path) -> Published | None:
     """Return what is published of a file in the user's folder: of one whose path ends as the publisher's does."""
     for place in family.places_of(model):
         made = offer(family, place, model, task, kind)
         end = made.file.casefold().split("/") if made is not None else []
-        if made is not None and made.known != UNKNOWN and [part.casefold() for part in path.absolute().parts[-len(end):]] == end:
-            return made.known
+        parts = [part.casefold() for part in path.absolute().parts[-len(end):]]
+        if made is not None and made.published != UNKNOWN and parts == end:
+            return made.published
     return None
 
 

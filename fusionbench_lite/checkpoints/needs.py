@@ -40,11 +40,11 @@ def _own(request: Request) -> list[Need]:
     wanted = [("pretrained", None, PRETRAINED), *(("expert", task, EXPERT.format(task=task)) for task in request.tasks)]
     items = [_local_item(what, task, folder / file) for what, task, file in wanted]
     heads = folder / HEADS
-    known = store.shapes_of(heads) if heads.is_file() else {}
+    stored = store.shapes_of(heads) if heads.is_file() else {}
     for task in request.tasks:
-        note = "" if task in known else "built from prompts"
+        note = "" if task in stored else "built from prompts"
         items.append(Need(
-            what="head", task=task, where=str(heads), path=str(heads), nbytes=_bytes(heads), present=task in known, note=note,
+            what="head", task=task, where=str(heads), path=str(heads), nbytes=_bytes(heads), present=task in stored, note=note,
             downloadable=False, made=bool(note),
         ))
     if any(not item.present for item in items if item.what == "head"):
@@ -145,7 +145,7 @@ def _on_hub(
 
 
 def _expected(offer: Offer) -> int | None:
-    return offer.known.size or offer.about
+    return offer.published.size or offer.about
 
 
 def _bytes(path: Path) -> int | None:

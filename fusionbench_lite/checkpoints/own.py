@@ -69,9 +69,9 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
         finder.conversions.used(str(path), remembered(path, request.cache), str(path))
     else:
         tower = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
-    own = set(store.shapes_of(tower))
-    if names is not None and own != names:
-        odd = min(own ^ names)
+    present = set(store.shapes_of(tower))
+    if names is not None and present != names:
+        odd = min(present ^ names)
         whose = f"lacks {odd!r}, which {PRETRAINED} has" if odd in names else f"has {odd!r}, which {PRETRAINED} lacks"
         raise InputError(f"{path} {whose}: all files of the folder must hold the same tensors")
     return tower
@@ -98,12 +98,12 @@ def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dic
 
 def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:
     request = finder.request
-    known = store.shapes_of(path) if path.is_file() else {}
-    if path.is_file() and not known:
+    shapes = store.shapes_of(path) if path.is_file() else {}
+    if path.is_file() and not shapes:
         raise InputError(f"{path} is no readable safetensors file: copy it again, or remove it to build heads from prompts")
     heads: dict[str, Path | None] = {}
     for task in request.tasks:
-        if task in known:
+        if task in shapes:
             heads[task] = finder.conversions.converted("own", f"head-{task}", path, functools.partial(_head, finder, task))[0]
         elif converting.classes_of(task, variant) is None:
             raise InputError(f"{path} has no class embeddings of task {task!r}, and no prompts: add [C, d] under its name")

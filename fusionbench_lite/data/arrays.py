@@ -179,9 +179,9 @@ def load_task(
         arrays: dict[str, Any] = {field: stored[field] for field in ARRAYS}
         return TaskData(name=name, classes=classes, **arrays)
     if name not in mini.names():
-        known = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
+        names = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
         where = f"neither drawn nor in {data_dir}" if data_dir else "not drawn, and no data_dir is given"
-        raise InputError(f"task {name!r} is {where}: {did_you_mean(name, known)}")
+        raise InputError(f"task {name!r} is {where}: {did_you_mean(name, names)}")
     return _drawn(name, seed, (train, test), cache_dir / "data")
 
 

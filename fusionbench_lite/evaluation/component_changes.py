@@ -157,8 +157,8 @@ def _loss(
     model: nn.Module, weights: Mapping[str, Tensor], head: Head, inputs: Inputs,
     labels: Tensor | None, objective: str,
 ) -> Tensor:
-    known = model.state_dict().keys()
-    logits = head(with_weights(model, {name: weights[name] for name in weights if name in known})(inputs))
+    names = model.state_dict().keys()
+    logits = head(with_weights(model, {name: weights[name] for name in weights if name in names})(inputs))
     if objective == "entropy":
         return entropy(logits).mean()
     if labels is None:

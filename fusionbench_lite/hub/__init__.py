@@ -79,19 +79,19 @@ def tree(repo: str, *, kind: str = "model", revision: str = "main", under: str =
     """
     asked = hub_file(repo, under.rstrip("/"), kind, revision)
     store = _store(cache)
-    known = listings.kept(store, asked)
-    if known is None:
+    entries = listings.kept(store, asked)
+    if entries is None:
         try:
             now = current()
             if now.offline:
                 raise _offline(asked, Wanted(), store)
-            known = listing(asked, store, now)
+            entries = listing(asked, store, now)
         except InputError as error:
-            known = listings.at_hand(store, asked)
-            if not known:
+            entries = listings.at_hand(store, asked)
+            if not entries:
                 raise
-            log.warning("%s: using the %d files that the caches hold, perhaps not all there are", error, len(known))
-    return sorted(known, key=lambda entry: entry.path)
+            log.warning("%s: using the %d files that the caches hold, perhaps not all there are", error, len(entries))
+    return sorted(entries, key=lambda entry: entry.path)
 
 
 def _store(cache: Path) -> Store:

@@ -50,11 +50,11 @@ def _download_at(at: HubFile, asked: HubFile, want: Wanted, store: Store, now: H
         announced = remote.etag if remote.etag and SHA256.fullmatch(remote.etag) else None
         if not want.agrees(announced, remote.size):
             raise _other_content(want, announced, remote.size)
-        known = store.blob(asked, remote.etag)
-        if known is not None:
-            if not want.agrees(known[1], None):
-                raise _other_content(want, known[1], None)
-            return store.link(*known, asked, remote.commit)
+        blob = store.blob(asked, remote.etag)
+        if blob is not None:
+            if not want.agrees(blob[1], None):
+                raise _other_content(want, blob[1], None)
+            return store.link(*blob, asked, remote.commit)
         part = store.partial(asked, remote.etag)
         _receive(remote, part, asked, now, held, report)
         return store.enter(part, _checked(part, remote, want), remote.etag, asked, remote.commit)
@@ -138,9 +138,9 @@ def _other_content(want: Wanted, sha256: str | None, size: int | None) -> Failur
 
 def listing(asked: HubFile, store: Store, now: HubSettings) -> list[Entry]:
     """Return the files below a folder from the hub, at the commit the cache knows the revision by if it still is there."""
-    known: str | None = next(iter(store.commits(asked)), None)
+    commit_held: str | None = next(iter(store.commits(asked)), None)
     try:
-        commit, entries = _listed(asked, known, now)
+        commit, entries = _listed(asked, commit_held, now)
     except Failure as failure:
         reason = failure.reason if failure.kind != "no file" else f"{now.endpoint} has no such folder"
         raise InputError(f"cannot list {asked.label}: {reason}; {failure.fix}") from failure
@@ -149,14 +149,14 @@ def listing(asked: HubFile, store: Store, now: HubSettings) -> list[Entry]:
     return entries
 
 
-def _listed(asked: HubFile, known: str | None, now: HubSettings) -> tuple[str, list[Entry]]:
+def _listed(asked: HubFile, commit_held: str | None, now: HubSettings) -> tuple[str, list[Entry]]:
     def attempt(commit: str | None) -> tuple[str, list[Entry]]:
         commit = commit or commit_of(asked, now)
         return commit, listed(asked.at(commit), now)
 
-    if known is not None:
+    if commit_held is not None:
         try:
-            return repeat(lambda: attempt(known), now, asked)
+            return repeat(lambda: attempt(commit_held), now, asked)
         except Failure as failure:
             if asked.pinned or failure.kind not in _ELSEWHERE:
                 raise

@@ -88,9 +88,9 @@ class Store:
         """Return a file's SHA-256 and whether it fits its blob's name, from the record if the file has not changed since."""
         now = _state(path)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(self._record(path).read_text())
-            if {key: known[key] for key in now} == now:
-                return str(known["sha256"]), bool(known["sound"])
+            noted = json.loads(self._record(path).read_text())
+            if {key: noted[key] for key in now} == now:
+                return str(noted["sha256"]), bool(noted["sound"])
         sha256 = file_sha256(path)
         sound = fits_etag(path, sha256, blob_name(path)) is not False
         if _state(path) == now:  # else it changed while it was read
@@ -109,10 +109,10 @@ class Store:
         if asked.pinned:
             return [asked.revision]
         try:
-            known = [(entry.stat().st_mtime_ns, entry.name) for entry in self._history(asked).iterdir()]
+            dated = [(entry.stat().st_mtime_ns, entry.name) for entry in self._history(asked).iterdir()]
         except OSError:
             return []
-        return [name for _, name in sorted(known, reverse=True)]
+        return [name for _, name in sorted(dated, reverse=True)]
 
     def _history(self, asked: HubFile) -> Path:
         return self.folder(asked) / "commits" / urllib.parse.quote(asked.revision, safe="")

@@ -44,10 +44,10 @@ def describe(asked: Asked, settings: HubSettings) -> Remote:
     """
     url = _address(asked, settings)
     for _ in range(_MOST_REDIRECTS):
-        own = _trusted(url, settings)
+        trusted = _trusted(url, settings)
         with _failing(settings):
             answer = _session().request(
-                "HEAD", url, headers=settings.headers(own), timeout=settings.answer_timeout, follow_redirects=False
+                "HEAD", url, headers=settings.headers(trusted), timeout=settings.answer_timeout, follow_redirects=False
             )
         if answer.status_code in _NO_HEAD and isinstance(asked, WebFile):
             return Remote(commit="", etag=None, size=None, url=url, with_token=_trusted(url, settings))

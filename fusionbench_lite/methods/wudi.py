@@ -88,9 +88,9 @@ def _normal_equations(experts: Experts, name: str) -> _Equations:
         merged += vector
         square = float(vector.square().sum())
         if square > 0:
-            own = vector.T @ vector / square
-            inner += own
-            target += vector @ own
+            gram = vector.T @ vector / square
+            inner += gram
+            target += vector @ gram
             lengths += torch.linalg.vector_norm(vector, dim=1)
             shares += torch.linalg.vector_norm(vector, dim=0) / math.sqrt(square)
     return _Equations(start=merged.clone(), inner=inner, target=target, rows=lengths, shares=shares, tasks=len(experts))

@@ -111,11 +111,11 @@ def _text(size: ClipSize) -> Named:
 
 def _released(model: str) -> Architecture:
     """CLIP's image tower in open_clip's layout, with what AdaMerging's ImageEncoder keeps of a text tower."""
-    own = encoder(model)
-    tensors = {f"model.visual.{name}": shape for name, shape in own.tensors.items()}
+    open_clip = encoder(model)
+    tensors = {f"model.visual.{name}": shape for name, shape in open_clip.tensors.items()}
     leftovers = {f"model.{name}": shape for name, shape in _text(SIZES[model])}
     return dataclasses.replace(
-        own, layout="open_clip ImageEncoder, text transformer removed", tensors={**leftovers, **tensors},
+        open_clip, layout="open_clip ImageEncoder, text transformer removed", tensors={**leftovers, **tensors},
         leftovers=frozenset(leftovers),
     )
 
@@ -126,8 +126,8 @@ def _embedded(model: str) -> Architecture:
 
 def _hugging_face(model: str) -> Architecture:
     """transformers' CLIPVisionModel (FusionBench): separate q, k, v, and a frozen projection that is not merged."""
-    own = encoder(model.removesuffix("_hf"), "separate", tower_alone=True)
-    return dataclasses.replace(own, name=model, layout="transformers CLIPVisionModel")
+    open_clip = encoder(model.removesuffix("_hf"), "separate", tower_alone=True)
+    return dataclasses.replace(open_clip, name=model, layout="transformers CLIPVisionModel")
 
 
 def _roberta(model: str) -> Architecture:

@@ -42,8 +42,9 @@ class Given:
         Without a list of overrides, given is what is neither null nor the default.
         """
         if self.keys is None:
-            known = defaults or {}
-            names = {name for name, value in values.items() if value is not None and (name not in known or value != known[name])}
+            usual = defaults or {}
+            present = {name: value for name, value in values.items() if value is not None}
+            names = {name for name, value in present.items() if name not in usual or value != usual[name]}
         else:
             names = {key[len(at)] for key in self.keys if key[: len(at)] == at and len(key) > len(at)}
         return Section(values, frozenset(names & set(values)))

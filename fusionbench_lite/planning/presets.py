@@ -21,8 +21,8 @@ def lookup(method: str, wanted: Wanted, task_set: str, name: str | None = None) 
     """
     general: dict[str, tuple[Any, str]] = {}
     named: dict[str, tuple[Any, str]] = {}
-    if name is not None and name not in (known := names(method)):
-        hint = did_you_mean(name, known) if known else "it has none"
+    if name is not None and name not in (offered := names(method)):
+        hint = did_you_mean(name, offered) if offered else "it has none"
         raise InputError(f"method {method!r} has no preset {name!r}: {hint}")
     for entry in _table():
         when = entry["when"]

@@ -69,12 +69,12 @@ def chosen(
     """
     if steps is not None and not method.adaptive:
         raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
-    own = dict(section)
-    adaptation = given.adaptation(_part(own, "adaptation", _adaptation(method)), steps)
-    statistics = given.section(("method", "statistics"), _part(own, "statistics", Statistics) if reads_statistics(method) else {})
-    values = given.section(("method",), own, method.defaults)
+    rest = dict(section)
+    adaptation = given.adaptation(_part(rest, "adaptation", _adaptation(method)), steps)
+    statistics = given.section(("method", "statistics"), _part(rest, "statistics", Statistics) if reads_statistics(method) else {})
+    values = given.section(("method",), rest, method.defaults)
     if given.has("method", "id"):  # the file that writes out the other values may be that of another method
-        values = Section({name: own[name] for name in values.given}, values.given)
+        values = Section({name: rest[name] for name in values.given}, values.given)
     others = settings(method, adaptation, statistics, preset)
     return within(hyperparameters(method, values, preset), others), others
 

@@ -75,8 +75,8 @@ class Inputs:
 
     def together(self, stage: Stage) -> int:
         """Return the images of a task in the largest batch of a stage's steps."""
-        own = self.batch_of(stage)
-        return max(self.batch_size * self.batches, own) if stage.merges else own
+        batch = self.batch_of(stage)
+        return max(self.batch_size * self.batches, batch) if stage.merges else batch
 
     def batch_of(self, stage: Stage) -> int:
         """Return the images of a task for the update that ends a step of a stage."""

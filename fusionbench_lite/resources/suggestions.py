@@ -32,16 +32,16 @@ def suggest(
     Places are tried in order, and at each the largest chunk: as given, else powers of two. A chunk below `ENOUGH` is taken
     where no place has room for more. Raises InputError in one line where nothing fits.
     """
-    known = dataclasses.replace(inputs, device_total=device_bytes, cpu_total=cpu_bytes)
+    with_totals = dataclasses.replace(inputs, device_total=device_bytes, cpu_total=cpu_bytes)
     chunks = list(_chunks(inputs))
     large = [chunk for chunk in chunks if (chunk or _together(inputs)) >= ENOUGH]
     for some in (large, [chunk for chunk in chunks if chunk not in large]):
         for place in places:
             for chunk in some:
-                fitting = estimate(dataclasses.replace(known, place=place, chunk=chunk))
+                fitting = estimate(dataclasses.replace(with_totals, place=place, chunk=chunk))
                 if _fits(fitting, device_bytes, cpu_bytes, disk_bytes):
                     return Suggestion(place, chunk, fitting)
-    raise InputError(_nothing_fits(known, places, device_bytes, cpu_bytes, disk_bytes))
+    raise InputError(_nothing_fits(with_totals, places, device_bytes, cpu_bytes, disk_bytes))
 
 
 def _together(inputs: Inputs) -> int:
@@ -73,7 +73,7 @@ def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int
     def least(tasks: int) -> list[Estimate]:
         return [estimate(dataclasses.replace(inputs, place=place, chunk=1, tasks=tasks)) for place in places]
 
-    best = min(least(inputs.tasks), key=lambda estimated: (estimated.peak("device") > device, estimated.peak("cpu"), estimated.peak("device")))
+    best = min(least(inputs.tasks), key=lambda one: (one.peak("device") > device, one.peak("cpu"), one.peak("device")))
     have = {"cpu": cpu} if inputs.device == "cpu" else {"device": device, "cpu": cpu}
     have |= {} if disk is None else {"disk": disk}
     names = {"device": "GPU memory", "cpu": "memory", "disk": "disk"}
@@ -82,7 +82,7 @@ def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int
         for where, room in have.items() if best.peak(where) > room
     )
     fewer = next(
-        (tasks for tasks in range(inputs.tasks - 1, 0, -1) if any(_fits(estimated, device, cpu, disk) for estimated in least(tasks))), 0
+        (tasks for tasks in range(inputs.tasks - 1, 0, -1) if any(_fits(one, device, cpu, disk) for one in least(tasks))), 0
     )
     would = f"{fewer} task{'s' if fewer > 1 else ''} would fit" if fewer else "a smaller model or more memory would be needed"
     return (

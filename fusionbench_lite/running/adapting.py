@@ -38,7 +38,7 @@ class Feed:
 
     def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
         self.plan, self.suite, self.procedure = plan, suite, procedure
-        self._known: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
+        self._precomputed: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks}
         self.pools = {task: self._pool(task) for task in plan.tasks}
@@ -103,14 +103,14 @@ class Feed:
         return rows[chosen]
 
     def _examples(self, task: str, split: str, rows: Rows) -> Examples:
-        known = self._look_up(task, split, rows)
-        inputs = self.suite.inputs(task, split, rows) if self.procedure.reads_inputs or known is None else None
+        precomputed = self._look_up(task, split, rows)
+        inputs = self.suite.inputs(task, split, rows) if self.procedure.reads_inputs or precomputed is None else None
         labels = self.suite.labels(task, split, rows) if self.procedure.reads_labels else None
-        return Examples(inputs, known, labels)
+        return Examples(inputs, precomputed, labels)
 
     def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
         """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
-        if (task, split) not in self._known:
+        if (task, split) not in self._precomputed:
             probe = self._compute(task, split, rows[:1])
             if probe is None:
                 return None
@@ -121,22 +121,22 @@ class Feed:
                 wanted = np.unique(np.concatenate(read)) if len(read) > 1 else read[0]
             places = np.full(size, -1)
             places[wanted] = np.arange(len(wanted))
-            own = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
-            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if own else memory.CPU)
+            on_device = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
+            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if on_device else memory.CPU)
             done = 0
             for computed in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
                 assert computed is not None
                 table[done : done + len(computed)] = computed
                 done += len(computed)
-            self._known[task, split] = places, table
-        places, table = self._known[task, split]
+            self._precomputed[task, split] = places, table
+        places, table = self._precomputed[task, split]
         return table[torch.from_numpy(places[rows])].to(self.suite.device)
 
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
         # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
         device, bf16 = self.suite.device.type, self.suite.evaluator.bf16
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            return self.procedure.known(task, self.suite.inputs(task, split, rows))
+            return self.procedure.precomputed(task, self.suite.inputs(task, split, rows))
 
 
 def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None = None) -> Procedure:

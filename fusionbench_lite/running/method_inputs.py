@@ -126,8 +126,8 @@ def _expert(suite: Suite, task: str) -> nn.Module:
     """Return a model of its own with the weights of the task's expert."""
     model = copy.deepcopy(suite.model)
     try:
-        own = model.state_dict()
-        model.load_state_dict({**{name: own[name] for name in suite.constants}, **suite.experts[task]})
+        state = model.state_dict()
+        model.load_state_dict({**{name: state[name] for name in suite.constants}, **suite.experts[task]})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"the expert of task {task!r} does not fit the model: {reason}") from error

@@ -63,13 +63,13 @@ def arrange(names: Iterable[str], order: Sequence[str] = ()) -> list[Place]:
     visual = any("visual." in name for name in names)
     places = [place(name, visual=visual) for name in names]
     stages = {STEM: 0, TAIL: 2, TEXT: 3}
-    known = {name: number for number, name in enumerate(order)} if list(order) != sorted(order) else {}
+    numbers = {name: number for number, name in enumerate(order)} if list(order) != sorted(order) else {}
     stacks = sorted({place.stack for place in places}, key=lambda stack: ("decoder" in stack, stack))
 
     def key(one: Place) -> tuple[int, int, int, int, int, str]:
         number = int(one.block) if one.in_block else 0
         stage = stages.get(one.block, 1)
-        return stage, stacks.index(one.stack), number, known.get(one.name, len(known)), _within(one), one.name
+        return stage, stacks.index(one.stack), number, numbers.get(one.name, len(numbers)), _within(one), one.name
 
     return sorted(places, key=key)
 

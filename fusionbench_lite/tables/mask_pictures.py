@@ -144,22 +144,22 @@ def _active(record: Record, learned: Learned) -> float | None:
 def draw_ranks(record: Record, learned: Learned, path: Path) -> list[Path]:
     """Draw learned rank against intrinsic rank, per kind over blocks and per task over all matrices."""
     frame = ranks(learned)
-    known = bool(frame["intrinsic_rank"].notna().any())
+    with_intrinsic = bool(frame["intrinsic_rank"].notna().any())
     kinds = list(dict.fromkeys(frame["kind"]))
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
     wide, high = 2.25, 1.7
-    missing = [] if known else ["The record holds no spectra of the task vectors, so the intrinsic rank is not drawn."]
+    missing = [] if with_intrinsic else ["The record holds no spectra of the task vectors, so the intrinsic rank is not drawn."]
     sheet = Sheet(
         max(2 * MARGIN + 0.4 + columns * (wide + 0.2), 7.2), rows * (high + 0.42) + (2.35 if len(learned.tasks) <= 8 else 2.9),
         f"Learned rank: {name_of(record)}",
         f"{describe(record)}; upper panels: dots are tasks, lines their mean"
-        + (f"; intrinsic rank: the fewest components with {ENERGY:.0%} of the energy" if known else ""), missing,
+        + (f"; intrinsic rank: the fewest components with {ENERGY:.0%} of the energy" if with_intrinsic else ""), missing,
     )
     for number, kind in enumerate(kinds):
         row, column = divmod(number, columns)
         axes = sheet.axes(MARGIN + 0.4 + column * (wide + 0.2), sheet.top + 0.2 + row * (high + 0.42), wide, high)
-        _by_block(axes, frame[frame["kind"] == kind], known)
+        _by_block(axes, frame[frame["kind"] == kind], with_intrinsic)
         style.heading(axes, kind)
         axes.set_ylim(0, _most(frame))
         if column:
@@ -168,9 +168,9 @@ def draw_ranks(record: Record, learned: Learned, path: Path) -> list[Path]:
             axes.set_ylabel("rank", fontsize=8.5, color=SOFT)
     below = sheet.top + 0.2 + rows * (high + 0.42) + 0.32
     sheet.text(sheet.width / 2, below - 0.42, "block", fontsize=8.5, color=SOFT, ha="center")
-    _by_task(sheet.axes(MARGIN + 0.4, below, sheet.width - 2 * MARGIN - 0.5, 1.45), frame, known)
-    names = ["learned rank", "intrinsic rank"][: 1 + known]
-    squares = [style.square(LEARNED_COLOUR), style.square(INTRINSIC_COLOUR)][: 1 + known]
+    _by_task(sheet.axes(MARGIN + 0.4, below, sheet.width - 2 * MARGIN - 0.5, 1.45), frame, with_intrinsic)
+    names = ["learned rank", "intrinsic rank"][: 1 + with_intrinsic]
+    squares = [style.square(LEARNED_COLOUR), style.square(INTRINSIC_COLOUR)][: 1 + with_intrinsic]
     sheet.legend(sheet.width - MARGIN - 2.6, below - 0.21, squares, names)
     return sheet.save(path, frame)
 
@@ -179,14 +179,14 @@ def _most(frame: pd.DataFrame) -> float:
     return 1.08 * float(np.nanmax(frame[["learned_rank", "intrinsic_rank"]].to_numpy(dtype=float)))
 
 
-def _series(known: bool) -> list[tuple[str, str, str, float]]:
+def _series(with_intrinsic: bool) -> list[tuple[str, str, str, float]]:
     both = [("learned_rank", LEARNED_COLOUR, "o", -0.12), ("intrinsic_rank", INTRINSIC_COLOUR, "D", 0.12)]
-    return both if known else [("learned_rank", LEARNED_COLOUR, "o", 0.0)]
+    return both if with_intrinsic else [("learned_rank", LEARNED_COLOUR, "o", 0.0)]
 
 
-def _by_block(axes: Axes, frame: pd.DataFrame, known: bool) -> None:
+def _by_block(axes: Axes, frame: pd.DataFrame, with_intrinsic: bool) -> None:
     blocks = list(dict.fromkeys(frame["block"]))
-    for column, colour, marker, shift in _series(known):
+    for column, colour, marker, shift in _series(with_intrinsic):
         where = frame["block"].map(blocks.index) + shift
         axes.plot(where, frame[column], marker, color=colour, markersize=2.6, alpha=0.45, markeredgewidth=0)
         means = frame.groupby("block", sort=False)[column].mean()
@@ -198,10 +198,10 @@ def _by_block(axes: Axes, frame: pd.DataFrame, known: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def _by_task(axes: Axes, frame: pd.DataFrame, known: bool) -> None:
+def _by_task(axes: Axes, frame: pd.DataFrame, with_intrinsic: bool) -> None:
     """Per task the median over matrices, the middle half as a thick line and 5 to 95 % as a thin one."""
     tasks = list(dict.fromkeys(frame["task"]))
-    for column, colour, marker, shift in _series(known):
+    for column, colour, marker, shift in _series(with_intrinsic):
         for number, task in enumerate(tasks):
             values = frame.loc[frame["task"] == task, column].dropna()
             low, quarter, middle, three, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])

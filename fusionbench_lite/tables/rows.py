@@ -86,16 +86,16 @@ def load_records(results_dir: str | Path, rows: Rows) -> list[Record]:
 
 
 def _absent(results_dir: str | Path, experiment: str) -> str:
-    ready, known = experiments(results_dir), _known_experiments()
-    if experiment in known:
+    ready, shipped = experiments(results_dir), _shipped_experiments()
+    if experiment in shipped:
         return (
             f"experiment '{experiment}' has no finished runs in {Path(results_dir)}; "
             f"run python -m fusionbench_lite experiment={experiment} results_dir={Path(results_dir)} first"
         )
-    return f"unknown experiment '{experiment}': {did_you_mean(experiment, {*ready, *known})}"
+    return f"unknown experiment '{experiment}': {did_you_mean(experiment, {*ready, *shipped})}"
 
 
-def _known_experiments() -> set[str]:
+def _shipped_experiments() -> set[str]:
     try:
         root = experiments_dir()
     except InputError:

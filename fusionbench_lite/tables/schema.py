@@ -115,8 +115,8 @@ def _check_cell(cell: Any, where: str) -> None:
 
 def per_example(cell: Mapping[str, Any]) -> bool:
     """Whether the entry of a task counts right examples; else its metric is one of the whole set."""
-    known = METRICS.get(cell["metric"])
-    return "correct" in cell if known is None else known.per_example
+    metric = METRICS.get(cell["metric"])
+    return "correct" in cell if metric is None else metric.per_example
 
 
 def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:

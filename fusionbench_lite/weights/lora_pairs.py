@@ -103,11 +103,11 @@ def _matches(wanted: str, pretrained: TensorSpecs) -> list[str]:
 
 def replacements(file: AdapterFile, whole: Mapping[str, str], pretrained: TensorSpecs) -> dict[str, str]:
     """Return the keys of fully trained tensors by the name in `pretrained` that they replace; log those without one."""
-    known = {name: key for name, key in whole.items() if _matches(name, pretrained)}
-    skipped = sorted(whole.keys() - known.keys())
+    matched = {name: key for name, key in whole.items() if _matches(name, pretrained)}
+    skipped = sorted(whole.keys() - matched.keys())
     if skipped:
         log.info("adapter %s: skipped %s, which the pretrained model lacks", file.folder, ", ".join(skipped))
-    replaced = {find(file, key, name, pretrained): key for name, key in known.items()}
+    replaced = {find(file, key, name, pretrained): key for name, key in matched.items()}
     for name, key in replaced.items():
         check_shape(file, key, name, pretrained)
     return replaced

@@ -78,15 +78,15 @@ def check_same(pretrained: Mapping[str, TensorSpec], who: str, weights: Mapping[
                 "that it was made from"
             )
     for name, base in pretrained.items():
-        own = weights[name]
-        if own.shape != base.shape:
+        spec = weights[name]
+        if spec.shape != base.shape:
             raise MergeError(
-                f"{who}: {name!r} has shape {own.shape}, the pretrained model {base.shape}; "
+                f"{who}: {name!r} has shape {spec.shape}, the pretrained model {base.shape}; "
                 "was it fine-tuned from another backbone?"
             )
-        if own.dtype != base.dtype:
+        if spec.dtype != base.dtype:
             raise MergeError(
-                f"{who}: {name!r} has dtype {own.dtype}, the pretrained model {base.dtype}; "
+                f"{who}: {name!r} has dtype {spec.dtype}, the pretrained model {base.dtype}; "
                 f"convert it with .to({base.dtype})"
             )
 

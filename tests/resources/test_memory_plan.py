@@ -161,7 +161,7 @@ def test_operations_of_a_step(method, values):
     def examples(task, size):
         images = torch.rand(size, 3, 64, 64)
         labels = torch.zeros(size, dtype=torch.int64) if procedure.reads_labels else None
-        return Examples(images, procedure.known(task, images), labels)
+        return Examples(images, procedure.precomputed(task, images), labels)
 
     batches = [{task: examples(task, draw.size or 6) for task in experts} for draw in procedure.draws(0)]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -85,7 +85,7 @@ def job(
 
     def examples(task: str, rows: slice) -> Examples:
         labels = torch.arange(64)[rows] % 5 if procedure.reads_labels else None
-        return Examples(inputs[task][rows], procedure.known(task, inputs[task][rows]), labels)
+        return Examples(inputs[task][rows], procedure.precomputed(task, inputs[task][rows]), labels)
 
     def batches_of(step: int) -> list[dict[str, Examples]]:
         if step == stop_at:

@@ -72,7 +72,7 @@ def run(folder: Path, size: clip.ClipSize, job: dict[str, Any]) -> dict[str, int
 
     def examples(task: str, count: int) -> Examples:
         given = images(count)
-        return Examples(given if procedure.reads_inputs else None, procedure.known(task, given))
+        return Examples(given if procedure.reads_inputs else None, procedure.precomputed(task, given))
 
     def batches(step: int) -> list[dict[str, Examples]]:
         return [{task: examples(task, draw.size or job["batch"]) for task in files} for draw in procedure.draws(step)]
@@ -83,7 +83,7 @@ def run(folder: Path, size: clip.ClipSize, job: dict[str, Any]) -> dict[str, int
     with torch.inference_mode():
         for task in files:
             given = images(job["eval_batch"])
-            procedure.encode(task, Examples(given, procedure.known(task, given)))
+            procedure.encode(task, Examples(given, procedure.precomputed(task, given)))
     phases.end("evaluate")
     return phases.peaks
 

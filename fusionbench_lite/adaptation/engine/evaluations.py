@@ -95,8 +95,8 @@ class Evaluations(Callback):
         self.values[step] = {task: results[task].value for task in module.tasks}
         self.predictions[step] = {task: _stored(results[task].predictions) for task in module.tasks}
         if self.held_out is not None:
-            own = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
-            everyone = gathered(own)
+            losses = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
+            everyone = gathered(losses)
             self.held_out_losses[step] = sum(everyone[task] for task in module.tasks)
         for rule, chosen in self.chosen.items():
             if chosen == step and rule != "last":

@@ -14,8 +14,8 @@ from fusionbench_lite.weights.experts import Experts
 
 def repeats(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Return {name: an earlier one of `names`} for the names that are one parameter or buffer of the model."""
-    own = itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    tensors = {name: id(tensor) for name, tensor in own}
+    named = itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    tensors = {name: id(tensor) for name, tensor in named}
     first: dict[int, str] = {}
     firsts = {}
     for name in names:
@@ -46,11 +46,11 @@ def aliases(model: nn.Module, experts: Experts) -> dict[str, str]:
                     f"{who}: {first!r} and {name!r} differ, and the model has one tensor for both: "
                     "untie them in the model, or give weights that agree"
                 )
-    known = model.state_dict().keys()
+    names = model.state_dict().keys()
     groups: dict[str, list[str]] = {}
     for name, first in experts.tied.items():
         groups.setdefault(first, [first]).append(name)
     for group in groups.values():
-        runs = next((firsts.get(name, name) for name in group if name in known), group[0])
-        firsts |= {name: runs for name in group if name not in known and name != runs}
+        runs = next((firsts.get(name, name) for name in group if name in names), group[0])
+        firsts |= {name: runs for name in group if name not in names and name != runs}
     return firsts

@@ -53,7 +53,7 @@ class AdapterTraining(Procedure):
         self._of_adapters = torch.optim.Adam(self.adapters.parameters(), lr=self.settings.lr)
         return (self._of_adapters,)
 
-    def known(self, task: str, inputs: Inputs) -> Tensor:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return the expert's features."""
         return self.frozen.run(self.frozen.expert(task), inputs)
 

@@ -55,7 +55,7 @@ class FeatureSurgery(Procedure):
         self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr, fused=True)
         return (self._optimizer,)
 
-    def known(self, task: str, inputs: Inputs) -> Tensor:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return the features of the merged model and of the task's expert, [B, 2, d]."""
         pair = [self.frozen.run(weights, inputs) for weights in (self.frozen.base, self.frozen.expert(task))]
         features = torch.stack(pair, dim=1)
@@ -105,10 +105,10 @@ class FeatureSurgery(Procedure):
     def _noise(self, batch: Batch, key: tuple[int, ...]) -> Tensor | None:
         drawn = []
         for task, examples in batch.items():
-            own = self.adapter.noise(task, self._features(examples)[:, 0].shape, key)
-            if own is None:
+            noise = self.adapter.noise(task, self._features(examples)[:, 0].shape, key)
+            if noise is None:
                 return None
-            drawn.append(own.to(self.frozen.device, self.frozen.dtype))
+            drawn.append(noise.to(self.frozen.device, self.frozen.dtype))
         return pad_sequence(drawn, batch_first=True)
 
     @torch.no_grad()
@@ -121,8 +121,8 @@ class FeatureSurgery(Procedure):
             return self.adapter.differentiate(self._values(list(batch)), merged, expert, share, noise)
 
     def _features(self, examples: Examples) -> Tensor:
-        assert examples.known is not None
-        return examples.known.to(self.frozen.dtype)
+        assert examples.precomputed is not None
+        return examples.precomputed.to(self.frozen.dtype)
 
     def _values(self, tasks: list[str]) -> dict[str, Tensor]:
         """Return the adapters' weights of some tasks, [n, ...]; of one task where they are updated in turn."""
@@ -139,8 +139,8 @@ class FeatureSurgery(Procedure):
         if self._weights:
             with unmixed(features.device):
                 features = self.adapter.adapt(self._values([task]), features[None])[0]
-        assert examples.known is not None
-        return features.to(examples.known.dtype)
+        assert examples.precomputed is not None
+        return features.to(examples.precomputed.dtype)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each task's loss, without noise."""

@@ -68,14 +68,14 @@ class RoutedEncoder(MergedEncoder):
         return features
 
 
-def linear_layers(model: nn.Module, name: str, known: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Return the linear layers of the perceptron `name` that have weights in `known`, by full name.
+def linear_layers(model: nn.Module, name: str, weights: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return the linear layers of the perceptron `name` that have weights in `weights`, by full name.
 
     Raises MergeError where there is none.
     """
     layers = {
         f"{name}.{path}".rstrip("."): module for path, module in model.get_submodule(name).named_modules()
-        if is_linear(module) and f"{name}.{path}".rstrip(".") + ".weight" in known
+        if is_linear(module) and f"{name}.{path}".rstrip(".") + ".weight" in weights
     }
     if not layers:
         raise MergeError(f"{name!r} of {type(model).__name__} has no linear layer among the weights: it cannot be routed")

@@ -98,11 +98,11 @@ class PublishedArchive:
         """Return the SHA-256 of the unpacked files by path where all are there and sound, else None. Makes no request."""
         try:
             noted = json.loads((self.root / _CONTENTS).read_text(encoding="utf-8"))
-            known = {member.path: str(noted[member.path]) for member in self._all()}
+            sums = {member.path: str(noted[member.path]) for member in self._all()}
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        sound = (web.is_sound(self.root / one.path, known[one.path], one.size, self.cache) for one in self._all())
-        return known if all(sound) else None
+        sound = (web.is_sound(self.root / one.path, sums[one.path], one.size, self.cache) for one in self._all())
+        return sums if all(sound) else None
 
     def _all(self) -> list[Member]:
         return [member for split in self.members.values() for member in split]

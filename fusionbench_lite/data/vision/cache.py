@@ -109,8 +109,8 @@ class Decoded:
     def broken(self, rows: Rows | tuple[()] = ()) -> InputError:
         """Return the error that names every image that is known to be BROKEN, and `rows`, which were found to be elsewhere."""
         every = np.arange(len(self))
-        known = every[self.index.states(every) == BROKEN]
-        return self.refusal(np.union1d(known, np.array(rows, np.int64)), f"at least {{}} of {len(self)}")
+        rows_before = every[self.index.states(every) == BROKEN]
+        return self.refusal(np.union1d(rows_before, np.array(rows, np.int64)), f"at least {{}} of {len(self)}")
 
     def read(self, rows: Rows) -> NDArray[np.uint8]:
         """Return rows, uint8 [n, size, size, 3]; each is checked against its CRC the first time this process reads it.

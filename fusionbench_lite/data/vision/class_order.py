@@ -24,8 +24,8 @@ def ordered(folder: Path, folders: Sequence[str], task: Task) -> tuple[str, ...]
     for names that are neither, for a number of folders that is not that of the classes, and where only most of the names are
     known, naming those that are missing or unknown.
     """
-    known = _known(task)
-    matches = (_matched(folders, known, key) for key in (plain, _without_number))
+    accepted = _accepted_names(task)
+    matches = (_matched(folders, accepted, key) for key in (plain, _without_number))
     missing, extra, labels = min(matches, key=lambda match: len(match[0]))
     if not missing and not extra:
         return tuple(sorted(folders, key=lambda name: labels[name]))
@@ -49,10 +49,10 @@ def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
         return
     numbers = _numbers(names)
     if numbers is None:
-        missing, extra, labels = _matched(names, _known(task), _without_number)
+        missing, extra, labels = _matched(names, _accepted_names(task), _without_number)
         if not missing and not extra and all(labels[name] == label for label, name in enumerate(names)):
             return
-        raise _unknown(path, "class names", _matched(names, _known(task), plain)[1], task)
+        raise _unknown(path, "class names", _matched(names, _accepted_names(task), plain)[1], task)
     _check_numbers(path, "classes", numbers, task)
     moved = next((label for label, number in enumerate(numbers) if number != label + min(numbers)), None)
     if moved is not None:
@@ -62,21 +62,21 @@ def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
         )
 
 
-def _known(task: Task) -> list[list[str]]:
+def _accepted_names(task: Task) -> list[list[str]]:
     """Return, in the order of the labels, how each class of a task may be spelled."""
-    known = [list(names) for names in spellings(task.name, task.variant)]
-    if len(task.folders) == len(known):
-        known = [[*names, folder] for names, folder in zip(known, task.folders, strict=True)]
-    return known
+    accepted = [list(names) for names in spellings(task.name, task.variant)]
+    if len(task.folders) == len(accepted):
+        accepted = [[*names, folder] for names, folder in zip(accepted, task.folders, strict=True)]
+    return accepted
 
 
 def _matched(
-    folders: Sequence[str], known: Sequence[Sequence[str]], key: Callable[[str], str]
+    folders: Sequence[str], accepted: Sequence[Sequence[str]], key: Callable[[str], str]
 ) -> tuple[list[str], list[str], dict[str, int]]:
     """Return classes that no folder names, folders that name no class or one that another folder names, and the others' labels."""
     places: dict[str, int] = {}
     doubtful = {""}
-    for place, names in enumerate(known):
+    for place, names in enumerate(accepted):
         for name in map(key, names):
             if places.setdefault(name, place) != place:
                 doubtful.add(name)
@@ -89,7 +89,7 @@ def _matched(
         else:
             labels[name] = label
     there = set(labels.values())
-    return [names[0] for place, names in enumerate(known) if place not in there], extra, labels
+    return [names[0] for place, names in enumerate(accepted) if place not in there], extra, labels
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:

@@ -125,6 +125,6 @@ def class_names(task: Task) -> list[tuple[str, ...]]:
     """Return lists of class names in the order of the labels: the prompts of the task's variant, others, the dataset's own."""
     content = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))[task.prompts]
     variants = content.get("variants", {})
-    own = variants.get(task.variant, content)["classnames"]
-    others = [entry["classnames"] for entry in (content, *variants.values()) if len(entry["classnames"]) == len(own)]
-    return [tuple(own), *(tuple(names) for names in (*others, task.folders) if names and names != own)]
+    prompted = variants.get(task.variant, content)["classnames"]
+    others = [entry["classnames"] for entry in (content, *variants.values()) if len(entry["classnames"]) == len(prompted)]
+    return [tuple(prompted), *(tuple(names) for names in (*others, task.folders) if names and names != prompted)]

@@ -56,8 +56,8 @@ class Index:
         good = (stored == 0) | ((stored == packed) & (rows < present))
         good &= (stored >> np.uint64(48)) <= BROKEN
         stored[~good] = 0
-        known = np.where(rows < present, self._entries, np.uint64(0))
-        self._entries = np.where((stored == 0) & good, known, stored)
+        remembered = np.where(rows < present, self._entries, np.uint64(0))
+        self._entries = np.where((stored == 0) & good, remembered, stored)
         whole_file = bool(good.all()) and whole == self.count
         if not whole_file:
             lost = int((~good).sum()) + self.count - whole

@@ -34,33 +34,33 @@ def load(task: str, sources: Sources, report: Report | None = None, size: int = 
     The test split is fetched and decoded whole, or `sources.limit` rows of it; the training split is fetched when it is first
     read, and its rows are decoded as they are read. Raises InputError for anything missing, damaged or of the wrong size.
     """
-    known = tasks.task(task, sources.variant, sources.tasks_file)
-    split = _checked(known, find(known, sources, sources.split, report).split(sources.split), sources.split)
-    decoded = _decoded(known, sources, split, sources.split, size, generated=_is_generated(sources))
+    entry = tasks.task(task, sources.variant, sources.tasks_file)
+    split = _checked(entry, find(entry, sources, sources.split, report).split(sources.split), sources.split)
+    decoded = _decoded(entry, sources, split, sources.split, size, generated=_is_generated(sources))
     rows = spaced(len(split.labels), sources.limit)
-    test = _sound(known, sources, split, decoded, rows, report)
-    train_images, train_labels = _train(known, sources, size, report, own=not split.exact)
+    test = _sound(entry, sources, split, decoded, rows, report)
+    train_images, train_labels = _train(entry, sources, size, report, local_only=not split.exact)
     crcs = decoded.index.checksums(test.rows)
     whole = Deferred(lambda: len(test.rows), size, lambda: test)
     return TaskData(
-        name=task, classes=class_names(known)[0], train_images=train_images, train_labels=train_labels,
+        name=task, classes=class_names(entry)[0], train_images=train_images, train_labels=train_labels,
         test_images=Images(whole, lambda: hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()),  # type: ignore[arg-type]
         test_labels=test.labels, files=dict(split.files), source=split.where,
         caveats=(
-            *known.caveats, *split.notes, *_size_caveats(known, split), *_corruption_caveats(sources),
-            *_left_out(known, split, np.setdiff1d(rows, test.rows)),
+            *entry.caveats, *split.notes, *_size_caveats(entry, split), *_corruption_caveats(sources),
+            *_left_out(entry, split, np.setdiff1d(rows, test.rows)),
         ),
     )
 
 
-def _train(task: Task, sources: Sources, size: int, report: Report | None, own: bool) -> tuple[Any, Any]:
+def _train(task: Task, sources: Sources, size: int, report: Report | None, local_only: bool) -> tuple[Any, Any]:
     """Return images and labels of the training split, which is opened when it is first read.
 
-    `own`: the test images are the user's own, and so have the training images to be. A missing training split has length 0.
+    `local_only`: the test images are the user's own, and so have the training images to be. A missing training split has length 0.
     """
 
     def place() -> ImageSource:
-        if own and local_source(task, sources, "train") is None:
+        if local_only and local_source(task, sources, "train") is None:
             raise InputError(f"task {task.name!r} has no training images below {sources.data_dir}: put them into {task.name}/train")
         return find(task, sources, "train", report)
 

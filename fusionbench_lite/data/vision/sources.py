@@ -105,9 +105,9 @@ def find(task: Task, sources: Sources, split: str, report: Report | None = None)
     if local is not None:
         return local
     if split in CORRUPTIONS and (task.hub is None or not task.hub.corrupted):
-        known = [name for name in tasks.names(sources.tasks_file) if _has_corrupted(name, sources)]
+        corrupted = [name for name in tasks.names(sources.tasks_file) if _has_corrupted(name, sources)]
         raise InputError(
-            f"task {task.name!r} has no published split {split!r} (only {', '.join(known)} have): "
+            f"task {task.name!r} has no published split {split!r} (only {', '.join(corrupted)} have): "
             "set data.corruption_from=generated"
         )
     if sources.source == "folder":

@@ -31,15 +31,15 @@ def inventory(task: str, sources: Sources, size: int = decoding.SIZE, trained: i
     The hub is asked for the sizes of files where no list of them is in the cache; without a network they are unknown. Nothing
     is fetched. Raises InputError for an unknown task and for files that are there but not as they should be.
     """
-    known = tasks.task(task, sources.variant, sources.tasks_file)
-    count = min(sources.limit or known.test, known.test)
+    entry = tasks.task(task, sources.variant, sources.tasks_file)
+    count = min(sources.limit or entry.test, entry.test)
     items = [
-        *_split(known, sources, sources.split), *_split(known, sources, "train"),
-        _decoded(known, sources, sources.split, count, size),
+        *_split(entry, sources, sources.split), *_split(entry, sources, "train"),
+        _decoded(entry, sources, sources.split, count, size),
     ]
     if trained is None or trained:
-        count = known.train if trained is None else min(trained, known.train)
-        items.append(_decoded(known, sources, "train", count, size, "" if trained is not None else "at most: those that are read"))
+        count = entry.train if trained is None else min(trained, entry.train)
+        items.append(_decoded(entry, sources, "train", count, size, "" if trained is not None else "at most: those that are read"))
     return items
 
 

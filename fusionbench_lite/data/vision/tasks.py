@@ -138,8 +138,8 @@ def task(name: str, variant: str, file: Path | None = None) -> Task:
     if variant not in VARIANTS:
         raise InputError(f"unknown data variant {variant!r}: {did_you_mean(variant, VARIANTS)}")
     base = {key: value for key, value in table[name].items() if key not in VARIANTS}
-    own = table[name].get(variant) or {}
-    entry = {**base, **own, "caveats": [*base.get("caveats", ()), *own.get("caveats", ())]}
+    of_variant = table[name].get(variant) or {}
+    entry = {**base, **of_variant, "caveats": [*base.get("caveats", ()), *of_variant.get("caveats", ())]}
     try:
         return _typed(name, variant, entry)
     except InputError as error:

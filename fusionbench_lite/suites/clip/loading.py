@@ -89,8 +89,8 @@ def _built(task: str, text: Path, request: Request, variant: str, device: torch.
 
 def _test_hash(data: TaskData) -> str:
     """Return the SHA-256 of what an evaluation reads: training images count where a method reads them."""
-    known = (data.name, data.classes, fingerprint(data.test_images), data.test_labels.tolist())
-    return hashlib.sha256(repr(known).encode()).hexdigest()
+    content = (data.name, data.classes, fingerprint(data.test_images), data.test_labels.tolist())
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _placed(path: Path, device: torch.device) -> PlacedWeights:

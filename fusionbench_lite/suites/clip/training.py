@@ -75,11 +75,11 @@ class _Training:
             path = self._file(tasks)
             rows["traditional_mtl"] = self.evaluator.evaluate(self._encoder(dict(SafetensorsWeights(path))))
             return rows, path.parent
-        own = {}
+        accuracies = {}
         for task in tasks:
             path = self._file([task])
-            own[task] = self.evaluator.task(task, self._encoder(dict(SafetensorsWeights(path))))
-        return rows | {"individual": own}, self._folder()
+            accuracies[task] = self.evaluator.task(task, self._encoder(dict(SafetensorsWeights(path))))
+        return rows | {"individual": accuracies}, self._folder()
 
     def _file(self, tasks: list[str]) -> Path:
         wanted = self.wanted

@@ -256,7 +256,8 @@ def test_inventory_never_imports_torch(tmp_path: Path) -> None:
         "import dataclasses, sys\nfrom pathlib import Path\nfrom fusionbench_lite.checkpoints import Request, inventory\n"
         f"size, folder = dataclasses.make_dataclass('Size', ['width'])(32), Path({str(tmp_path)!r})\n"
         "for family in ('own', 'ta_tall', 'fusionbench'):\n"
-        "    assert inventory(Request('vit_b32', size, 'packed', family, ('mnist',), folder, folder))\n"
+        "    assert inventory(Request(model='vit_b32', size=size, layout='packed', family=family, tasks=('mnist',),"
+            " cache=folder, dir=folder))\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

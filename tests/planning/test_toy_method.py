@@ -111,7 +111,7 @@ def test_sizes_count_it(tree):
 def test_plans_count_it(tree):
     code = """
 from fusionbench_lite.resources import Inputs, encoder, estimate, lines
-found = estimate(Inputs(encoder("vit_mini"), "toy_am", 8, {"spares": 5}))
+found = estimate(Inputs(encoder=encoder("vit_mini"), method="toy_am", tasks=8, values={"spares": 5}))
 print({entry.what: entry.nbytes for entry in found.entries if entry.phases[0] == "build"})
 print(*lines(found), sep="\\n")
 """
@@ -130,7 +130,10 @@ from fusionbench_lite.tables.frame import build, from_records
 from fusionbench_lite.tables.records import read_all
 from fusionbench_lite.tables.rows import Row, Rows
 from tests.support.record_factory import TASKS, store
-plan = Experiment("mini/toy", "Toys", "", (0,), ("model=vit_mini", "tasks=mini8"), {"Ours": ("method=toy_am",)})
+plan = Experiment(
+    name="mini/toy", title="Toys", question="", seeds=(0,), defaults=("model=vit_mini", "tasks=mini8"),
+    rows={"Ours": ("method=toy_am",)},
+)
 extra = {"config": {"method": {}, "checkpoints": {}}, "precision": "fp32"}
 keys = [store(Path("results"), method, dict.fromkeys(TASKS, 0.75), **extra) for method in ("toy_am", "somebody_elses")]
 rows = Rows(plan.name, plan.title, (Row("Ours", "toy_am", (keys[0],)), Row("Theirs", "somebody_elses", (keys[1],))))
@@ -167,7 +170,7 @@ for id in ("toy_am", "toy_bare"):
 bare, of = registry.get("toy_bare"), encoder("vit_mini")
 print(bare.label, bare.family)
 print(table(of, 8).set_index("method").loc["toy_bare", "note"])
-plans = [estimate(Inputs(of, id, 8)) for id in ("toy_bare", "adamerging_layerwise")]
+plans = [estimate(Inputs(encoder=of, method=id, tasks=8)) for id in ("toy_bare", "adamerging_layerwise")]
 print(plans[0].entries == plans[1].entries)
 """
     try:

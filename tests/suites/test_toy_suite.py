@@ -79,7 +79,10 @@ class Toy(SuiteKind):
         device, data, heads = device_of(wanted.device), {}, {}
         for number, task in enumerate(wanted.tasks):
             train, test = split(number, 80), split(10 + number, wanted.limit or 40)
-            data[task] = TaskData(task, ("low", "high"), *train, *test, metric="matthews")
+            data[task] = TaskData(
+                name=task, classes=("low", "high"), train_images=train[0], train_labels=train[1], test_images=test[0],
+                test_labels=test[1], metric="matthews",
+            )
             head = nn.Linear(6, 2, bias=False).requires_grad_(False)
             head.weight.copy_(drawn(20 + number, 1.0)["mlp.weight"][:2])
             heads[task] = head
@@ -89,7 +92,7 @@ class Toy(SuiteKind):
             family="toy", tasks=data, data_hashes={t: entry.sha256 for t, entry in data.items()}, files={"toy": "0"},
             expert_hashes=dict.fromkeys(wanted.tasks, "1"), head_hashes=dict.fromkeys(wanted.tasks, "2"),
             pretrained=pretrained, experts=experts, multitask=None, model=Encoder().eval(),
-            evaluator=Evaluator(data, heads, device, wanted.eval_batch, prepare=dict), device=device,
+            evaluator=Evaluator(data=data, heads=heads, device=device, batch_size=wanted.eval_batch, prepare=dict), device=device,
         )
 
 

@@ -116,5 +116,5 @@ def _components(left: Tensor, right: Tensor, value: float, count: int, dtype: to
     shape = count, len(right) // count
     return Components(
         left.T.to(dtype).reshape(*shape, len(left)).contiguous(), torch.full(shape, value, dtype=dtype, device=left.device),
-        right.to(dtype).reshape(*shape, right.shape[1]),
+        right.to(dtype).reshape(*shape, right.shape[1]),  # [count, r, n]
     )

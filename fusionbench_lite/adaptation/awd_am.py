@@ -70,7 +70,7 @@ def awd_am(experts: Experts, h: AwdAm) -> Learner:
     for names, redundant in redundant_vectors(experts, settings):
         for name in names:
             vectors = experts.task_vectors(name)
-            flat = vectors.flatten(1)
+            flat = vectors.flatten(1)  # [T, n], the same memory
             flat -= redundant[name].to(flat) if isinstance(redundant, dict) else redundant.to(flat) @ flat
             parts[name] = Vectors(experts.base(name), vectors)
     return descend(Parametrisation(experts, parts, h.scaling, lr=h.lr, clamp=h.clamp))

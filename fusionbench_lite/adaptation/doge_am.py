@@ -101,7 +101,7 @@ def doge_am(experts: Experts, h: DogeAm) -> Learner:
     ranks = Ranks("doge_am")
     modified = Modified(experts, selected, _settings(experts, h), ranks, per_task=h.deltas == "per_task")
     parts: dict[str, Part] = {
-        name: Vectors(experts.base(name), modified.vectors(name).transpose(0, 1).contiguous()) for name in selected
+        name: Vectors(experts.base(name), modified.vectors(name).transpose(0, 1).contiguous()) for name in selected  # [T, m, n]
     }
     ranks.warn()
     return descend(Parametrisation(experts, parts, h.scaling, lr=h.lr, clamp=h.clamp))

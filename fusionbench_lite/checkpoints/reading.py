@@ -163,10 +163,11 @@ def check_untouched(rest: Mapping[str, Tensor], reference: Mapping[str, Tensor],
         if tuple(tensor.shape) != tuple(base.shape):
             shapes = f"has shape {tuple(tensor.shape)}, the pretrained model's {tuple(base.shape)}"
             raise InputError(f"{who}: {name!r} {shapes}: it is of another model")
-        read = as_float32({name: tensor}, who)[name]
-        if not torch.equal(read, base.to(torch.float32)):
+        loaded = as_float32({name: tensor}, who)[name]
+        if not torch.equal(loaded, base.to(torch.float32)):
+            most = float((loaded - base).abs().max())
             raise InputError(
-                f"{who}: {name!r} differs from the pretrained model by up to {float((read - base).abs().max()):.3g}, and only the "
+                f"{who}: {name!r} differs from the pretrained model by up to {most:.3g}, and only the "
                 "image tower may: it was fine-tuned from another pretrained model, or its text side was trained as well"
             )
         count += tensor.numel()

@@ -91,11 +91,11 @@ class _Pairs:
         cosine and no gradient. `inside` [T] is ⟨τ_i, δ⟩, `square` ‖δ‖² and `reach` at least ‖δ‖.
         """
         count, lengths = len(self.products), self.norms + reach
-        remaining = self.products - inside.unsqueeze(0) - inside.unsqueeze(1) + square
+        remaining = self.products - inside.unsqueeze(0) - inside.unsqueeze(1) + square  # [T, T]
         # M_ij is made of terms that sum up to (‖τ_i‖ + ‖δ‖)(‖τ_j‖ + ‖δ‖) at most.
         remaining = torch.where(remaining.abs() <= self.rounding * torch.outer(lengths, lengths), 0.0, remaining)
         norms = remaining.diagonal().clamp_min(0).sqrt()
-        lengths_of_pairs = norms.unsqueeze(0) * norms.unsqueeze(1)
+        lengths_of_pairs = norms.unsqueeze(0) * norms.unsqueeze(1)  # [T, T]
         valid = (lengths_of_pairs > 0) & ~torch.eye(count, dtype=torch.bool)
         safe = torch.where(valid, lengths_of_pairs, 1.0)
         signs = torch.where(valid, remaining.sign() / safe, 0.0)
@@ -106,7 +106,7 @@ class _Pairs:
         # With a_i = (‖τ_i‖ + ‖δ‖) / ‖τ_i - δ‖ and the rounding ρ, squares are off by ρ a_i² of themselves, 1 / √(M_ii M_jj) by
         # half of that of both, and cosines by ρ (a_i² + a_j²) at most.
         losses = (lengths.square() / squares).unsqueeze(0) + (lengths.square() / squares).unsqueeze(1)
-        made_of = torch.where(valid, losses * (1 / safe + 2 / squares.unsqueeze(0)), 0.0).sum(0)
+        made_of = torch.where(valid, losses * (1 / safe + 2 / squares.unsqueeze(0)), 0.0).sum(0)  # [T]
         noise = 2 * self.rounding / (count * (count - 1)) * made_of
         return torch.where(pull.abs() <= noise, 0.0, pull), noise
 

@@ -39,10 +39,10 @@ def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]
     for name in experts.names:
         base = experts.base(name)
         length = base.shape[-1] if h.granularity == "row" else base.numel()
-        total = torch.zeros_like(base).reshape(-1, length)
+        total = torch.zeros_like(base).reshape(-1, length)  # [rows, length]
         first, kept = int(h.outliers * length), int(h.keep * length)
         for task in experts.tasks:
-            rows = experts.task_vector(task, name).reshape(-1, length)
+            rows = experts.task_vector(task, name).reshape(-1, length)  # [rows, length]
             # The order of a few rows at a time: it takes three times the memory of what is ordered.
             for part, target in zip(*(torch.split(tensor, max(1, BLOCK // length)) for tensor in (rows, total)), strict=True):
                 order = part.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + kept]

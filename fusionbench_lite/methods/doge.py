@@ -137,7 +137,7 @@ def _coefficients(experts: Experts, selected: list[str], h: DogeTa) -> dict[str,
         for _, block in experts.blocks(name):
             total += torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square().cpu()
     if h.coefficients == "task" and selected:
-        mean = torch.stack(list(squares.values())).mean(0)
+        mean = torch.stack(list(squares.values())).mean(0)  # [T]
         squares = dict.fromkeys(selected, mean)
     return {name: torch.where(total > 0, h.eta / total.clamp_min(1e-300).sqrt(), 0.0) for name, total in squares.items()}
 
@@ -149,7 +149,7 @@ def shared_space(experts: Experts, name: str, h: DogeTa, ranks: Ranks) -> Tensor
     """
     size = min(experts.shape(name))
     read = functools.partial(task_components, experts, name, size // len(experts), h.rank, ranks)
-    joint = torch.cat([left for left, _, _ in in_turns(read, experts.tasks)], dim=1)
+    joint = torch.cat([left for left, _, _ in in_turns(read, experts.tasks)], dim=1)  # [m, T·⌊p/T⌋]
     weights, basis = eigenbasis(joint.T @ joint, f"the singular vectors of {name!r}")
     rank = min(size // h.subspace_divisor, int((weights > NULL_RATIO * weights[:1]).sum()))
     ranks.cut(f"the shared space of {name!r}", rank, sum(joint.shape))(weights)

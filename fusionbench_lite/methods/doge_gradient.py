@@ -53,13 +53,12 @@ class Gradient:
         for block, rows in zip(blocks, torch.split(change, ROWS), strict=True):
             norms = torch.linalg.vector_norm(block, dim=2)
             moved = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            made.append(2 * total * norms * (norms + (norms @ weights).unsqueeze(1) + total * moved))
+            made.append(2 * total * norms * (norms + (norms @ weights).unsqueeze(1) + total * moved))  # [rows, T]
         if self.whole:
-            shared = torch.cat(made).sum(0)
-            made = [shared.expand(len(block), -1) for block in blocks]
-        return torch.cat([
-            torch.bmm(row.unsqueeze(1), block.abs()).squeeze(1) for row, block in zip(made, blocks, strict=True)
-        ])
+            shared = torch.cat(made).sum(0)  # [T]
+            made = [shared.expand(len(block), -1) for block in blocks]  # [rows, T] each
+        products = (torch.bmm(row.unsqueeze(1), block.abs()) for row, block in zip(made, blocks, strict=True))  # [rows, 1, n] each
+        return torch.cat([product.squeeze(1) for product in products])  # [m, n]
 
     def _own_rounding(self) -> float:
         """Return what rounding changes G by, as a part of its terms: V0, inner products, rows where `whole`, tasks."""
@@ -81,7 +80,7 @@ class Gradient:
 def _constant(vectors: Tensor, scales: Tensor) -> Tensor:
     """Return c [m, T], block by block, so that memory beyond the task vectors is Δ, Adam's moments and the gradient."""
     return torch.cat([
-        torch.linalg.vector_norm(part, dim=2).square() - (part @ (scales @ part).unsqueeze(2)).squeeze(2)
+        torch.linalg.vector_norm(part, dim=2).square() - (part @ (scales @ part).unsqueeze(2)).squeeze(2)  # [rows, T]
         for part in torch.split(vectors, ROWS)
     ])
 
@@ -97,10 +96,12 @@ def _project(gradient: Tensor, space: Tensor, projection: str) -> None:
 
 def _gradient(vectors: Tensor, constant: Tensor, change: Tensor, total: float, out: Tensor, *, whole: bool) -> None:
     """Write G [m, n]; `whole` takes inner products over the matrix instead of its rows."""
-    parts = list(zip(*(torch.split(tensor.unsqueeze(1), ROWS) for tensor in (constant, change, out)), strict=True))
+    rows_of = (torch.split(tensor.unsqueeze(1), ROWS) for tensor in (constant, change, out))  # [rows, 1, T or n] each
+    parts = list(zip(*rows_of, strict=True))
     blocks = torch.split(vectors, ROWS)
     if whole:
-        inner = torch.stack([(rows @ block.mT).sum((0, 1)) for block, (_, rows, _) in zip(blocks, parts, strict=True)]).sum(0)
+        sums = [(rows @ block.mT).sum((0, 1)) for block, (_, rows, _) in zip(blocks, parts, strict=True)]  # [T] each
+        inner = torch.stack(sums).sum(0)  # [T]
         shared = (constant.sum(0) - total * inner).mul_(-2 * total)
     for block, (partial, rows, target) in zip(blocks, parts, strict=True):
         # Row vectors times matrices: the other way round, and elementwise, take twice as long.

@@ -66,11 +66,11 @@ def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
         read = experts.task_vector if h.vectors == "task_vectors" else experts.expert
         a, b = read(first, name), read(second, name)
         if h.dimension == "flat" or a.dim() == 1:
-            merged = _on_circle(a.reshape(1, -1), b.reshape(1, -1), h.t)
+            merged = _on_circle(a.reshape(1, -1), b.reshape(1, -1), h.t)  # [1, n]
         elif h.dimension == "last":
-            merged = _on_circle(a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1]), h.t)
+            merged = _on_circle(a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1]), h.t)  # [n / last, last]
         else:
-            merged = _on_circle(a.reshape(len(a), -1).T, b.reshape(len(a), -1).T, h.t).T
+            merged = _on_circle(a.reshape(len(a), -1).T, b.reshape(len(a), -1).T, h.t).T  # [m, n / m]
         merged = merged.reshape(a.shape)
         yield name, base + merged if h.vectors == "task_vectors" else merged
 
@@ -86,7 +86,7 @@ def _on_circle(a: Tensor, b: Tensor, t: float, parallel: float | None = None) ->
     a64, b64 = a.double(), b.double()
     norms = torch.linalg.vector_norm(a64, dim=1), torch.linalg.vector_norm(b64, dim=1)
     units = [torch.where(norm > TINY, norm, 1.0) for norm in norms]
-    first, second = a64 / units[0].unsqueeze(1), b64 / units[1].unsqueeze(1)
+    first, second = a64 / units[0].unsqueeze(1), b64 / units[1].unsqueeze(1)  # [k, n]
     cosine = (first * second).sum(1)
     # Accurate for opposite vectors as well, where the arc cosine is off by 1e-8 and so is its sine.
     apart, along = torch.linalg.vector_norm(first - second, dim=1), torch.linalg.vector_norm(first + second, dim=1)

@@ -64,7 +64,7 @@ def knots_ties(experts: Experts, h: KnotsTies) -> Iterator[tuple[str, Tensor]]:
 
     def blocks(name: str) -> Iterator[tuple[slice, Tensor]]:
         rows = _aligned(experts, name, h.cutoff)[1]
-        yield slice(0, sizes[name]), rows.reshape(len(rows), -1)
+        yield slice(0, sizes[name]), rows.reshape(len(rows), -1)  # [T, r·n]
 
     vectors = dataclasses.replace(Vectors.of(experts, list(sizes)), sizes=sizes, blocks=blocks)
     for name, merged in merged_vectors(vectors, h.keep, "mean"):
@@ -85,7 +85,7 @@ def _aligned(experts: Experts, name: str, cutoff: float, ranks: Ranks | None = N
     factors = [experts.factors(task, name) for task in experts.tasks]
     space: Tensor | None = None
     if all(pair is not None for pair in factors):
-        space, _ = torch.linalg.qr(torch.cat([pair[0].double() for pair in factors if pair is not None], dim=1))
+        space, _ = torch.linalg.qr(torch.cat([pair[0].double() for pair in factors if pair is not None], dim=1))  # [m, Σ r]
 
     def vector(number: int) -> Tensor:
         pair = factors[number]

@@ -121,4 +121,4 @@ def per_task(experts: Experts, value: float | Mapping[str, float]) -> Tensor:
     for task in value:
         if task not in experts.tasks:
             raise MergeError(f"threshold has task {task!r}, which no expert has: {did_you_mean(task, experts.tasks)}")
-    return torch.tensor([value[task] for task in experts.tasks], dtype=torch.float64).reshape(-1, 1)
+    return torch.tensor([value[task] for task in experts.tasks], dtype=torch.float64).reshape(-1, 1)  # [T, 1]

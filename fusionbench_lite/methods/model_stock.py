@@ -43,8 +43,9 @@ def model_stock(experts: Experts, h: ModelStock) -> Iterator[tuple[str, Tensor]]
             continue
         base, vectors = experts.base(name), experts.task_vectors(name)
         # Row by row, so that the float64 copy stays small.
-        products = (row @ row.T for row in (block.reshape(len(experts), -1).double() for block in vectors.unbind(1)))
-        ratio = _ratio(torch.stack([product.cpu() for product in products]), h.average).to(vectors)
+        rows = (block.reshape(len(experts), -1).double() for block in vectors.unbind(1))  # [T, n / m] each
+        products = (row @ row.T for row in rows)  # [T, T] each
+        ratio = _ratio(torch.stack([product.cpu() for product in products]), h.average).to(vectors)  # [rows]
         yield name, base + ratio.reshape(-1, *[1] * (base.dim() - 1)) * vectors.mean(0)
 
 
@@ -54,7 +55,7 @@ def _ratio(products: Tensor, average: str) -> Tensor:
     if count == 1:
         return torch.ones(len(products), dtype=torch.float64)
     norms = products.diagonal(dim1=1, dim2=2).sqrt()
-    lengths = norms.unsqueeze(1) * norms.unsqueeze(2)
+    lengths = norms.unsqueeze(1) * norms.unsqueeze(2)  # [rows, T, T]
     cosines = torch.where(lengths > 0, products / lengths.clamp_min(1e-300), 0.0).clamp(-1, 1)
     pairs = torch.triu_indices(count, count, offset=1)
     values = cosines[:, pairs[0], pairs[1]]

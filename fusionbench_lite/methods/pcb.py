@@ -52,8 +52,8 @@ def pcb_merging(experts: Experts, h: PcbMerging) -> Iterator[tuple[str, Tensor]]
     if not size:
         return
     competition = _Competition(experts, h.variant, size, h.virtual_zeros)
-    floor = competition.quantile(math.floor(size * (1 - h.ratio))).unsqueeze(1)
-    spread = competition.largest().unsqueeze(1) - floor
+    floor = competition.quantile(math.floor(size * (1 - h.ratio))).unsqueeze(1)  # [T, 1]
+    spread = competition.largest().unsqueeze(1) - floor  # [T, 1]
     for name in experts.names:
         merged = experts.new(name)
         for part, block in experts.blocks(name):

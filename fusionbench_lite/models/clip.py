@@ -80,8 +80,8 @@ def normalise(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
         raise InputError(f"images must be uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}: convert them to RGB bytes")
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))  # [3, 1, 1]
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [B, 3, H, W]
     return pixels.div_(255).sub_(mean).div_(std)
 
 

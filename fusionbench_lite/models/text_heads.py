@@ -79,8 +79,8 @@ def _embeddings(size: ClipSize, text_weights: Path, texts: Sequence[str], each: 
     tower.attn_mask = tower.attn_mask[:longest, :longest]
     with torch.inference_mode(False), torch.no_grad():
         parts = [tower(part.to(device)) for part in torch.split(tokens[:, :longest], batch)]
-        embeddings = normalize(torch.cat(parts).float(), dim=-1)
-        head = normalize(embeddings.view(-1, each, size.output).mean(1), dim=-1).cpu()
+        embeddings = normalize(torch.cat(parts).float(), dim=-1)  # [C·each, output]
+        head = normalize(embeddings.view(-1, each, size.output).mean(1), dim=-1).cpu()  # [C, output]
     if not bool(torch.isfinite(head).all()):
         raise InputError(f"the head from {text_weights} is not finite: the text weights are damaged")
     return head

@@ -45,7 +45,7 @@ def gram_matrices(
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given: Tensor = args[0] if args else next(iter(kwargs.values()))
-        rows = given.detach().reshape(-1, given.shape[-1]).double()
+        rows = given.detach().reshape(-1, given.shape[-1]).double()  # [B·N, in]
         key = id(module.weight)
         if key not in sums:
             sums[key] = rows.new_zeros(rows.shape[1], rows.shape[1])

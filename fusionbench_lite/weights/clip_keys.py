@@ -178,7 +178,7 @@ def _fused(state: Mapping[str, Tensor], theirs: str, ours: str, who: str) -> dic
                     f"{who}: {name!r} is {_shape(state[name])} {state[name].dtype}, {names[0]!r} {_shape(first)} "
                     f"{first.dtype}: q, k and v must be alike and of {dimensions} dimensions"
                 )
-        out[f"{ours}attn.in_proj_{kind}"] = torch.cat([state[name] for name in names])
+        out[f"{ours}attn.in_proj_{kind}"] = torch.cat([state[name] for name in names])  # [3d, d] or [3d]
     return out
 
 

@@ -103,7 +103,7 @@ class Experts:
         A block stays in the processor's cache while a method works on it, so a chain of elementwise operations costs
         one pass over memory and no temporary of the tensor's size.
         """
-        base = self._read(None, name).reshape(-1)
+        base = self._read(None, name).reshape(-1)  # [n]
         flat = [self._read(task, name).reshape(-1) for task in self.tasks]
         # A multiple of 8, so that masks can be packed block by block; a GPU has no use for small blocks.
         length = max(4096, BLOCK // len(self) & ~7) if base.device.type == "cpu" else 1 << 26
@@ -129,7 +129,7 @@ class Experts:
 
     def combination(self, name: str, weights: Sequence[float]) -> Tensor:
         """Return θ0 + Σ_t w_t τ_t in the work dtype, with one pass over the inputs."""
-        base = self._raw(None, name).reshape(-1)
+        base = self._raw(None, name).reshape(-1)  # [n]
         flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
         result, finite = combined(base, flat, weights, self.work_dtype(name))
         self._settle(name, finite)

@@ -233,7 +233,8 @@ def test_how_many_tasks_would_fit(processes):
 
 def test_plans_need_no_torch():
     code = (
-        "import sys, fusionbench_lite.resources as m; m.estimate(m.Inputs(encoder=m.encoder('vit_b32', 'separate'), method='adarank_ta', tasks=8));"
+        "import sys, fusionbench_lite.resources as m; "
+        "m.estimate(m.Inputs(encoder=m.encoder('vit_b32', 'separate'), method='adarank_ta', tasks=8));"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

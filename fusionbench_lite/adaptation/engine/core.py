@@ -231,4 +231,4 @@ def _form(inputs: Inputs | None) -> tuple[Any, ...]:
 def _together(parts: list[Any]) -> Inputs:
     if isinstance(parts[0], Mapping):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return torch.cat(parts)
+    return torch.cat(parts)  # [B, ...]

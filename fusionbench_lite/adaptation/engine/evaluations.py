@@ -153,7 +153,7 @@ class Trajectory(Callback):
         tasks = [row for name, row in rows.items() if not name.endswith("/common")]
         if tasks:
             self.steps.append(module.completed)
-            self.coefficients.append(torch.stack(tasks).float())
+            self.coefficients.append(torch.stack(tasks).float())  # [L, T]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""

@@ -94,7 +94,7 @@ class Adaptation(lightning.LightningModule):
 
     def _shared_losses(self, mine: Mapping[str, Tensor]) -> dict[str, float]:
         like = next(iter(mine.values())) if mine else torch.zeros((), device=self.device)
-        losses = torch.stack([mine.get(task, torch.zeros_like(like)).detach() for task in self.tasks])
+        losses = torch.stack([mine.get(task, torch.zeros_like(like)).detach() for task in self.tasks])  # [T]
         return dict(zip(self.tasks, self._sum_over_devices(losses).tolist(), strict=True))
 
     def _share_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -54,7 +54,7 @@ class EntropyOfMean:
     def __call__(self, task: str, features: Tensor, examples: Examples) -> Tensor:
         """Return H(z̄) for each of the examples, which are the whole batch."""
         logits = self.logits(task, features)
-        return entropy(logits.mean(0)).expand(len(logits))
+        return entropy(logits.mean(0)).expand(len(logits))  # [B]
 
     def logits(self, task: str, features: Tensor) -> Tensor:
         """Return the logits [B, C] of a task."""

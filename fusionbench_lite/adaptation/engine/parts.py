@@ -39,7 +39,7 @@ class Vectors:
     """W = θ_o + Σ_t λ_t Δ_t with constant Δ [T, *shape]; ∂L/∂λ_t = ⟨G, Δ_t⟩ (specification 1.4-1)."""
 
     def __init__(self, origin: Tensor, deltas: Tensor) -> None:
-        self._flat = put(deltas.flatten(1))
+        self._flat = put(deltas.flatten(1))  # [T, n]
         self.origin = origin.contiguous().to(self._flat.device)
         self._block = BLOCK if self._flat.device.type == "cpu" else max(origin.numel(), 1)
         pieces = zip(*(torch.split(row, self._block) for row in self._flat), strict=True)
@@ -57,7 +57,7 @@ class Vectors:
         """
         first, *others = coefficients.tolist()
         here = out if out.device == self.origin.device else torch.empty_like(self.origin)
-        targets = torch.split(here.view(-1), self._block)
+        targets = torch.split(here.view(-1), self._block)  # pieces of [n]
         for target, (origin, (delta, *deltas)) in zip(targets, self._blocks, strict=True):
             torch.add(origin, delta, alpha=first, out=target)
             for weight, delta in zip(others, deltas, strict=True):
@@ -68,7 +68,7 @@ class Vectors:
 
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Return ⟨G, Δ_t⟩ for every task."""
-        products = torch.mv(self._flat, gradient.flatten().to(self._flat.device))
+        products = torch.mv(self._flat, gradient.flatten().to(self._flat.device))  # [T]
         forget(self._flat)
         return products
 
@@ -173,7 +173,7 @@ class Factors(nn.Module):
         together = max(1, min(tasks, PRODUCT.get(gradient.device.type, BLOCK) // max(rank * width, 1)))
         rows = []
         for parts in zip(torch.split(first, together), torch.split(second, together), strict=True):
-            some, others = (part.flatten(0, 1).to(gradient.device) for part in parts)
+            some, others = (part.flatten(0, 1).to(gradient.device) for part in parts)  # [tasks·r, side] each
             rows.append((some @ gradient).mul_(others).sum(1))
         forget(first, second)
         return torch.cat(rows).view(tasks, rank)

@@ -64,7 +64,7 @@ class BlockSurgery(Procedure):
 
         def everything(weights: Mapping[str, Tensor], part: Inputs) -> Tensor:
             outputs, features = states(self.frozen.model, weights, part, self.blocks)
-            return torch.cat([*map(token_mean, outputs), features], dim=1)
+            return torch.cat([*map(token_mean, outputs), features], dim=1)  # [B, Σ d]
 
         return self.frozen.run(self.frozen.expert(task), inputs, everything)
 
@@ -101,11 +101,11 @@ class BlockSurgery(Procedure):
             assert part.inputs is not None
             rows = {task: rows_of_task for task, _, rows_of_task, _ in pieces_of(segments, start, size)}
             sizes = [rows_of_task.stop - rows_of_task.start for rows_of_task in rows.values()]
-            targets = torch.cat([_targets(batch[task])[rows_of_task] for task, rows_of_task in rows.items()])
+            targets = torch.cat([_targets(batch[task])[rows_of_task] for task, rows_of_task in rows.items()])  # [B, Σ d]
             each = self._distances(self._adapted(part.inputs, list(zip(rows, sizes, strict=True))), targets)
             total: Any = 0
-            for task, rows_of_task in zip(rows, torch.split(each, sizes), strict=True):
-                loss = rows_of_task.sum() / len(batch[task])
+            for task, distances in zip(rows, torch.split(each, sizes), strict=True):
+                loss = distances.sum() / len(batch[task])
                 losses[task] = losses[task] + loss.detach()
                 total = total + loss
             if torch.is_grad_enabled():
@@ -141,10 +141,10 @@ class BlockSurgery(Procedure):
         wide = hidden.to(self.frozen.dtype)
         rows = [self.tasks.index(task) for task, _ in sizes]
         if len({size for _, size in sizes}) == 1:
-            tokens = wide.reshape(len(sizes), -1, wide.shape[-1])
+            tokens = wide.reshape(len(sizes), -1, wide.shape[-1])  # [T, B·N, d]
             every = rows == list(range(len(self.tasks)))
             removed = torch.relu(tokens @ (down if every else down[rows]).mT) @ (up if every else up[rows]).mT
-            removed = removed.reshape(wide.shape)
+            removed = removed.reshape(wide.shape)  # [T·B, N, d]
         else:
             parts = zip(rows, torch.split(wide, [size for _, size in sizes]), strict=True)
             removed = torch.cat([torch.relu(part @ down[row].mT) @ up[row].mT for row, part in parts])

@@ -48,7 +48,7 @@ class Bottlenecks(nn.Module):
         sides = inner if self.blocks else [final]
         for part in PARTS:
             starts = (
-                torch.stack([self._start(part, width, task, number) for task in self.tasks])
+                torch.stack([self._start(part, width, task, number) for task in self.tasks])  # [T, ...]
                 for number, width in enumerate(sides)
             )
             self.parts[part] = parameters(start.to(self.frozen.device, self.frozen.dtype) for start in starts)

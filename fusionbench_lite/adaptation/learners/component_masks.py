@@ -111,7 +111,7 @@ def whiten_leading(components: Components, active: int, name: str) -> None:
     present = (values > NULL_RATIO**0.5 * values[:, :1])[:, :active, None]
     for rows, side in ((components.left, "left"), (components.right, "right")):
         rows[:, :active] *= present
-        leading = rows[:, :active].reshape(-1, rows.shape[2]).double()
+        leading = rows[:, :active].reshape(-1, rows.shape[2]).double()  # [T·active, side]
         if len(leading):
             whitened = orthonormal_rows(leading, f"the {side} singular vectors of {name!r}", rows.dtype)
-            rows[:, :active] = whitened.reshape(len(rows), active, -1).to(rows.dtype)
+            rows[:, :active] = whitened.reshape(len(rows), active, -1).to(rows.dtype)  # [T, active, side]

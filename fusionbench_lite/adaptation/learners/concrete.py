@@ -38,7 +38,7 @@ class Masked(nn.Module):
         self.key = tuple(key)
         self.logits = nn.Parameter(torch.zeros_like(self.origin))
         self._constant = vectors.view_as(self.origin) if vectors.dim() == origin.dim() else None
-        self._flat = put(vectors.flatten(1)) if self._constant is None else vectors.view(1, -1)
+        self._flat = put(vectors.flatten(1)) if self._constant is None else vectors.view(1, -1)  # [T, n] or [1, n]
         self._sampled: tuple[int, int] | None = None
         self._mask = self._mean = torch.empty(0)
 
@@ -60,7 +60,7 @@ class Masked(nn.Module):
     def pull_back(self, coefficients: Tensor, gradient: Tensor) -> Tensor:
         """Set the gradient of the logits where they are learned, in the memory of G; else return ∂L/∂λ [T]."""
         if not self.logits.requires_grad:
-            products = torch.mv(self._flat, (gradient * self._mask).flatten().to(self._flat.device))
+            products = torch.mv(self._flat, (gradient * self._mask).flatten().to(self._flat.device))  # [T]
             forget(self._flat)
             return products
         slope = gradient.mul_(self._difference(coefficients))
@@ -74,7 +74,7 @@ class Masked(nn.Module):
             return self._constant
         out = torch.empty_like(self.origin) if out is None else out
         here = out if out.device == self._flat.device else torch.empty_like(out, device=self._flat.device)
-        torch.mv(self._flat.T, coefficients.to(here), out=here.view(-1))
+        torch.mv(self._flat.T, coefficients.to(here), out=here.view(-1))  # [n]
         forget(self._flat)
         return out if here is out else out.copy_(here)
 

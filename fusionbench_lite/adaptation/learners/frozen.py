@@ -63,7 +63,7 @@ class Frozen:
             if size >= len(whole):
                 return forward(weights, inputs)
             parts = [whole.part(start, start + size).inputs for start in range(0, len(whole), size)]
-            return torch.cat([forward(weights, part) for part in parts if part is not None])
+            return torch.cat([forward(weights, part) for part in parts if part is not None])  # [B, ...]
 
         outputs, self.chunk = in_chunks(compute, len(whole), self.chunk)
         return outputs

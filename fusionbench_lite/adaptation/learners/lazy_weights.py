@@ -47,13 +47,13 @@ class LowRank:
 
     def total(self, base: Tensor, gates: Tensor) -> Tensor:
         """Return θ* + Σ_t g_t L_t R_t; the products are made once for all examples."""
-        left = self.left.view(len(self.left), self.tasks, -1).transpose(0, 1)
-        dense = left @ self.right.view(self.tasks, -1, self.right.shape[1])
+        left = self.left.view(len(self.left), self.tasks, -1).transpose(0, 1)  # [T, m, r]
+        dense = left @ self.right.view(self.tasks, -1, self.right.shape[1])  # [T, m, n]
         return base + (gates @ dense.flatten(1)).view(base.shape).to(base.dtype)
 
     def scale(self, states: Tensor, gates: Tensor) -> Tensor:
         """Return states [..., T·r] of the components, each times the gate of its task."""
-        each = gates[:, None].expand(self.tasks, self.right.shape[0] // self.tasks).reshape(-1)
+        each = gates[:, None].expand(self.tasks, self.right.shape[0] // self.tasks).reshape(-1)  # [T·r]
         return states * each.to(states.dtype)
 
 
@@ -87,7 +87,7 @@ class LazyModel:
         whole = Examples(inputs, gates)
         with _plain_attention():
             parts = [self._together(whole.part(start, start + size)) for start in range(0, len(whole), size)]
-        return torch.cat(parts)
+        return torch.cat(parts)  # [B, d]
 
     def _together(self, examples: Examples) -> Tensor:
         assert examples.inputs is not None
@@ -102,7 +102,7 @@ class LazyModel:
                 log.warning("examples run one by one: %s cannot be vectorised: %s", type(self.model).__name__, error)
                 self._in_turn = True
         each = (examples.part(start, start + 1) for start in range(len(examples)))
-        return torch.stack([self._one(_first(one.inputs), _first(one.precomputed)) for one in each])
+        return torch.stack([self._one(_first(one.inputs), _first(one.precomputed)) for one in each])  # [B, d]
 
     def _one(self, inputs: Any, gates: Tensor) -> Tensor:
         """Return the features [d] of one example without the dimension of examples."""
@@ -185,10 +185,10 @@ def _attend(
     """Do what nn.MultiheadAttention does, with `projection` in place of its packed one; `is_causal` is only a hint there."""
     shared = key is query and value is query
     if not module.batch_first:
-        query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))  # [B, N, d]
     packed = [projection(query)] * 3 if shared else [projection(tensor) for tensor in (query, key, value)]
     heads = [
-        part.chunk(3, -1)[number].view(*part.shape[:2], module.num_heads, -1).transpose(1, 2)
+        part.chunk(3, -1)[number].view(*part.shape[:2], module.num_heads, -1).transpose(1, 2)  # [B, H, N, d/H]
         for number, part in enumerate(packed)
     ]
     scores = heads[0] @ heads[1].mT / heads[0].shape[-1] ** 0.5
@@ -197,9 +197,9 @@ def _attend(
             mask = mask.view(-1, module.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
             scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, dim=-1)
-    output = module.out_proj((weights @ heads[2]).transpose(1, 2).flatten(2))
+    output = module.out_proj((weights @ heads[2]).transpose(1, 2).flatten(2))  # [B, N, d]
     if not module.batch_first:
-        output = output.transpose(0, 1)
+        output = output.transpose(0, 1)  # [N, B, d]
     if not need_weights:
         return output, None
     return output, weights.mean(1) if average_attn_weights else weights

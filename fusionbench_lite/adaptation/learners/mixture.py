@@ -65,12 +65,12 @@ class MixedLinear(nn.Module):
                 f"a routed layer got states of shape {tuple(inputs.shape)} for {len(gates)} examples: "
                 "the first dimension has to be that of the examples"
             )
-        states = inputs.reshape(len(gates), -1, inputs.shape[-1])
+        states = inputs.reshape(len(gates), -1, inputs.shape[-1])  # [B, N, in]
         if is_mixed(inputs.device):  # states as in other linear layers; weights are summed in their own precision before
             states, gates = states.to(torch.get_autocast_dtype(inputs.device.type)), gates.to(self.weight.dtype)
         with unmixed(inputs.device):
             output = self._output(states, gates)
-        return output.view(*inputs.shape[:-1], output.shape[-1])
+        return output.view(*inputs.shape[:-1], output.shape[-1])  # [B, ..., out]
 
     def _output(self, states: Tensor, gates: Tensor) -> Tensor:
         output: Tensor
@@ -96,8 +96,8 @@ def cheaper_factored(tokens: int, tasks: int) -> bool:
 def factored(states: Tensor, gates: Tensor, weight: Tensor, vectors: Tensor, transposed: bool) -> Tensor:
     """Return x_b W0ᵀ + Σ_t g_bt (x_b τ_tᵀ), [B, N, out], without a weight per example."""
     pattern = "bni,tio->btno" if transposed else "bni,toi->btno"
-    of_tasks = torch.einsum(pattern, states, vectors.to(states.dtype))
-    mixed = torch.einsum("bt,btno->bno", gates.to(states.dtype), of_tasks)
+    of_tasks = torch.einsum(pattern, states, vectors.to(states.dtype))  # [B, T, N, out]
+    mixed = torch.einsum("bt,btno->bno", gates.to(states.dtype), of_tasks)  # [B, N, out]
     base = weight.to(states.dtype)
     return mixed + states @ (base if transposed else base.T)
 
@@ -132,20 +132,20 @@ class Mixture(torch.autograd.Function):
         weight, vectors, transposed = ctx.constants
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_gates = torch.empty_like(gates)
-        flat = vectors.flatten(1)
+        flat = vectors.flatten(1)  # [T, out·in]
         for part in _groups(len(states), weight):
             if of_states is not None:
                 mixed = _mixed(gates[part], weight, vectors, states.dtype)
                 torch.bmm(delta[part], mixed.mT if transposed else mixed, out=of_states[part])
             first, second = (states, delta) if transposed else (delta, states)
-            of_weights = torch.bmm(first[part].mT, second[part]).flatten(1)
+            of_weights = torch.bmm(first[part].mT, second[part]).flatten(1)  # [b, out·in]
             torch.mm(of_weights.to(flat.dtype), flat.T, out=of_gates[part])
         return of_states, of_gates
 
 
 def _mixed(gates: Tensor, weight: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weights of some examples, [b, *weight.shape]."""
-    flat = torch.addmm(weight.flatten(), gates.to(weight.dtype), vectors.flatten(1))
+    flat = torch.addmm(weight.flatten(), gates.to(weight.dtype), vectors.flatten(1))  # [b, out·in]
     return flat.view(-1, *weight.shape).to(dtype)
 
 

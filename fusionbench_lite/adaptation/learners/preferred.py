@@ -69,7 +69,7 @@ class Distances:
         # Names of one tensor share a part.
         parts = {id(part): (name, part) for name, part in reversed(parametrisation.parts.items())}.values()
         self.rows = torch.tensor([parametrisation.rows[name] for name, _ in parts], device=device)
-        self.gram = torch.stack([experts.inner_products(name) for name, _ in parts]).to(device)
+        self.gram = torch.stack([experts.inner_products(name) for name, _ in parts]).to(device)  # [L, T, T]
         self.preferred = [(number, part) for number, (_, part) in enumerate(parts) if isinstance(part, Preferred)]
 
     @torch.no_grad()
@@ -82,20 +82,20 @@ class Distances:
         total = (self._slope * self._residual).sum((0, 2))
         for number, part in self.preferred:
             left, right = part.factors()
-            update = (left @ right.T).flatten()
+            update = (left @ right.T).flatten()  # [m·n]
             self._inner[number] = torch.mv(part.deltas, update.to(part.deltas.device)).to(self._inner)
             forget(part.deltas)
             total += torch.sum(update.square(), dtype=total.dtype)
-        return total + 2 * torch.einsum("lts,ls->t", self._residual, self._inner)
+        return total + 2 * torch.einsum("lts,ls->t", self._residual, self._inner)  # [T]
 
     @torch.no_grad()
     def pull_back(self, weights: Tensor) -> None:
         """Set the gradients of all learnables, at the state of the last `measure`, from w [T]."""
         result = self.parametrisation.coefficients
-        slope = 2 * (torch.einsum("t,lts->ls", weights, self._slope) + weights.sum() * self._inner)
+        slope = 2 * (torch.einsum("t,lts->ls", weights, self._slope) + weights.sum() * self._inner)  # [L, T]
         if result.requires_grad:
             result.grad = torch.zeros_like(result).index_add_(0, self.rows, slope.to(result))
-        scales = 2 * torch.einsum("t,lts->ls", weights, self._residual)
+        scales = 2 * torch.einsum("t,lts->ls", weights, self._residual)  # [L, T]
         for number, part in self.preferred:
             left, right = part.factors()
             gradient = torch.mv(part.deltas.T, scales[number].to(part.deltas)).view_as(part.origin).to(part.origin)

@@ -47,7 +47,7 @@ class FeatureSurgery(Procedure):
     def _start(self, part: str, width: int) -> list[Tensor]:
         """Return a weight of all owners, [T, ...], or of one after the other, [1, ...] each."""
         rows = [self.adapter.start(part, width, owner) for owner in self.owners]
-        whole = torch.stack(rows).to(self.frozen.device, self.frozen.dtype)
+        whole = torch.stack(rows).to(self.frozen.device, self.frozen.dtype)  # [T, ...]
         return [whole] if self.grouping == "together" else [row.clone() for row in torch.split(whole, 1)]
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -58,7 +58,7 @@ class FeatureSurgery(Procedure):
     def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return the features of the merged model and of the task's expert, [B, 2, d]."""
         pair = [self.frozen.run(weights, inputs) for weights in (self.frozen.base, self.frozen.expert(task))]
-        features = torch.stack(pair, dim=1)
+        features = torch.stack(pair, dim=1)  # [B, 2, d]
         return nn.functional.normalize(features, dim=-1) if self.normalise else features
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:

@@ -38,7 +38,7 @@ class Router(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the gates; the mean is taken before W2, which is linear."""
-        tokens = states.reshape(len(states), -1, states.shape[-1]).to(self.hidden.dtype)
+        tokens = states.reshape(len(states), -1, states.shape[-1]).to(self.hidden.dtype)  # [B, N, d]
         active = torch.relu(nn.functional.linear(tokens, self.hidden, self.hidden_bias)).mean(1)
         return nn.functional.linear(active, self.output, self.output_bias)
 

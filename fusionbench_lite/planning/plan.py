@@ -85,6 +85,8 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     tasks = task_sets.resolve(plain["tasks"], data_dir)
     backbones.check_tasks(backbone, tasks, plain["tasks"], data_dir)
     backbones.check_data(plain["data"], backbone, data_dir)
+    if not isinstance(plain["method"], Mapping) or "id" not in plain["method"]:
+        raise InputError(f"no method is named by method={plain['method']}: write method=NAME")
     section = dict(plain["method"])
     method = registry.get(_method_id(section))
     preset = presets.lookup(method.id, backbone.model, tasks, plain["preset"], backbone.release, backbone.layout, backbone.stated)

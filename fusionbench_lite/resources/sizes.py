@@ -1,5 +1,4 @@
-"""How much every method learns and keeps, as it declares it, beside what the papers print (docs/decisions.md, D13).
-"""
+"""How much every method learns and keeps, as it declares it, beside what the papers print (docs/decisions.md, D13)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> command.Outcom
         return None
     models = list(SIZES) if given.model == "all" else [given.model]
     jobs = [
-        Job(model, method, variant, given.device, given.threads, given.seconds, given.clock, chunk)
+        Job(
+            model=model, method=method, variant=variant, device=given.device, threads=given.threads, seconds=given.seconds,
+            clock=given.clock, chunk=chunk,
+        )
         for model in models
         for method, variant, chunk in (*PLAN, *([CHUNKED[model]] if model in CHUNKED else []))
     ]

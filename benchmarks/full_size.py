@@ -108,9 +108,9 @@ def fitted(job: Job, place: str) -> Suggestion:
     if not entry.adaptive:
         raise InputError(f"method {job.method!r} merges without data: name an adaptive one, such as {METHODS[0]}")
     inputs = Inputs(
-        encoder(job.model, job.layout), job.method, job.tasks, dict(entry.defaults), job.batch_size, chunk=job.chunk,
-        precision=job.precision, device=device.type, classes=classes(job.tasks), steps=job.steps + WARM_UP,
-        test_images=job.known, eval_batch=min(job.eval_batch, job.images), threads=job.threads,
+        encoder=encoder(job.model, job.layout), method=job.method, tasks=job.tasks, values=dict(entry.defaults),
+        batch_size=job.batch_size, chunk=job.chunk, precision=job.precision, device=device.type, classes=classes(job.tasks),
+        steps=job.steps + WARM_UP, test_images=job.known, eval_batch=min(job.eval_batch, job.images), threads=job.threads,
     )
     free = shutil.disk_usage(job.scratch.parent).free
     places = PLACES if place == "auto" else (place,)
@@ -120,8 +120,9 @@ def fitted(job: Job, place: str) -> Suggestion:
 
 def _job(given: argparse.Namespace, method: str, folder: Path) -> Job:
     return Job(
-        given.model, given.layout, given.tasks, method, given.device, given.precision, "device", given.chunk, given.batch_size,
-        given.steps, given.images, given.eval_batch, given.threads, folder / "scratch",
+        model=given.model, layout=given.layout, tasks=given.tasks, method=method, device=given.device, precision=given.precision,
+        place="device", chunk=given.chunk, batch_size=given.batch_size, steps=given.steps, images=given.images,
+        eval_batch=given.eval_batch, threads=given.threads, scratch=folder / "scratch",
     )
 
 

@@ -29,7 +29,7 @@ class ImagesJob:
     folder: Path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
     """Images per second decoded and written to the cache, read for the first time in a process (checksums are compared), and
     read again; `nbytes` of the files, `cached` of their squares."""
@@ -55,8 +55,8 @@ def measure_images(job: ImagesJob) -> Rates:
         found = _load(Path(name))
         first, again = _read(found), _read(found)
         return Rates(
-            len(found.test_images), job.count / written, job.count / first, job.count / again, nbytes,
-            int(np.prod(found.test_images.shape)),
+            count=len(found.test_images), written=job.count / written, first=job.count / first, again=job.count / again,
+            nbytes=nbytes, cached=int(np.prod(found.test_images.shape)),
         )
 
 

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks import full_size_problem as problem
 from benchmarks.measure import Memory
 from fusionbench_lite import registry
-from fusionbench_lite.adaptation.engine.fit import Settings, fit
+from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 from fusionbench_lite.adaptation.engine.placement import placing
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure
 from fusionbench_lite.evaluation.evaluator import Evaluator
@@ -45,7 +45,7 @@ _MMAP_THRESHOLD = -3
 """glibc's M_MMAP_THRESHOLD."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A method on the first `tasks` tasks: `steps` timed steps of `batch_size` images a task, at most `chunk` at once with
     constants at `place`, and an evaluation of `images` images, `eval_batch` at once."""
@@ -72,7 +72,7 @@ class Job:
         return (self.tasks - 1) * pool + max(pool, self.images)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
     """`steps` and `reading`: seconds of every timed step and of having its images at hand; `images` of all tasks in one.
 
@@ -127,7 +127,7 @@ def _run(job: Job) -> Figures:
     with timed(device) as known:
         feed.look_ahead()
     phases.end("known")
-    settings = Settings(accelerator=device.type, precision=PRECISIONS[job.precision])
+    settings = FitSettings(accelerator=device.type, precision=PRECISIONS[job.precision])
     fit(procedure, feed.batches_of, WARM_UP + job.steps, settings, [watch])
     phases.end("step")
     procedure.refresh(WARM_UP + job.steps)
@@ -136,8 +136,8 @@ def _run(job: Job) -> Figures:
         _evaluate(procedure, feed, evaluator)
     phases.end("evaluate")
     return Figures(
-        tuple(watch.seconds[WARM_UP:]), tuple(feed.seconds[WARM_UP : len(watch.seconds)]), feed.images, setup[0],
-        known[0] if feed.known else 0.0, evaluation[0], phases.held, phases.peaks,
+        steps=tuple(watch.seconds[WARM_UP:]), reading=tuple(feed.seconds[WARM_UP : len(watch.seconds)]), images=feed.images,
+        setup=setup[0], known=known[0] if feed.known else 0.0, evaluation=evaluation[0], held=phases.held, peaks=phases.peaks,
     )
 
 
@@ -145,8 +145,8 @@ def evaluator_of(job: Job, tasks: tuple[str, ...], images: int) -> Evaluator:
     """Return the evaluation of so many images of every one of the tasks, `eval_batch` at once."""
     size, device = problem.SIZES[job.model], torch.device(job.device)
     return Evaluator(
-        problem.data(tasks, problem.pixels(size), images), problem.heads(size, tasks, device), device, job.eval_batch,
-        clip.normalise, job.precision == "bf16",
+        data=problem.data(tasks, problem.pixels(size), images), heads=problem.heads(size, tasks, device), device=device,
+        batch_size=job.eval_batch, prepare=clip.normalise, bf16=job.precision == "bf16",
     )
 
 
@@ -194,11 +194,11 @@ class Feed:
 
             def compute(rows: NDArray[np.int64], task: str = task) -> Tensor | None:
                 with torch.no_grad():
-                    return self.procedure.known(task, self._inputs(rows))
+                    return self.procedure.precomputed(task, self._inputs(rows))
 
             if compute(np.arange(1)) is None:
                 return
-            parts = [part for part in self.evaluator.batches.run(compute, count) if part is not None]
+            parts = [part for part in self.evaluator.passes.run(compute, count) if part is not None]
             self.known[task] = torch.cat(parts)
 
     def _inputs(self, rows: NDArray[np.int64]) -> Tensor:

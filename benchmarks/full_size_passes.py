@@ -16,7 +16,7 @@ REPEATS = 5
 """Passes of the encoder alone that are timed."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
     """Evaluation with the pretrained weights, `size` images at once: images per second from bytes in memory to predictions,
     and of the encoder alone on inputs that are there; peak bytes beyond the weights."""
@@ -56,7 +56,8 @@ def _passes(job: Job, model: torch.nn.Module, tasks: tuple[str, ...], memory: Me
     evaluator = evaluator_of(job, tasks, count)
     with timed(device) as whole:
         evaluator.evaluate(model)
-    assert evaluator.batches.size is not None
+    assert evaluator.passes.size is not None
     return Pass(
-        job.precision, evaluator.batches.size, count / whole[0], repeats * job.eval_batch / alone[0], memory.peak() - held
+        precision=job.precision, size=evaluator.passes.size, evaluated=count / whole[0],
+        encoded=repeats * job.eval_batch / alone[0], peak=memory.peak() - held,
     )

@@ -21,10 +21,10 @@ from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.resources import of_size
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import Layout
 from fusionbench_lite.weights.placed import PlacedWeights
+from fusionbench_lite.weights.specs import TensorSpec
 
-TINY = clip.Size(64, 32, 64, 2, 2, 64, 64, 2, 2)
+TINY = clip.ClipSize(image=64, patch=32, width=64, layers=2, heads=2, output=64, text_width=64, text_layers=2, text_heads=2)
 SIZES = {**clip.SIZES, "tiny": TINY}
 """The published sizes, and one for trying out the program and for what any measurement imports first."""
 
@@ -74,9 +74,9 @@ class Drawn(Mapping[str, Tensor]):
         start = zlib.crc32(f"{who}/{name}".encode()) % _SPARE
         return self.noise[start : start + int(np.prod(shape))].view(shape)
 
-    def layout(self, name: str) -> Layout:
+    def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype."""
-        return Layout(self.shapes[name], self.noise.dtype)
+        return TensorSpec(self.shapes[name], self.noise.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -100,7 +100,7 @@ def experts(shapes: Mapping[str, tuple[int, ...]], drawn: Tensor, tasks: tuple[s
     return Experts(placed(None), {task: placed(task) for task in tasks})
 
 
-def model(size: clip.Size, layout: str, pretrained: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+def model(size: clip.ClipSize, layout: str, pretrained: Mapping[str, Tensor], device: torch.device) -> nn.Module:
     """Return the frozen encoder with these weights, built where it stays."""
     with device:
         built = clip.build(size, layout)
@@ -110,7 +110,7 @@ def model(size: clip.Size, layout: str, pretrained: Mapping[str, Tensor], device
     return built.requires_grad_(False).eval()
 
 
-def heads(size: clip.Size, tasks: tuple[str, ...], device: torch.device) -> dict[str, ZeroShotHead]:
+def heads(size: clip.ClipSize, tasks: tuple[str, ...], device: torch.device) -> dict[str, ZeroShotHead]:
     """Return a head of every task with its number of classes."""
     rows = dict(zip(tasks, classes(len(tasks)), strict=True))
     return {task: ZeroShotHead(torch.randn(count, size.output), 100.0).to(device) for task, count in rows.items()}
@@ -137,7 +137,7 @@ class Images:
         return chosen
 
 
-def pixels(size: clip.Size) -> NDArray[np.uint8]:
+def pixels(size: clip.ClipSize) -> NDArray[np.uint8]:
     """Return the images that are drawn."""
     return np.random.default_rng(_SEED).integers(0, 256, (DRAWN, size.image, size.image, 3), np.uint8)
 
@@ -147,8 +147,8 @@ def data(tasks: tuple[str, ...], drawn: NDArray[np.uint8], count: int) -> dict[s
     labels = np.zeros(count, np.int64)
     return {
         task: TaskData(
-            task, tuple(map(str, range(number))), drawn[:0], labels[:0],
-            Images(drawn, count, task), labels,  # type: ignore[arg-type]
+            name=task, classes=tuple(map(str, range(number))), train_images=drawn[:0], train_labels=labels[:0],
+            test_images=Images(drawn, count, task), test_labels=labels,  # type: ignore[arg-type]
         )
         for task, number in zip(tasks, classes(len(tasks)), strict=True)
     }

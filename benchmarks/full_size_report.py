@@ -164,7 +164,7 @@ def plans(methods: Sequence[str], host: int, batch: int, precision: str) -> str:
         own = encoder(model, "packed")
         rows = [
             (method, *_row(Inputs(
-                own, method, tasks, batch_size=batch, precision=precision, classes=classes(tasks), threads=1,
+                encoder=own, method=method, tasks=tasks, batch_size=batch, precision=precision, classes=classes(tasks), threads=1
             ), host)) for method in methods
         ]  # fmt: skip
         head = ("method", "TFLOP a step", *(f"{size} GB" for size in GPUS))

@@ -18,7 +18,7 @@ MOST_ROUNDS = 200
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """What a process measures: `variant` is plain, engine or autograd; it repeats for about `seconds`.
 
@@ -36,7 +36,7 @@ class Job:
     chunk: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
     """Seconds of the steps and of the plain steps in between; `held` bytes before, `peak` bytes beyond during steps.
 
@@ -72,7 +72,7 @@ def measure(job: Job) -> Timing:
         others.append(timed(other, device, clock))
         problem.model.zero_grad(set_to_none=True)
         steps.append(timed(step, device, clock))
-    return Timing(tuple(steps), tuple(others), held, peak - held, loss)
+    return Timing(steps=tuple(steps), plain=tuple(others), held=held, peak=peak - held, loss=loss)
 
 
 def timed(step: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:

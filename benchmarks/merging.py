@@ -31,7 +31,7 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> command.Outcom
     for number, index in enumerate(chosen, 1):
         case = CASES[index]
         say(f"{number}/{len(chosen) + streamed} {case.method}, {case.part}")
-        job = MergingJob(index, VIT_B32, given.threads, given.seconds, given.clock)
+        job = MergingJob(case=index, size=VIT_B32, threads=given.threads, seconds=given.seconds, clock=given.clock)
         results[index] = command.isolated(measure_merging, job)
     files = None
     if streamed:

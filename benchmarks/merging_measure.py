@@ -19,7 +19,7 @@ MOST_ROUNDS = 20
 STEPS = 400
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MergingJob:
     """What a process measures: the case with this number, on experts of this size, for about `seconds`."""
 
@@ -30,7 +30,7 @@ class MergingJob:
     clock: str = "wall"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """`times` of every version by round, in turn; `peaks` in bytes beyond the inputs and the output.
 
@@ -66,7 +66,8 @@ def measure_merging(job: MergingJob) -> Measured:
     times = {name: tuple(run.times) for name, run in runs.items()}
     peaks = {name: max(run.peak - (output if name in ("fast", "reference") else 0), 0) for name, run in runs.items()}
     measured = Measured(
-        times, peaks, _bytes(base) + sum(map(_bytes, experts.values())), output, largest_error(fast, straight, base)
+        times=times, peaks=peaks, inputs=_bytes(base) + sum(map(_bytes, experts.values())), output=output,
+        error=largest_error(fast, straight, base),
     )
     if case.check:
         names = [name for name in base if name.endswith(case.check)]

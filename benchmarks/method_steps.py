@@ -46,7 +46,7 @@ EXPLANATION = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A method, one of its stages, and where and how long it is measured."""
 
@@ -99,7 +99,10 @@ def plan(given: argparse.Namespace) -> list[Job]:
         methods = [registry.get(given.method, learning=True).id]
     models = list(SIZES) if given.model == "all" else [given.model]
     return [
-        Job(model, id, stage, step, given.device, given.threads, given.seconds / 2, given.clock)
+        Job(
+            model=model, method=id, stage=stage, step=step, device=given.device, threads=given.threads, seconds=given.seconds / 2,
+            clock=given.clock,
+        )
         for model in models
         for id in methods
         if model == "vit_mini" or id not in DECOMPOSED
@@ -153,7 +156,7 @@ def prepare(
 
     def batch() -> Batch:
         with torch.no_grad():
-            known = {task: procedure.known(task, tensor) for task, tensor in inputs.items()}
+            known = {task: procedure.precomputed(task, tensor) for task, tensor in inputs.items()}
         labels = torch.zeros(size.images, dtype=torch.long, device=device) if procedure.reads_labels else None
         return {task: Examples(tensor, known[task], labels) for task, tensor in inputs.items()}
 

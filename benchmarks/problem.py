@@ -27,7 +27,7 @@ NORM = 0.02
 """Root mean square of the entries of a task vector."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
     """Architecture numbers of a vision transformer and `images` per task and step."""
 
@@ -43,7 +43,7 @@ class Size:
 
 def _size(of: clip_sizes.Size, images: int) -> Size:
     """Return the size of one of the package's models, for so many images per task and step."""
-    return Size(of.image, of.patch, of.width, of.layers, of.heads, of.output, images)
+    return Size(image=of.image, patch=of.patch, width=of.width, layers=of.layers, heads=of.heads, output=of.output, images=images)
 
 
 SIZES = {"vit_mini": _size(clip_sizes.MINI, images=16), "vit_b32": _size(clip_sizes.SIZES["vit_b32"], images=2)}
@@ -70,7 +70,7 @@ METHODS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Svd:
     """u [T, r, m] and v [T, r, n] as rows, s [T, r], how many components start `active`, and Δ [T, m, n] if known."""
 
@@ -81,7 +81,7 @@ class Svd:
     deltas: Tensor | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
     """Everything that one adaptation step reads: each tensor is either in `vectors` (Δ [T, *shape]) or in `factors`."""
 
@@ -108,7 +108,7 @@ def build(size: Size, method: Method, device: torch.device, *, dense: bool = Tru
     tasks = [f"task {number}" for number in range(size.tasks)]
     shape = (size.images, 3, size.image, size.image)
     return Problem(
-        method, model, pretrained, vectors, factors,
+        method=method, model=model, pretrained=pretrained, vectors=vectors, factors=factors,
         heads={task: head(torch.randn(CLASSES, size.output, device=device)) for task in tasks},
         batch={task: torch.randn(shape, device=device) for task in tasks},
     )
@@ -133,11 +133,9 @@ def _svd(like: Tensor, tasks: int, index: int, method: Method, dense: bool) -> S
     rank = len(values)
     shifts = [(17 * index + 5 * task, 29 * index + 11 * task) for task in range(tasks)]
     return Svd(
-        _stack([functools.partial(left.roll, rows, 1) for rows, _ in shifts]),
-        values.repeat(tasks, 1),
-        _stack([functools.partial(right.roll, columns, 1) for _, columns in shifts]),
-        int(method.active * rank + 1e-9),
-        _stack([functools.partial(delta.roll, shift, (0, 1)) for shift in shifts]) if dense and method.exact else None,
+        left=_stack([functools.partial(left.roll, rows, 1) for rows, _ in shifts]), values=values.repeat(tasks, 1),
+        right=_stack([functools.partial(right.roll, columns, 1) for _, columns in shifts]), active=int(method.active * rank + 1e-9),
+        deltas=_stack([functools.partial(delta.roll, shift, (0, 1)) for shift in shifts]) if dense and method.exact else None,
     )
 
 

@@ -35,7 +35,7 @@ class StreamingJob:
     clock: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Streamed:
     """Peak resident memory of the process in bytes, interpreter and libraries included; `resident` of it before the merge.
 
@@ -91,7 +91,10 @@ def measure_streaming(job: StreamingJob) -> Streamed:
     reading.append(_read(files, job.clock))
     shutil.rmtree(out)
     size = sum(file.stat().st_size for file in files)
-    return Streamed(peak, resident, wall, cpu, cpu if job.clock == "cpu" else wall, tuple(reading), size)
+    return Streamed(
+        peak=peak, resident=resident, seconds=wall, cpu=cpu, on_clock=cpu if job.clock == "cpu" else wall, reading=tuple(reading),
+        inputs=size,
+    )
 
 
 def _read(files: list[Path], clock: str) -> float:

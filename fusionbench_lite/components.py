@@ -57,7 +57,7 @@ def _main(plan: Plan, options: Options) -> int:
 def _run(plan: Plan, options: Options) -> list[Path]:
     from fusionbench_lite.adaptation.streams import Stream
     from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.evaluation.components import changes, matrices, start_of
+    from fusionbench_lite.evaluation.component_changes import changes, matrices, start_of
     from fusionbench_lite.running import loading
     from fusionbench_lite.tables import component_pictures
     from fusionbench_lite.weights.experts import Experts
@@ -66,7 +66,9 @@ def _run(plan: Plan, options: Options) -> list[Path]:
     with Progress() as progress:
         suite = loading.load(plan, progress)
         for task in suite.tasks:
-            chosen = Stream("epoch", suite.size(task, "test"), options.examples, 1, plan.seed, task).indices(0)
+            chosen = Stream(
+                kind="epoch", size=suite.size(task, "test"), batch_size=options.examples, batches=1, seed=plan.seed, task=task
+            ).indices(0)
             batches[task] = suite.inputs(task, "test", chosen), suite.labels(task, "test", chosen).long()
         experts = Experts(suite.pretrained, suite.experts)
         start = start_of(plan.method, experts, plan.values)

@@ -64,15 +64,15 @@ def parse(arguments: list[str]) -> Options:
     """Return the options of a command line. Raises InputError."""
     settings: dict[str, str] = {}
     files = []
-    known = {"model": MODELS, "layout": LAYOUTS}
+    choices = {"model": MODELS, "layout": LAYOUTS}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or not (key in known or key.isidentifier()):
+        if not equals or not (key in choices or key.isidentifier()):
             files.append(argument)
-        elif key not in known:
-            raise InputError(f"unknown key {key!r}: {did_you_mean(key, known)}")
-        elif value not in known[key]:
-            raise InputError(f"unknown {key} {value!r}: {did_you_mean(value, known[key])}")
+        elif key not in choices:
+            raise InputError(f"unknown key {key!r}: {did_you_mean(key, choices)}")
+        elif value not in choices[key]:
+            raise InputError(f"unknown {key} {value!r}: {did_you_mean(value, choices[key])}")
         else:
             settings[key] = value
     if len(files) != 2:

@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(plan: Plan, options: Options) -> int:
-    found = examine(plan)
-    sys.stdout.write(as_json(found) if options.format == "json" else as_text(found))
-    return 1 if found.by_hand else 0
+    findings = examine(plan)
+    sys.stdout.write(as_json(findings) if options.format == "json" else as_text(findings))
+    return 1 if findings.by_hand else 0
 
 
 def examine(plan: Plan) -> Findings:
@@ -78,7 +78,9 @@ def examine(plan: Plan) -> Findings:
         items = [item if item.made else dataclasses.replace(item, downloadable=False) for item in items]
         if any(not item.present and not item.made for item in items):
             hints.insert(0, OFFLINE)
-    return Findings(title, machine, items, _estimate(plan, device), list(needs.caveats), hints)
+    return Findings(
+        title=title, machine=machine, items=items, estimate=_estimate(plan, device), caveats=list(needs.caveats), hints=hints
+    )
 
 
 def _machine(device: torch.device, cache: Path) -> dict[str, str]:
@@ -99,10 +101,10 @@ def _machine(device: torch.device, cache: Path) -> dict[str, str]:
 
 def _existing(key: str, folder: Path) -> Path:
     """Return the folder, or the nearest one above it that is there. Raises InputError where a file is in its place."""
-    found = nearest_existing(folder)
-    if not found.is_dir():
-        raise InputError(f"{key}={folder.absolute()}: {found} is no folder: choose another")
-    return found
+    parent = nearest_existing(folder)
+    if not parent.is_dir():
+        raise InputError(f"{key}={folder.absolute()}: {parent} is no folder: choose another")
+    return parent
 
 
 def _hub() -> str:
@@ -129,10 +131,10 @@ def _estimate(plan: Plan, device: torch.device) -> list[str]:
     from fusionbench_lite.resources import planned
 
     try:
-        found = planned.fitted(plan, device)
+        suggestion = planned.fitted(plan, device)
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
-    return resources.lines(found.estimate) if found is not None else []
+    return resources.lines(suggestion.estimate) if suggestion is not None else []
 
 
 if __name__ == "__main__":

@@ -113,9 +113,9 @@ def device(default: str) -> Any:
     def check(value: Any) -> str:
         if isinstance(value, str) and re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", value):
             return value
-        known = ("auto", "cpu", "cuda")
+        devices = ("auto", "cpu", "cuda")
         stem = str(value).partition(":")[0]
-        raise ValueError(did_you_mean(stem, known) if stem not in known and nearest(stem, known) else "")
+        raise ValueError(did_you_mean(stem, devices) if stem not in devices and nearest(stem, devices) else "")
 
     return kind(default, check, "auto, cpu, cuda or a numbered one, as cuda:1", is_text=True)
 
@@ -205,12 +205,12 @@ def checked(declared: type, values: Mapping[str, Any], where: str = "", error: t
     `where` stands before the names of keys, as "method.adaptation." or "recipe 'ta': ". Raises `error` for an unknown name and
     for a value that a field does not accept.
     """
-    known = kinds(declared)
+    declared_kinds = kinds(declared)
     for name in values:
-        if name not in known:
+        if name not in declared_kinds:
             said = f"{where}unknown key {name!r}" if where.endswith(" ") else f"unknown key {where + name!r}"
-            raise error(f"{said}: {did_you_mean(name, known)}")
-    return {name: one(where + name, value, known[name], error) for name, value in values.items()}
+            raise error(f"{said}: {did_you_mean(name, declared_kinds)}")
+    return {name: one(where + name, value, declared_kinds[name], error) for name, value in values.items()}
 
 
 def verify(declared: Any, values: Any = None, where: str = "") -> None:

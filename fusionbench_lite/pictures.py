@@ -65,23 +65,23 @@ def draw_record(record: Record, folder: Path) -> list[Path]:
     """Draw the pictures of one adaptive run into a folder; says on stderr what the record does not hold."""
     from fusionbench_lite.tables import coefficient_pictures, course_pictures, learned, mask_pictures
 
-    found, history, trajectory = learned.read_learned(record), learned.read_history(record), learned.read_trajectory(record)
+    parameters, history, trajectory = learned.read_learned(record), learned.read_history(record), learned.read_trajectory(record)
     written: list[Path] = []
-    if found is not None and found.coefficients:
+    if parameters is not None and parameters.coefficients:
         order = trajectory.names if trajectory is not None else ()
-        written += coefficient_pictures.draw_map(record, found, folder / "coefficients.png", order)
+        written += coefficient_pictures.draw_map(record, parameters, folder / "coefficients.png", order)
     else:
         _absent(record, "no coefficients", "coefficients.png")
     if trajectory is not None:
-        tasks = found.tasks if found is not None else record.tasks
+        tasks = parameters.tasks if parameters is not None else record.tasks
         written += coefficient_pictures.draw_trajectory(record, trajectory, tasks, folder / "trajectory.png")
     else:
         _absent(record, f"no {learned.TRAJECTORY} (runs before it was kept, methods without coefficients)", "trajectory.png")
-    if found is not None and found.masks:
-        written += mask_pictures.draw_masks(record, found, folder / "masks.png")
-        if not found.spectrum:
+    if parameters is not None and parameters.masks:
+        written += mask_pictures.draw_masks(record, parameters, folder / "masks.png")
+        if not parameters.spectrum:
             _absent(record, "no spectra of the task vectors", "the intrinsic rank in ranks.png")
-        written += mask_pictures.draw_ranks(record, found, folder / "ranks.png")
+        written += mask_pictures.draw_ranks(record, parameters, folder / "ranks.png")
     if history is not None:
         written += course_pictures.draw_course(record, history, folder / "losses.png")
     else:
@@ -116,10 +116,10 @@ def _record(what: str, results_dir: str | Path) -> Record | None:
     if (path / records.RESULT).is_file():
         return records.read(path.absolute())
     if re.fullmatch(r"[0-9a-f]{16}", what):
-        found = records.find(results_dir, what)
-        if found is None:
+        record = records.find(results_dir, what)
+        if record is None:
             raise InputError(f"no complete record with key {what} in {Path(results_dir)}: give --results-dir")
-        return found
+        return record
     return None
 
 

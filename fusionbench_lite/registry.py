@@ -41,7 +41,7 @@ class NoHyperparameters:
     """The hyperparameters of a method that has none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """A method as the registry knows it.
 
@@ -91,8 +91,8 @@ class Method:
         known_names = kinds(self.hyperparameters)
         for name in given:
             if name not in known_names:
-                known = did_you_mean(name, known_names) if known_names else "it has none"
-                raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {known}")
+                hint = did_you_mean(name, known_names) if known_names else "it has none"
+                raise MergeError(f"method {self.id!r} has no hyperparameter {name!r}: {hint}")
         return self.hyperparameters(**checked(self.hyperparameters, given, f"method {self.id!r}: ", MergeError))
 
 
@@ -110,8 +110,9 @@ def method(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Method(
-            id, function, hyperparameters, per_task=per_task, adaptive=adaptive, inputs=inputs, routed=routed, training=training,
-            label=label or id, family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
+            id=id, function=function, hyperparameters=hyperparameters, per_task=per_task, adaptive=adaptive, inputs=inputs,
+            routed=routed, training=training, label=label or id, family=family or _family(per_task, adaptive, inputs, routed),
+            learned=learned, cost=cost,
         )
         other = _REGISTERED.get(id)
         if other is not None and adaptive != other.adaptive:  # two forms, whichever is read first
@@ -136,12 +137,12 @@ def _family(per_task: bool, adaptive: bool, inputs: tuple[str, ...], routed: boo
 @functools.cache
 def _files() -> dict[str, Path]:
     """Return the files that may hold methods, by the name of their module."""
-    found = {}
+    paths = {}
     for name in _PACKAGES:
         for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
             if not module.ispkg:
-                found[f"{name}.{module.name}"] = Path(getattr(module.module_finder, "path", "")) / f"{module.name}.py"
-    return found
+                paths[f"{name}.{module.name}"] = Path(getattr(module.module_finder, "path", "")) / f"{module.name}.py"
+    return paths
 
 
 @functools.cache

@@ -60,10 +60,10 @@ def _architecture(model: str) -> Architecture:
     if model in MODELS or model not in suites.model_names():
         return architecture(model)
     plan = plan_of([f"model={model}"])
-    found = plan.kind.architecture(plan.wanted)
-    if found is None:
+    encoder = plan.kind.architecture(plan.wanted)
+    if encoder is None:
         raise InputError(f"nothing says which tensors model {model!r} has: choose one of {', '.join(MODELS)}")
-    return found
+    return encoder
 
 
 def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -80,8 +80,8 @@ def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, _, name = key.partition(".")
         if not equals:
             raise InputError(f"{argument!r} sets nothing: give a value, as in surgery.rank=32")
-        if method not in (known := methods()):
-            raise InputError(f"{argument!r}: {method!r} is no method with a size: {did_you_mean(method, known)}")
+        if method not in (sized := methods()):
+            raise InputError(f"{argument!r}: {method!r} is no method with a size: {did_you_mean(method, sized)}")
         values.setdefault(method, {})[name] = yaml.safe_load(value)
     return values
 

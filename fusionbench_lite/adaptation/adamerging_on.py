@@ -65,7 +65,7 @@ def _low_rank(s: costs.Setting, ratio: float | None, *, common: int = 0) -> Iter
     """Constant dense updates, of which factorised matrices have `common` more than there are tasks."""
     chosen = s.architecture.matrices(s.h.matrices)
     for name, shape in s.architecture.tensors.items():
-        own = costs.task_vectors(s, shape, s.tasks + (common if name in chosen else 0))
+        tensors = costs.task_vectors(s, shape, s.tasks + (common if name in chosen else 0))
         if name in chosen:
             size, rank = math.prod(shape), max(1, int((1 / s.tasks if ratio is None else ratio) * min(shape)))
             # Whitened or shared directions: all tasks' factors side by side in float64, and their Gram matrices.
@@ -73,8 +73,8 @@ def _low_rank(s: costs.Setting, ratio: float | None, *, common: int = 0) -> Iter
             room = max(costs.decomposition_room(shape, s.at_once), factors)
             setup = s.tasks * (costs.decomposition_flops(shape) + 2 * rank * size)
             # With all components of every task nothing is decomposed, but where directions are shared.
-            own = dataclasses.replace(own, room=room if ratio != 1 or common else own.room, setup=setup)
-        yield own
+            tensors = dataclasses.replace(tensors, room=room if ratio != 1 or common else tensors.room, setup=setup)
+        yield tensors
 
 
 def _cost(s: costs.Setting) -> costs.Cost:
@@ -195,8 +195,8 @@ def _whitened(experts: Experts, name: str, wanted: int, ranks: Ranks) -> Tensor:
 def _products(left: Tensor, right: Tensor, sizes: list[int], dtype: torch.dtype) -> Tensor:
     """Return L_i R_i [blocks, m, n] for blocks of these sizes of the columns of L [m, K] and the rows of R [K, n]."""
     result = torch.empty((len(sizes), len(left), right.shape[1]), dtype=dtype, device=left.device)
-    for target, own, other in zip(result, torch.split(left, sizes, 1), torch.split(right, sizes), strict=True):
-        target.copy_(product(own, other, dtype))
+    for target, mine, other in zip(result, torch.split(left, sizes, 1), torch.split(right, sizes), strict=True):
+        target.copy_(product(mine, other, dtype))
     return result
 
 

@@ -35,7 +35,7 @@ class AdaMergingPlusPlus(AdaMerging):
 
 def _cost(s: costs.Setting) -> costs.Cost:
     """Three passes before; counters of 65,536 bins and keys of a block are small beside a tensor."""
-    return costs.Cost(tuple(dataclasses.replace(own, setup=10 * own.setup) for own in costs.vectors(s)))
+    return costs.Cost(tuple(dataclasses.replace(tensors, setup=10 * tensors.setup) for tensors in costs.vectors(s)))
 
 
 @method(

@@ -164,7 +164,7 @@ def _learner(
     experts: Experts, h: AdaRankTa, origin: Callable[[str], Tensor], ranks: Ranks, *, whiten: bool = False, extra: str = "raw"
 ) -> Learner:
     from fusionbench_lite.adaptation.engine.parts import Part, Vectors
-    from fusionbench_lite.adaptation.learners.components import Masks, decomposed, whiten_leading
+    from fusionbench_lite.adaptation.learners.component_masks import Masks, decomposed, whiten_leading
 
     ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
     masks = Masks(experts, h.learn, h.temperature)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fusionbench_lite.adaptation.engine.descent import Learner
     from fusionbench_lite.adaptation.engine.parts import Part
-    from fusionbench_lite.adaptation.learners.components import Components, Masks
+    from fusionbench_lite.adaptation.learners.component_masks import Components, Masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ def _learned(of: Architecture, tasks: int, h: AdaRankIsoCts) -> costs.Learned:
     matrices, logits = of.matrices(h.matrices).values(), 0
     for shape in matrices:
         blocks = shares(min(shape), tasks, h.common_fraction)
-        common, own = (rank_of(h.rank_ratio or 1.0, block) for block in blocks) if h.top_only else blocks
-        logits += common + tasks * own
+        common, per_task = (rank_of(h.rank_ratio or 1.0, block) for block in blocks) if h.top_only else blocks
+        logits += common + tasks * per_task
     coefficients = {"coefficients": tasks * of.count, "coefficients of common blocks": len(matrices)}
     return costs.Learned(chosen(h, coefficients, logits))
 
@@ -76,7 +76,7 @@ def adarank_iso_cts(experts: Experts, h: AdaRankIsoCts) -> Learner:
     AdaMerging and O(pmn) per matrix, p the directions of all blocks together; one task vector more in memory.
     """
     from fusionbench_lite.adaptation.engine.parts import TasksAlone, Vectors
-    from fusionbench_lite.adaptation.learners.components import Masks
+    from fusionbench_lite.adaptation.learners.component_masks import Masks
 
     masks, ranks = Masks(experts, h.learn, h.temperature), Ranks("adarank_iso_cts", STABLE)
     factorised = [name for name in experts.names if is_factorised(name, experts.shape(name), h.matrices)]
@@ -110,7 +110,7 @@ def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, ranks: Ra
 
 def _components(left: Tensor, right: Tensor, value: float, count: int, dtype: torch.dtype) -> Components:
     """Return directions [m, count·r] and [count·r, n] as the components of `count` blocks, all of one singular value."""
-    from fusionbench_lite.adaptation.learners.components import Components
+    from fusionbench_lite.adaptation.learners.component_masks import Components
 
     shape = count, len(right) // count
     return Components(

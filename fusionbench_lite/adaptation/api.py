@@ -13,8 +13,8 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import StateDict
 from fusionbench_lite.weights.readers import open_experts
+from fusionbench_lite.weights.specs import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fusionbench_lite.models.inputs import Inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapted:
     """An adapted model and what was learned.
 
@@ -60,7 +60,7 @@ class Adapted:
         self._check(task)
         with torch.no_grad():
             self._procedure.refresh(self._steps)
-            return self._procedure.encode(task, Examples(inputs, self._procedure.known(task, inputs)))
+            return self._procedure.encode(task, Examples(inputs, self._procedure.precomputed(task, inputs)))
 
     def _check(self, task: str) -> None:
         if task not in self.tasks:
@@ -103,8 +103,8 @@ def adapt(
         procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
     losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
     return Adapted(
-        method, describe(configured), tuple(view.tasks), procedure.coefficients(), procedure.masks(),
-        procedure.learned(), losses, procedure, steps,
+        method=method, hyperparameters=describe(configured), tasks=tuple(view.tasks), coefficients=procedure.coefficients(),
+        masks=procedure.masks(), learned=procedure.learned(), losses=losses, _procedure=procedure, _steps=steps,
     )
 
 
@@ -113,9 +113,9 @@ def _fit(
 ) -> Tensor:
     if steps == 0:
         return torch.zeros(0, dtype=torch.float64)
-    from fusionbench_lite.adaptation.engine.fit import Settings, fit
+    from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 
-    module = fit(procedure, batches_of, steps, Settings(accelerator=device.type))
+    module = fit(procedure, batches_of, steps, FitSettings(accelerator=device.type))
     return torch.tensor(module.history.losses, dtype=torch.float64)
 
 
@@ -151,16 +151,16 @@ def _check_tasks(tasks: list[str], **given: Any) -> None:
 
 def check_model(model: nn.Module, pretrained: StateDict) -> None:
     """Raise MergeError where the model cannot run with these weights: no key in common, or a shape that differs."""
-    known = model.state_dict()
-    if not any(name in known for name in pretrained):
+    tensors = model.state_dict()
+    if not any(name in tensors for name in pretrained):
         raise MergeError(
-            f"the model has no tensor of the pretrained weights: it has {next(iter(known), 'none')!r}, "
+            f"the model has no tensor of the pretrained weights: it has {next(iter(tensors), 'none')!r}, "
             f"they have {next(iter(pretrained), 'none')!r}; build the encoder that the weights belong to"
         )
     for name, tensor in pretrained.items():
-        if name in known and known[name].shape != tensor.shape:
+        if name in tensors and tensors[name].shape != tensor.shape:
             raise MergeError(
-                f"the model's {name!r} has shape {tuple(known[name].shape)}, the weights {tuple(tensor.shape)}; "
+                f"the model's {name!r} has shape {tuple(tensors[name].shape)}, the weights {tuple(tensor.shape)}; "
                 "build the encoder that the weights belong to"
             )
 
@@ -209,7 +209,7 @@ class _Queue:
         examples = Examples(inputs, None, labels).to(self.device)
         assert examples.inputs is not None
         with torch.no_grad():
-            return dataclasses.replace(examples, known=self.procedure.known(task, examples.inputs))
+            return dataclasses.replace(examples, precomputed=self.procedure.precomputed(task, examples.inputs))
 
 
 def _check_labels(task: str, step: int, labels: Any, size: int) -> None:

@@ -49,9 +49,9 @@ def _cost(s: costs.Setting) -> costs.Cost:
     adam, steps = s.h.optimizer == "adam", s.h.awd_steps if s.h.optimizer == "adam" else 1
     tensors = []
     for shape in s.architecture.tensors.values():
-        own, size = costs.task_vectors(s, shape), math.prod(shape)
-        room = own.room + (8 * 4 * size if adam else 0) + size * costs.WORK
-        tensors.append(dataclasses.replace(own, room=room, setup=steps * 2 * s.tasks**2 * size))
+        held, size = costs.task_vectors(s, shape), math.prod(shape)
+        room = held.room + (8 * 4 * size if adam else 0) + size * costs.WORK
+        tensors.append(dataclasses.replace(held, room=room, setup=steps * 2 * s.tasks**2 * size))
     return costs.Cost(tuple(tensors))
 
 

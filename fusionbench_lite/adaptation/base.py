@@ -9,8 +9,8 @@ from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.api import merge
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import check_same, layouts
 from fusionbench_lite.weights.readers import open_weights
+from fusionbench_lite.weights.specs import check_same, specs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +42,9 @@ def base_weights(experts: Experts, base: str, merged: Any = None) -> dict[str, T
 
 def _checked(experts: Experts, merged: Any) -> dict[str, Tensor]:
     merged = open_weights(merged, experts.pretrained, "merged")
-    check_same(experts.layout, "merged", layouts(merged, "merged"))
+    check_same(experts.specs, "merged", specs_of(merged, "merged"))
     weights: dict[str, Tensor] = {}
-    for name in experts.layout:
+    for name in experts.specs:
         first = experts.tied.get(name)
         weights[name] = merged[name].detach().clone() if first is None else weights[first]
         if weights[name].is_floating_point() and not bool(torch.isfinite(weights[name]).all()):

@@ -57,22 +57,25 @@ class MetaMerging:
 def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
     count, side = {"blocks": (of.blocks, of.width), "final": (1, of.output), "none": (0, of.width)}[h.adapters]
     adapter = 2 * side * h.rank + h.rank + side
-    own = count * adapter
-    note = f"{own:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
-    counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * own}
-    return costs.Learned(counts, tasks * own, note, task_id=True, parts={"adapter": adapter, "per task": own})
+    per_task = count * adapter
+    note = f"{per_task:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
+    counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * per_task}
+    parts = {"adapter": adapter, "per task": per_task}
+    return costs.Learned(counts=counts, extra=tasks * per_task, note=note, task_id=True, parts=parts)
 
 
 def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:
     """Return the stages of a run of so many steps: on the coefficients, unless weights are given, then on the adapters."""
     if h.base:
-        return (costs.Stage(False, steps, h.adapter_batch_size),)
+        return (costs.Stage(merges=False, steps=steps, batch=h.adapter_batch_size),)
     last = adapter_steps(h, steps)
     first = costs.Stage(
-        True, steps - last, h.outer_batch_size, inner=h.inner_steps, second=h.order == "second", adapted=h.adapters != "none",
-        runs=h.adapter_steps is None or not 0 < steps <= h.adapter_steps,
+        merges=True, steps=steps - last, batch=h.outer_batch_size, inner=h.inner_steps, second=h.order == "second",
+        adapted=h.adapters != "none", runs=h.adapter_steps is None or not 0 < steps <= h.adapter_steps,
     )
-    return (first,) if h.adapters == "none" or h.adapter_steps == 0 else (first, costs.Stage(False, last, h.adapter_batch_size))
+    return (first,) if h.adapters == "none" or h.adapter_steps == 0 else (first, costs.Stage(
+        merges=False, steps=last, batch=h.adapter_batch_size
+    ))
 
 
 def adapter_steps(h: MetaMerging, steps: int) -> int:
@@ -101,9 +104,7 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
     from fusionbench_lite.adaptation.learners.adapter_training import Adapters, AdapterTraining
     from fusionbench_lite.adaptation.learners.meta import Meta, Softplus, Stage
 
-    adapters = Adapters(
-        place=h.adapters, rank=h.rank, loss=h.loss, seed=h.seed, lr=h.adapter_lr, batch_size=h.adapter_batch_size,
-    )
+    adapters = Adapters(place=h.adapters, rank=h.rank, loss=h.loss, seed=h.seed, lr=h.adapter_lr, batch_size=h.adapter_batch_size)
     if merged is not None or h.base is not None:
         if h.adapters == "none":
             raise MergeError("adapters='none' leaves nothing to learn on given weights: choose blocks or final")

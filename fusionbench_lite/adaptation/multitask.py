@@ -48,4 +48,4 @@ def traditional_mtl(experts: Experts, h: TraditionalMtl) -> Learner:
     """
     from fusionbench_lite.adaptation.learners.training import Course, Training
 
-    return functools.partial(Training, experts, Course(h.lr, h.weight_decay, h.warmup, h.clip))
+    return functools.partial(Training, experts, Course(lr=h.lr, weight_decay=h.weight_decay, warmup=h.warmup, clip=h.clip))

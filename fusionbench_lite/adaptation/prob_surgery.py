@@ -33,10 +33,10 @@ class ProbSurgery:
 
 def _learned(of: Architecture, tasks: int, h: ProbSurgery) -> costs.Learned:
     """Down projection, mean head and variance head, of which evaluation needs the first two."""
-    own, kept, count = 3 * of.output * h.hidden, 2 * of.output * h.hidden, 1 if h.shared else tasks
-    note = f"{own:,} {'for all tasks' if h.shared else 'per task'}, of which evaluation needs {kept:,}"
+    per_task, kept, count = 3 * of.output * h.hidden, 2 * of.output * h.hidden, 1 if h.shared else tasks
+    note = f"{per_task:,} {'for all tasks' if h.shared else 'per task'}, of which evaluation needs {kept:,}"
     note += ": down projection and mean head"
-    return costs.Learned({"adapters": count * own}, count * kept, note, task_id=True, parts={"per task": own})
+    return costs.Learned({"adapters": count * per_task}, count * kept, note, task_id=True, parts={"per task": per_task})
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

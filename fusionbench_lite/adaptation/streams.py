@@ -16,7 +16,7 @@ from fusionbench_lite.errors import InputError
 KINDS = ("redraw", "epoch", "cycle", "sequential")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
     """Batches of example indices of one task (docs/decisions.md, D2).
 

@@ -36,8 +36,8 @@ class Surgery:
 
 def _learned(of: Architecture, tasks: int, h: Surgery) -> costs.Learned:
     """Down and up projections of the final feature, without biases."""
-    own = 2 * h.rank * of.output
-    return costs.Learned({"adapters": tasks * own}, tasks * own, f"{own:,} per task", task_id=True, parts={"per task": own})
+    each = 2 * h.rank * of.output
+    return costs.Learned({"adapters": tasks * each}, tasks * each, f"{each:,} per task", task_id=True, parts={"per task": each})
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

@@ -29,8 +29,8 @@ class SurgeryV2:
 
 
 def _learned(of: Architecture, tasks: int, h: SurgeryV2) -> costs.Learned:
-    own = 2 * h.rank * (of.blocks * of.width + of.output)
-    return costs.Learned({"adapters": tasks * own}, tasks * own, f"{own:,} per task", task_id=True, parts={"per task": own})
+    each = 2 * h.rank * (of.blocks * of.width + of.output)
+    return costs.Learned({"adapters": tasks * each}, tasks * each, f"{each:,} per task", task_id=True, parts={"per task": each})
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

@@ -55,12 +55,12 @@ def _learned(of: Architecture, tasks: int, h: TwinMerging) -> costs.Learned:
 
 def _tensors(s: costs.Setting) -> Iterator[costs.Tensors]:
     for shape, count in _kept(s.architecture, s.h):
-        own, size = s.tasks * count * costs.WORK, math.prod(shape)
+        resident, size = s.tasks * count * costs.WORK, math.prod(shape)
         if len(shape) == 2:
             room = s.tasks * size * costs.WORK + costs.decomposition_room(shape, 1) + 8 * s.tasks * count
-            yield costs.Tensors(own=own, room=room, setup=s.tasks * costs.decomposition_flops(shape))
+            yield costs.Tensors(own=resident, room=room, setup=s.tasks * costs.decomposition_flops(shape))
         else:
-            yield costs.Tensors(own=own, room=size * s.architecture.itemsize)
+            yield costs.Tensors(own=resident, room=size * s.architecture.itemsize)
 
 
 def _cost(s: costs.Setting) -> costs.Cost:

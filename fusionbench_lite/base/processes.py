@@ -35,12 +35,12 @@ def own_tasks(tasks: Iterable[str]) -> list[str]:
     return tasks
 
 
-def gathered(own: dict[str, Any], portable: Callable[[Any], Any] = lambda result: result) -> dict[str, Any]:
+def gathered(results: dict[str, Any], portable: Callable[[Any], Any] = lambda result: result) -> dict[str, Any]:
     """Return the results of all processes' tasks; `portable` makes a result ready to be sent, where it is sent at all."""
     if not is_connected():
-        return own
+        return results
     parts: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, {task: portable(result) for task, result in own.items()})
+    torch.distributed.all_gather_object(parts, {task: portable(result) for task, result in results.items()})
     return {task: result for part in parts for task, result in part.items()}
 
 

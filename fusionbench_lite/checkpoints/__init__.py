@@ -23,9 +23,9 @@ def find(request: Request, report: Report | None = None) -> Found:
 
     def attempt() -> Found:
         finder = Finder(request, report)
-        found = own.found(finder) if request.family == "own" else finder.found()
+        weights = own.collected(finder) if request.family == "own" else finder.collected()
         finder.conversions.check()
-        return found
+        return weights
 
     return until_sound(attempt)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionbench_lite.models.clip import Size
+    from fusionbench_lite.models.clip import ClipSize
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done and how much of it is done of how much: bytes of a download, files of a conversion."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """The weights that a run needs.
 
@@ -25,7 +25,7 @@ class Request:
     """
 
     model: str
-    size: Size
+    size: ClipSize
     layout: str
     family: str
     tasks: tuple[str, ...]
@@ -34,7 +34,7 @@ class Request:
     manifest: Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
     """Checked safetensors files of a request.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Report, Request
-from fusionbench_lite.checkpoints.families import Known
-from fusionbench_lite.checkpoints.locating import Hub, Offer, Source
+from fusionbench_lite.checkpoints.families import Published
+from fusionbench_lite.checkpoints.locating import Hub, Offer, SourceFile
 from fusionbench_lite.checkpoints.store import Metadata
 from fusionbench_lite.errors import InputError, WriteError
 from fusionbench_lite.paths import locked
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Converted = tuple[Path, Metadata]
-Convert = Callable[[Source], tuple[dict[str, "Tensor"], dict[str, str]]]
+Convert = Callable[[SourceFile], tuple[dict[str, "Tensor"], dict[str, str]]]
 
 
 class Conversions:
@@ -69,22 +69,22 @@ class Conversions:
         def fits(metadata: Metadata) -> bool:
             return accept(metadata) and any(
                 metadata.get("origin", "").casefold().startswith(f"{offer.repo}:".casefold())
-                and metadata["sha256"].startswith(offer.known.sha256 or "") for offer in offers
+                and metadata["sha256"].startswith(offer.published.sha256 or "") for offer in offers
             )
 
         return self._used(self._lookup(group, name, fits))
 
     def converted(
-        self, group: str, name: str, path: Path, convert: Convert, known: Known | None = None,
+        self, group: str, name: str, path: Path, convert: Convert, published: Published | None = None,
         accept: Callable[[Metadata], bool] = lambda _: True,
     ) -> Converted:
         """Return the conversion of a local file; one that is as in an earlier run is not hashed again."""
-        source = locating.local(path, self.request.cache, known)
+        source = locating.local(path, self.request.cache, published)
         kept = self._used(self._lookup(group, name, lambda metadata: _is_made_of(source, metadata) and accept(metadata)))
         return kept or self._converted_source(group, name, source, convert, accept)
 
     def _converted_source(
-        self, group: str, name: str, source: Source, convert: Convert, accept: Callable[[Metadata], bool]
+        self, group: str, name: str, source: SourceFile, convert: Convert, accept: Callable[[Metadata], bool]
     ) -> Converted:
         folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)
         with locked(folder / f"{name}.lock"):
@@ -99,10 +99,10 @@ class Conversions:
                 }
                 path = store.write(folder, name, tensors, metadata)
                 kept = path, store.metadata_of(path) or metadata
-        found = self._used(kept)
-        if found is None:
+        converted = self._used(kept)
+        if converted is None:
             raise InputError(f"{folder} lost {name} while it was written: do not delete the cache during a run")
-        return found
+        return converted
 
     def _lookup(self, group: str, name: str, accept: Callable[[Metadata], bool]) -> Converted | None:
         folder = store.folder_of(self.request.cache, group, self.request.model, self.request.layout)
@@ -134,5 +134,5 @@ class Conversions:
             self.report(what, min(self.done, self.total), self.total)
 
 
-def _is_made_of(source: Source, metadata: Metadata) -> bool:
+def _is_made_of(source: SourceFile, metadata: Metadata) -> bool:
     return metadata["sha256"] == source.sha256 and metadata.get("origin") == source.origin

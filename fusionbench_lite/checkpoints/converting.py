@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.checkpoints import reading
 from fusionbench_lite.checkpoints.api import Request
 from fusionbench_lite.checkpoints.families import Family
-from fusionbench_lite.checkpoints.locating import Source
+from fusionbench_lite.checkpoints.locating import SourceFile
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip
-from fusionbench_lite.models.clip import Size
+from fusionbench_lite.models.clip import ClipSize
 from fusionbench_lite.weights import clip_keys
 from fusionbench_lite.weights.readers import SafetensorsWeights
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Converted = tuple[dict[str, "Tensor"], dict[str, str]]
 
 
-def virtual_zeros(size: Size) -> int:
+def virtual_zeros(size: ClipSize) -> int:
     """Return the number of text-side elements that an image encoder of the open_clip families carries along."""
     shapes = clip.text_shapes(size)
     total = 0
@@ -33,13 +33,13 @@ def virtual_zeros(size: Size) -> int:
     return total
 
 
-def base(source: Source, request: Request, family: Family, part: str) -> Converted:
+def base(source: SourceFile, request: Request, family: Family, part: str) -> Converted:
     """Return "pretrained", "text", "leftovers" or "constants" of the family's pretrained model."""
     who, size = f"the pretrained model {source.where}", request.size
     raw = reading.read(source.path)
     if part == "text":
-        own = clip_keys.text_to_open_clip if family.base == "transformers" else clip_keys.text_of_open_clip
-        text = reading.as_float32(own(raw.tensors, who), who)
+        renamed = clip_keys.text_to_open_clip if family.base == "transformers" else clip_keys.text_of_open_clip
+        text = reading.as_float32(renamed(raw.tensors, who), who)
         reading.check_shapes(text, clip.text_shapes(size), (), who)
         return text, {}
     layout = "separate" if family.base == "transformers" else "packed"
@@ -60,7 +60,7 @@ def base(source: Source, request: Request, family: Family, part: str) -> Convert
     return ordered(tower.visual, size, request.layout), {"stored": tower.stored}
 
 
-def expert(source: Source, request: Request, family: Family, task: str, reference: Path, base: str) -> Converted:
+def expert(source: SourceFile, request: Request, family: Family, task: str, reference: Path, base: str) -> Converted:
     """Return an expert's tower; what lies beside it must be that of the pretrained model, in the file `reference`.
 
     `base` is the SHA-256 of the pretrained model's source, against which it was compared.
@@ -79,7 +79,7 @@ def expert(source: Source, request: Request, family: Family, task: str, referenc
     return ordered(visual, request.size, request.layout), said
 
 
-def head(source: Source, request: Request, family: Family, task: str) -> Converted:
+def head(source: SourceFile, request: Request, family: Family, task: str) -> Converted:
     """Return a shipped head as {"weight": [C, d]}."""
     who = f"the head of {task!r} {source.where}"
     return {"weight": reading.head(reading.read(source.path), request.size, classes_of(task, family.variant), who)}, {}
@@ -95,6 +95,6 @@ def classes_of(task: str, variant: str) -> int | None:
         return None
 
 
-def ordered(visual: dict[str, Tensor], size: Size, layout: str) -> dict[str, Tensor]:
+def ordered(visual: dict[str, Tensor], size: ClipSize, layout: str) -> dict[str, Tensor]:
     """Return the tensors of a tower in the order of the model's state dict."""
     return {name: visual[name] for name in clip.shapes(size, layout) if name in visual}

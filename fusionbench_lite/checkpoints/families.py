@@ -22,14 +22,14 @@ EXPERT = "individual-{task}.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class Published:
     """What a publisher tells of a file: bytes, and SHA-256 or its beginning."""
 
     size: int | None = None
     sha256: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
     """A repository, or one per task, with the patterns of its files; `head` is None where it has none."""
 
@@ -37,7 +37,7 @@ class Place:
     expert: str
     head: str | None = None
     models: tuple[str, ...] = ()
-    files: Mapping[str, Known] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Published] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Base:
     repo: str
     files: tuple[str, ...]
     about: int | None = None
-    known: Mapping[str, Known] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ def family_of(name: str, manifest: Path | None = None) -> Family:
     if manifest is None:
         return _read(path, name)
     if manifest.is_dir():
-        own = manifest / f"{name}.yaml"
-        return _read(own if own.is_file() else path, name)
+        replacement = manifest / f"{name}.yaml"
+        return _read(replacement if replacement.is_file() else path, name)
     if not manifest.is_file():
         raise InputError(f"checkpoints.manifest {manifest} does not exist: give a file of the form of {path} or a folder of them")
     said = _content(manifest).get("family")
@@ -136,25 +136,25 @@ def check(name: str, model: str, tasks: tuple[str, ...], manifest: Path | None =
             raise InputError(
                 f"checkpoints={name} has no experts of model {model!r} ({family.path.name}): {did_you_mean(model, family.archs)}"
             )
-    found = {}
+    owners = {}
     for task in tasks:
         owner = next((family for family in families if task in family.tasks), None)
         if owner is None:
             raise InputError(_no_task(name, task, families))
-        found[task] = owner
-    return found
+        owners[task] = owner
+    return owners
 
 
 def _no_task(name: str, task: str, families: list[Family]) -> str:
-    known = [known for family in families for known in family.tasks]
+    tasks = [name for family in families for name in family.tasks]
     others = [other for other in PACKAGED if other != name and task in family_of(other).tasks]
     if others:
         suggestion = "ta_tall or tall" if "tall" in others and name == "ta" else " or ".join(others)
         return (
-            f"checkpoints={name} has no expert of {task!r} (it has {len(known)} tasks: {', '.join(known)}): use "
+            f"checkpoints={name} has no expert of {task!r} (it has {len(tasks)} tasks: {', '.join(tasks)}): use "
             f"checkpoints={suggestion}"
         )
-    return f"checkpoints={name} has no expert of {task!r}: {did_you_mean(task, known)}; checkpoints=own reads a folder of yours"
+    return f"checkpoints={name} has no expert of {task!r}: {did_you_mean(task, tasks)}; checkpoints=own reads a folder of yours"
 
 
 def caveats(families: Mapping[str, Family]) -> tuple[str, ...]:
@@ -218,7 +218,10 @@ def _place(entry: dict[str, Any]) -> Place:
     for key in ("repo", "expert"):
         if not isinstance(entry[key], str) or not entry[key]:
             raise ValueError(f"{key} of a place is a text, not {entry[key]!r}")
-    return Place(entry["repo"], entry["expert"], entry.get("head"), _texts("models", entry), _files(entry.get("files", {})))
+    return Place(
+        repo=entry["repo"], expert=entry["expert"], head=entry.get("head"), models=_texts("models", entry),
+        files=_files(entry.get("files", {})),
+    )
 
 
 def _base(entry: dict[str, Any]) -> Base:
@@ -229,17 +232,17 @@ def _base(entry: dict[str, Any]) -> Base:
 
 def _texts(key: str, entry: dict[str, Any]) -> tuple[str, ...]:
     """Return a list of texts, which a single text is not: its letters would be taken for them."""
-    found = entry.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{key} are a list of texts, not {found!r}")
-    return tuple(found)
+    texts = entry.get(key, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key} are a list of texts, not {texts!r}")
+    return tuple(texts)
 
 
-def _files(entries: dict[str, Any]) -> dict[str, Known]:
-    known = {}
+def _files(entries: dict[str, Any]) -> dict[str, Published]:
+    files = {}
     for path, entry in entries.items():
         size, sha256 = entry.get("size"), entry.get("sha256")
         if (size is not None and type(size) is not int) or (sha256 is not None and not isinstance(sha256, str)):
             raise ValueError(f"{path}: size is a number of bytes, sha256 a text in quotes")
-        known[str(path)] = Known(size, sha256.lower() if sha256 else None)
-    return known
+        files[str(path)] = Published(size, sha256.lower() if sha256 else None)
+    return files

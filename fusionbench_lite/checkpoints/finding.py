@@ -9,7 +9,7 @@ from fusionbench_lite.checkpoints import converting, locating, store
 from fusionbench_lite.checkpoints.api import Found, Report, Request
 from fusionbench_lite.checkpoints.conversions import Conversions, Convert, Converted
 from fusionbench_lite.checkpoints.families import Base, Family, Place, caveats, check, family_of
-from fusionbench_lite.checkpoints.locating import Offer, Source
+from fusionbench_lite.checkpoints.locating import Offer, SourceFile
 from fusionbench_lite.checkpoints.store import Metadata
 from fusionbench_lite.errors import InputError, did_you_mean
 
@@ -28,7 +28,7 @@ class Finder:
         if request.dir is not None and not request.dir.is_dir():
             raise InputError(f"checkpoints.dir {request.dir} is not a directory: give the folder of the files")
 
-    def found(self) -> Found:
+    def collected(self) -> Found:
         """Return everything that a request of a published family names."""
         family = next(iter(self.families.values()))
         base = self._base(family)
@@ -41,10 +41,10 @@ class Finder:
         if text is None and None in heads.values():
             text = self.base_part(family, "text")
         return Found(
-            self.request.family, self.request.layout, base["pretrained"][0], experts, heads, text[0] if text else None,
-            base["constants"][0] if "constants" in base else None, self.files, self.sources,
-            0 if family.frozen_projection else converting.virtual_zeros(self.request.size),
-            (*caveats(self.families), *dict.fromkeys(self.notes)), hashes,
+            family=self.request.family, layout=self.request.layout, pretrained=base["pretrained"][0], experts=experts, heads=heads,
+            text=text[0] if text else None, constants=base["constants"][0] if "constants" in base else None, files=self.files,
+            sources=self.sources, virtual_zeros=0 if family.frozen_projection else converting.virtual_zeros(self.request.size),
+            caveats=(*caveats(self.families), *dict.fromkeys(self.notes)), expert_hashes=hashes,
         )
 
     # ------------------------------------------------------------------ the pretrained model
@@ -53,14 +53,15 @@ class Finder:
         """Return the pretrained model of the request's family alone, without experts and heads."""
         family = family_of("fusionbench" if self.request.family == "fusionbench" else "ta", self.request.manifest)
         if self.request.model not in family.bases:
-            known = did_you_mean(self.request.model, family.bases)
-            raise InputError(f"no pretrained model {self.request.model!r} is known: {known}")
+            hint = did_you_mean(self.request.model, family.bases)
+            raise InputError(f"no pretrained model {self.request.model!r} is known: {hint}")
         base = self._base(family)
         text = base.get("text") or self.base_part(family, "text")
         self.conversions.check()
         return Found(
-            self.request.family, self.request.layout, base["pretrained"][0], {}, {}, text[0],
-            base["constants"][0] if "constants" in base else None, self.files, self.sources, 0, (),
+            family=self.request.family, layout=self.request.layout, pretrained=base["pretrained"][0], experts={}, heads={},
+            text=text[0], constants=base["constants"][0] if "constants" in base else None, files=self.files, sources=self.sources,
+            virtual_zeros=0, caveats=(),
         )
 
     def _base(self, family: Family) -> dict[str, Converted]:
@@ -97,7 +98,7 @@ class Finder:
         reference = (base.get("text") or base["leftovers"]) if not family.frozen_projection else base["constants"]
         pretrained = base["pretrained"][1]["sha256"]
 
-        def convert(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+        def convert(source: SourceFile) -> tuple[dict[str, Tensor], dict[str, str]]:
             store.check([reference])  # else a sound expert is refused
             return converting.expert(source, self.request, family, task, reference[0], pretrained)
 
@@ -109,8 +110,8 @@ class Finder:
             local = self._local(family, task, "expert")
             if local is None:
                 raise InputError(self._missing_locally(family, task))
-            known = locating.known_locally(family, self.request.model, task, "expert", local)
-            return self._noted(task, self.conversions.converted(family.family, name, local, convert, known, accept))
+            published = locating.published_of(family, self.request.model, task, "expert", local)
+            return self._noted(task, self.conversions.converted(family.family, name, local, convert, published, accept))
         places = [(place, locating.offer(family, place, self.request.model, task, "expert")) for place in self._places(family)]
         offers = [made for _, made in places if made is not None]
 
@@ -123,7 +124,7 @@ class Finder:
         """Return the head that lies beside the expert of this origin; None where it has to be built."""
         family, name = self.families[task], f"head-{task}"
 
-        def convert(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+        def convert(source: SourceFile) -> tuple[dict[str, Tensor], dict[str, str]]:
             return converting.head(source, self.request, family, task)
 
         if self.request.dir is not None:
@@ -163,7 +164,7 @@ class Finder:
         return f"published at {', '.join(repos)}" + (f" and {family.elsewhere}" if family.elsewhere else "")
 
     def _missing_on_hub(self, family: Family, task: str, offers: list[Offer], reasons: dict[str, str]) -> str:
-        about = _size(offers[0].known.size or offers[0].about) if offers else "unknown size"
+        about = _size(offers[0].published.size or offers[0].about) if offers else "unknown size"
         pattern = locating.local_patterns(family, self.request.model, task, "expert")[0]
         return (
             f"the {family.family} expert of {task!r} for {self.request.model} ({about}) cannot be had: "

@@ -9,16 +9,16 @@ from pathlib import Path
 from fusionbench_lite import hub
 from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.checkpoints.api import Report
-from fusionbench_lite.checkpoints.families import Base, Family, Known, Place
+from fusionbench_lite.checkpoints.families import Base, Family, Place, Published
 from fusionbench_lite.errors import InputError
 
-UNKNOWN = Known()
+UNKNOWN = Published()
 NAMED_BY = {"expert": 2, "head": 1, "pretrained": 1, "base": 2}
 """How many of the last parts of a path make it clear which file it is, without the folders above them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file at hand. `origin` is "repo:path" or a local path, `where` the same with the commit."""
 
     path: Path
@@ -33,7 +33,7 @@ class Offer:
 
     repo: str
     file: str
-    known: Known = UNKNOWN
+    published: Published = UNKNOWN
     about: int | None = None
 
     @property
@@ -54,7 +54,7 @@ def offer(family: Family, place: Place, model: str, task: str, kind: str) -> Off
 
 def base_offers(base: Base) -> list[Offer]:
     """Return the files of a pretrained model in the order in which they are tried."""
-    return [Offer(base.repo, file, base.known.get(file, UNKNOWN), base.about) for file in base.files]
+    return [Offer(base.repo, file, base.published.get(file, UNKNOWN), base.about) for file in base.files]
 
 
 def local_patterns(family: Family, model: str, task: str | None, kind: str) -> list[str]:
@@ -63,12 +63,12 @@ def local_patterns(family: Family, model: str, task: str | None, kind: str) -> l
         return [family.fill(pattern, model) for pattern in family.pretrained]
     if kind == "base":
         return [f"{family.bases[model].repo}/{file}" for file in family.bases[model].files]
-    found = []
+    patterns = []
     for place in family.places_of(model):
         made = offer(family, place, model, task or "", kind)
         if made is not None:
-            found.append(made.file if "/" in made.file or kind == "head" else f"{made.repo}/{made.file}")
-    return list(dict.fromkeys(found))
+            patterns.append(made.file if "/" in made.file or kind == "head" else f"{made.repo}/{made.file}")
+    return list(dict.fromkeys(patterns))
 
 
 def in_folder(folder: Path, patterns: Iterable[str], kind: str) -> Path | None:
@@ -76,17 +76,17 @@ def in_folder(folder: Path, patterns: Iterable[str], kind: str) -> Path | None:
     for pattern in patterns:
         parts = pattern.split("/")
         for first in range(len(parts) - NAMED_BY[kind] + 1):
-            found = _descend(folder, parts[first:])
-            if found is not None:
-                return found
+            path = _descend(folder, parts[first:])
+            if path is not None:
+                return path
     return None
 
 
 def local_head(folder: Path, family: Family, model: str, task: str, expert: Path) -> Path | None:
     """Return the head of a task in the user's folder: where a release has it, else beside the folder of the expert."""
     patterns = local_patterns(family, model, task, "head")
-    found = in_folder(folder, patterns, "head")
-    return found or in_folder(expert.parent.parent, [pattern.rsplit("/", 1)[-1] for pattern in patterns], "head")
+    head = in_folder(folder, patterns, "head")
+    return head or in_folder(expert.parent.parent, [pattern.rsplit("/", 1)[-1] for pattern in patterns], "head")
 
 
 def _descend(folder: Path, parts: list[str]) -> Path | None:
@@ -99,7 +99,7 @@ def _descend(folder: Path, parts: list[str]) -> Path | None:
         matching = sorted(entry for entry in folder.iterdir() if entry.name.casefold() == parts[0].casefold())
     except OSError:
         return None
-    return next((found for entry in matching if (found := _descend(entry, parts[1:])) is not None), None)
+    return next((path for entry in matching if (path := _descend(entry, parts[1:])) is not None), None)
 
 
 def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
@@ -111,20 +111,20 @@ def in_listing(paths: Iterable[str], pattern: str, kind: str) -> str | None:
     if pattern in paths:
         return pattern
     ends = [wanted[first:] for first in range(max(len(wanted) - NAMED_BY[kind], 0) + 1)]
-    for found in (
+    for matches in (
         [path for path in paths if path.casefold().split("/") == wanted],
         *([path for path in paths if path.casefold().split("/")[-len(end):] == end] for end in ends),
     ):
-        if len(found) > 1:
+        if len(matches) > 1:
             raise InputError(
-                f"{pattern} may be {found[0]} or {found[1]}: write the one that is meant into a manifest (checkpoints.manifest)"
+                f"{pattern} may be {matches[0]} or {matches[1]}: write the one that is meant into a manifest (checkpoints.manifest)"
             )
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     return None
 
 
-def local(path: Path, cache: Path, known: Known | None = None) -> Source:
+def local(path: Path, cache: Path, published: Published | None = None) -> SourceFile:
     """Return a local file as a source; raises InputError when it is not the file that its publisher tells of.
 
     Its hash is remembered in the cache folder for as long as the file stays as it is.
@@ -133,18 +133,18 @@ def local(path: Path, cache: Path, known: Known | None = None) -> Source:
         size, sha256 = path.stat().st_size, remembered(path, cache)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if known is not None:
-        check_known(str(path), size, sha256, known)
-    return Source(path, sha256, str(path), str(path))
+    if published is not None:
+        check_published(str(path), size, sha256, published)
+    return SourceFile(path, sha256, str(path), str(path))
 
 
-def check_known(who: str, size: int, sha256: str, known: Known) -> None:
+def check_published(who: str, size: int, sha256: str, published: Published) -> None:
     """Raise InputError where a file has another size or hash than its publisher's."""
     fix = "fetch it again, or name a manifest of your own (checkpoints.manifest) if the file is meant"
-    if known.size is not None and size != known.size:
-        raise InputError(f"{who} has {size:,} bytes, the published file {known.size:,}: {fix}")
-    if known.sha256 is not None and not sha256.startswith(known.sha256):
-        raise InputError(f"{who} has SHA-256 {sha256[:12]}..., the published file {known.sha256[:12]}...: {fix}")
+    if published.size is not None and size != published.size:
+        raise InputError(f"{who} has {size:,} bytes, the published file {published.size:,}: {fix}")
+    if published.sha256 is not None and not sha256.startswith(published.sha256):
+        raise InputError(f"{who} has SHA-256 {sha256[:12]}..., the published file {published.sha256[:12]}...: {fix}")
 
 
 class Hub:
@@ -161,42 +161,45 @@ class Hub:
                 self._listings[repo] = tuple(entry.path for entry in hub.tree(repo, cache=self.cache))
             except InputError as error:
                 self._listings[repo] = error
-        found = self._listings[repo]
-        if isinstance(found, InputError):
-            raise found
-        return found
+        files = self._listings[repo]
+        if isinstance(files, InputError):
+            raise files
+        return files
 
     def resolved(self, wanted: Offer, kind: str) -> Offer | None:
         """Return the offer under the path that the repository spells; None where it has no such file."""
         file = in_listing(self.listing(wanted.repo), wanted.file, kind)
         return None if file is None else dataclasses.replace(wanted, file=file)
 
-    def present(self, wanted: Offer) -> Source | None:
+    def present(self, wanted: Offer) -> SourceFile | None:
         """Return the file if a cache holds it; no network."""
-        found = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size)
-        return None if found is None else _source(found, wanted)
+        published = wanted.published
+        fetched = hub.present(wanted.repo, wanted.file, cache=self.cache, sha256=published.sha256, size=published.size)
+        return None if fetched is None else _source(fetched, wanted)
 
-    def fetch(self, wanted: Offer) -> Source:
+    def fetch(self, wanted: Offer) -> SourceFile:
         """Return the file, downloaded where no cache holds it; raises InputError."""
-        found = hub.fetch(
-            wanted.repo, wanted.file, cache=self.cache, sha256=wanted.known.sha256, size=wanted.known.size, report=self.report
+        published = wanted.published
+        fetched = hub.fetch(
+            wanted.repo, wanted.file, cache=self.cache, sha256=published.sha256, size=published.size, report=self.report
         )
-        return _source(found, wanted)
+        return _source(fetched, wanted)
 
 
-def _source(found: hub.Fetched, wanted: Offer) -> Source:
-    check_known(f"{wanted.origin}", found.path.stat().st_size, found.sha256, wanted.known)
-    where = f"{wanted.repo}@{found.commit}:{wanted.file}" if found.commit else wanted.origin
-    return Source(found.path, found.sha256, wanted.origin, where)
+def _source(fetched: hub.Fetched, wanted: Offer) -> SourceFile:
+    check_published(f"{wanted.origin}", fetched.path.stat().st_size, fetched.sha256, wanted.published)
+    where = f"{wanted.repo}@{fetched.commit}:{wanted.file}" if fetched.commit else wanted.origin
+    return SourceFile(fetched.path, fetched.sha256, wanted.origin, where)
 
 
-def known_locally(family: Family, model: str, task: str, kind: str, path: Path) -> Known | None:
+def published_of(family: Family, model: str, task: str, kind: str, path: Path) -> Published | None:
     """Return what is published of a file in the user's folder: of one whose path ends as the publisher's does."""
     for place in family.places_of(model):
         made = offer(family, place, model, task, kind)
         end = made.file.casefold().split("/") if made is not None else []
-        if made is not None and made.known != UNKNOWN and [part.casefold() for part in path.absolute().parts[-len(end):]] == end:
-            return made.known
+        parts = [part.casefold() for part in path.absolute().parts[-len(end):]]
+        if made is not None and made.published != UNKNOWN and parts == end:
+            return made.published
     return None
 
 

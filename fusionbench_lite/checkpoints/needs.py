@@ -11,7 +11,7 @@ from fusionbench_lite.checkpoints import locating, store
 from fusionbench_lite.checkpoints.api import Request
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, PRETRAINED, Family, check, family_of
 from fusionbench_lite.checkpoints.locating import Hub, Offer
-from fusionbench_lite.checkpoints.release import release_of
+from fusionbench_lite.checkpoints.stated import stated_family
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub.settings import offline as hub_offline
 
@@ -40,18 +40,24 @@ def _own(request: Request) -> list[Need]:
     wanted = [("pretrained", None, PRETRAINED), *(("expert", task, EXPERT.format(task=task)) for task in request.tasks)]
     items = [_local_item(what, task, folder / file) for what, task, file in wanted]
     heads = folder / HEADS
-    known = store.shapes_of(heads) if heads.is_file() else {}
+    stored = store.shapes_of(heads) if heads.is_file() else {}
     for task in request.tasks:
-        note = "" if task in known else "built from prompts"
-        items.append(Need("head", task, str(heads), str(heads), _bytes(heads), task in known, note, False, made=bool(note)))
+        note = "" if task in stored else "built from prompts"
+        items.append(Need(
+            what="head", task=task, where=str(heads), path=str(heads), nbytes=_bytes(heads), present=task in stored, note=note,
+            downloadable=False, made=bool(note),
+        ))
     if any(not item.present for item in items if item.what == "head"):
-        owner = "fusionbench" if release_of(folder) == "fusionbench" else "ta"
+        owner = "fusionbench" if stated_family(folder) == "fusionbench" else "ta"
         items.append(_whole(request, family_of(owner, request.manifest), "text tower"))
     return items
 
 
 def _local_item(what: str, task: str | None, path: Path) -> Need:
-    return Need(what, task, str(path), str(path), _bytes(path), path.is_file(), "", False)
+    return Need(
+        what=what, task=task, where=str(path), path=str(path), nbytes=_bytes(path), present=path.is_file(), note="",
+        downloadable=False,
+    )
 
 
 def _base(request: Request, family: Family) -> Need:
@@ -68,7 +74,7 @@ def _whole(request: Request, family: Family, what: str) -> Need:
     if request.dir is not None:
         path = locating.in_folder(request.dir, locating.local_patterns(family, request.model, None, "base"), "base")
         if path is not None:
-            return Need(what, None, str(path), str(path), _bytes(path), True, _WHOLE)
+            return Need(what=what, task=None, where=str(path), path=str(path), nbytes=_bytes(path), present=True, note=_WHOLE)
     part = "text" if what == "text tower" else "pretrained"
     return _on_hub(request, f"base-{family.base}", part, what, None, offers, _WHOLE)
 
@@ -83,8 +89,11 @@ def _file(request: Request, family: Family, task: str, kind: str, note: str = ""
         offers = _offers(request, family, task, kind)
         where = ", ".join(offer.origin for offer in offers) + (f" or {family.elsewhere}" if family.elsewhere else "")
         if path is not None:
-            return Need(kind, task, where, str(path), _bytes(path), True, note)
-        return Need(kind, task, where, str(request.dir / patterns[0]), _expected(offers[0]), False, note, False)
+            return Need(what=kind, task=task, where=where, path=str(path), nbytes=_bytes(path), present=True, note=note)
+        return Need(
+            what=kind, task=task, where=where, path=str(request.dir / patterns[0]), nbytes=_expected(offers[0]), present=False,
+            note=note, downloadable=False,
+        )
     return _on_hub(request, family.family, f"{kind}-{task}", kind, task, _offers(request, family, task, kind), note)
 
 
@@ -123,18 +132,20 @@ def _on_hub(
         metadata.get("size") == size and metadata.get("origin", "").casefold().startswith(repos)
     ))
     if kept is not None:
-        return Need(what, task, where, str(kept[0]), _bytes(kept[0]), True, note)
+        return Need(what=what, task=task, where=where, path=str(kept[0]), nbytes=_bytes(kept[0]), present=True, note=note)
     hub = Hub(request.cache, None)
     for offer in offers:
         source = hub.present(offer)
         if source is not None:
-            return Need(what, task, where, str(source.path), _bytes(source.path), True, note)
+            return Need(
+                what=what, task=task, where=where, path=str(source.path), nbytes=_bytes(source.path), present=True, note=note
+            )
     path = request.cache / "hub" / f"models--{offers[0].repo.replace('/', '--')}"
-    return Need(what, task, where, str(path), _expected(offers[0]), False, note)
+    return Need(what=what, task=task, where=where, path=str(path), nbytes=_expected(offers[0]), present=False, note=note)
 
 
 def _expected(offer: Offer) -> int | None:
-    return offer.known.size or offer.about
+    return offer.published.size or offer.about
 
 
 def _bytes(path: Path) -> int | None:

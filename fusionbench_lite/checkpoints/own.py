@@ -18,8 +18,8 @@ from fusionbench_lite.checkpoints import converting, reading, store
 from fusionbench_lite.checkpoints.api import Found
 from fusionbench_lite.checkpoints.families import EXPERT, HEADS, MULTITASK, PRETRAINED, family_of
 from fusionbench_lite.checkpoints.finding import Finder
-from fusionbench_lite.checkpoints.locating import Source
-from fusionbench_lite.checkpoints.release import release_of
+from fusionbench_lite.checkpoints.locating import SourceFile
+from fusionbench_lite.checkpoints.stated import stated_family
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
 from fusionbench_lite.weights import clip_keys
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def found(finder: Finder) -> Found:
+def collected(finder: Finder) -> Found:
     """Return the files of the user's folder; raises InputError for missing, foreign and unequal ones."""
     request = finder.request
     if request.dir is None:
@@ -39,8 +39,8 @@ def found(finder: Finder) -> Found:
     multitask = None
     if (request.dir / MULTITASK).is_file():
         multitask = _tower(finder, MULTITASK, "traditional_mtl", names)
-    release = release_of(request.dir)
-    frozen = release == "fusionbench"
+    stated = stated_family(request.dir)
+    frozen = stated == "fusionbench"
     heads = _heads(finder, request.dir / HEADS, "fusionbench" if frozen else "tall")
     text = None
     if None in heads.values():
@@ -49,10 +49,10 @@ def found(finder: Finder) -> Found:
     if clip_keys.PROJECTION[request.layout] not in names:
         constants = finder.base_part(family_of("fusionbench", request.manifest), "constants")[0]
     hashes = {task: finder.files[EXPERT.format(task=task)] for task in request.tasks}
-    zeros = 0 if frozen or release is None else converting.virtual_zeros(request.size)
+    zeros = 0 if frozen or stated is None else converting.virtual_zeros(request.size)
     return Found(
-        "own", request.layout, pretrained, experts, heads, text, constants, finder.files, finder.sources, zeros, (), hashes,
-        multitask,
+        family="own", layout=request.layout, pretrained=pretrained, experts=experts, heads=heads, text=text, constants=constants,
+        files=finder.files, sources=finder.sources, virtual_zeros=zeros, caveats=(), expert_hashes=hashes, multitask=multitask,
     )
 
 
@@ -64,17 +64,17 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
     if not path.is_file():
         near = did_you_mean(file, [entry.name for entry in request.dir.glob("*.safetensors")])
         raise InputError(f"{path} is missing: put the file there ({near})")
-    found = path
+    tower = path
     if _is_plain(path, finder):
         finder.conversions.used(str(path), remembered(path, request.cache), str(path))
     else:
-        found = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
-    own = set(store.shapes_of(found))
-    if names is not None and own != names:
-        odd = min(own ^ names)
+        tower = finder.conversions.converted("own", name, path, lambda source: _convert(source, finder))[0]
+    present = set(store.shapes_of(tower))
+    if names is not None and present != names:
+        odd = min(present ^ names)
         whose = f"lacks {odd!r}, which {PRETRAINED} has" if odd in names else f"has {odd!r}, which {PRETRAINED} lacks"
         raise InputError(f"{path} {whose}: all files of the folder must hold the same tensors")
-    return found
+    return tower
 
 
 def _is_plain(path: Path, finder: Finder) -> bool:
@@ -87,7 +87,7 @@ def _is_plain(path: Path, finder: Finder) -> bool:
     )
 
 
-def _convert(source: Source, finder: Finder) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dict[str, str]]:
     request = finder.request
     raw = reading.read(source.path)
     tower = reading.tower(raw, request.model, request.size, None, request.layout, source.where)
@@ -98,12 +98,12 @@ def _convert(source: Source, finder: Finder) -> tuple[dict[str, Tensor], dict[st
 
 def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:
     request = finder.request
-    known = store.shapes_of(path) if path.is_file() else {}
-    if path.is_file() and not known:
+    shapes = store.shapes_of(path) if path.is_file() else {}
+    if path.is_file() and not shapes:
         raise InputError(f"{path} is no readable safetensors file: copy it again, or remove it to build heads from prompts")
     heads: dict[str, Path | None] = {}
     for task in request.tasks:
-        if task in known:
+        if task in shapes:
             heads[task] = finder.conversions.converted("own", f"head-{task}", path, functools.partial(_head, finder, task))[0]
         elif converting.classes_of(task, variant) is None:
             raise InputError(f"{path} has no class embeddings of task {task!r}, and no prompts: add [C, d] under its name")
@@ -112,7 +112,7 @@ def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:
     return heads
 
 
-def _head(finder: Finder, task: str, source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _head(finder: Finder, task: str, source: SourceFile) -> tuple[dict[str, Tensor], dict[str, str]]:
     raw = reading.read(source.path)
     alone = reading.Raw({"weight": raw.tensors[task]}, {}, raw.form)
     return {"weight": reading.head(alone, finder.request.size, None, f"{source.where}, head of {task!r}")}, {}

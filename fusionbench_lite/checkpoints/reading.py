@@ -11,7 +11,7 @@ import torch
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
-from fusionbench_lite.models.clip import Size
+from fusionbench_lite.models.clip import ClipSize
 from fusionbench_lite.weights import clip_keys
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read(path: Path) -> Raw:
         raise InputError(f"cannot read {path}: {reason}; it is incomplete or damaged, fetch it again") from error
 
 
-def tower(raw: Raw, model: str, size: Size, expected: str | None, wanted: str, who: str) -> Tower:
+def tower(raw: Raw, model: str, size: ClipSize, expected: str | None, wanted: str, who: str) -> Tower:
     """Return the image tower of a file in the `wanted` layout, checked against the model's shapes.
 
     `expected` is the layout that the files of its family have, None for either. The projection may be missing. Raises
@@ -98,17 +98,17 @@ def looks_like(visual: Mapping[str, Tensor], layout: str) -> tuple[str, tuple[in
     return "none of " + ", ".join(clip.SIZES), numbers
 
 
-def check_backbone(visual: Mapping[str, Tensor], layout: str, model: str, size: Size, who: str) -> None:
+def check_backbone(visual: Mapping[str, Tensor], layout: str, model: str, size: ClipSize, who: str) -> None:
     """Raise InputError when a tower is another model's."""
     name, numbers = looks_like(visual, layout)
     expected = (size.patch, size.width, size.layers)
     if numbers != expected:
-        found, own = ("patch {}, width {}, {} blocks".format(*each) for each in (numbers, expected))
+        theirs, ours = ("patch {}, width {}, {} blocks".format(*each) for each in (numbers, expected))
         if name in clip.SIZES and name != model:
-            found, fix = f"looks like {name} ({found})", f"use model={name} or other files"
+            theirs, fix = f"looks like {name} ({theirs})", f"use model={name} or other files"
         else:
-            found, fix = f"has {found}", "use files of the model"
-        raise InputError(f"{who} is of another backbone: it {found}, and model={model} has {own}: {fix}")
+            theirs, fix = f"has {theirs}", "use files of the model"
+        raise InputError(f"{who} is of another backbone: it {theirs}, and model={model} has {ours}: {fix}")
 
 
 def check_shapes(
@@ -124,8 +124,8 @@ def check_shapes(
             hint = f": {did_you_mean(name, unknown)}" if unknown else " of the model: fetch it again"
             raise InputError(f"{who} lacks {name!r}{hint}")
         if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
-            raise InputError(f"{who}: {name!r} has shape {found}, the model needs {shape}: use files of the model")
+            stored = tuple(tensors[name].shape)
+            raise InputError(f"{who}: {name!r} has shape {stored}, the model needs {shape}: use files of the model")
     if unknown:
         raise InputError(f"{who} has {unknown[0]!r}, which the model lacks: {did_you_mean(unknown[0], expected)}")
 
@@ -163,17 +163,17 @@ def check_untouched(rest: Mapping[str, Tensor], reference: Mapping[str, Tensor],
         if tuple(tensor.shape) != tuple(base.shape):
             shapes = f"has shape {tuple(tensor.shape)}, the pretrained model's {tuple(base.shape)}"
             raise InputError(f"{who}: {name!r} {shapes}: it is of another model")
-        own = as_float32({name: tensor}, who)[name]
-        if not torch.equal(own, base.to(torch.float32)):
+        read = as_float32({name: tensor}, who)[name]
+        if not torch.equal(read, base.to(torch.float32)):
             raise InputError(
-                f"{who}: {name!r} differs from the pretrained model by up to {float((own - base).abs().max()):.3g}, and only the "
+                f"{who}: {name!r} differs from the pretrained model by up to {float((read - base).abs().max()):.3g}, and only the "
                 "image tower may: it was fine-tuned from another pretrained model, or its text side was trained as well"
             )
         count += tensor.numel()
     return count
 
 
-def head(raw: Raw, size: Size, classes: int | None, who: str) -> Tensor:
+def head(raw: Raw, size: ClipSize, classes: int | None, who: str) -> Tensor:
     """Return the weight [C, d] of a zero-shot head, as shipped; raises InputError for what is none of these classes and width."""
     tensors = {name.rsplit(".", 1)[-1]: tensor for name, tensor in raw.tensors.items()}
     if "weight" not in tensors or len(tensors) != len(raw.tensors) or set(tensors) - {"weight", "bias"}:

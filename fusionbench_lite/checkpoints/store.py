@@ -25,7 +25,7 @@ from fusionbench_lite.weights.readers import checksum, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusionbench_lite.models.clip import Size
+    from fusionbench_lite.models.clip import ClipSize
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ def lookup(folder: Path, name: str, accept: Callable[[Metadata], bool]) -> tuple
     """Return a sound converted file of this name whose metadata are accepted, the newest first; None where there is none."""
     paths = [path for path in folder.glob(f"{name}-*.safetensors") if len(path.name) == len(name) + 25]
     for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
-        found = metadata_of(path)
-        if found is None or found.get("version") != VERSION or not accept(found):
+        metadata = metadata_of(path)
+        if metadata is None or metadata.get("version") != VERSION or not accept(metadata):
             continue
         told = soundness.seen(path) is False
-        if _sound(path, found):
-            return path, found
+        if _sound(path, metadata):
+            return path, metadata
         if not told:
             log.warning("%s is damaged: it is converted again", path)
     return None
@@ -92,7 +92,7 @@ def dtypes_of(path: Path) -> set[str]:
     return {str(entry["dtype"]) for name, entry in (_header(path) or {}).items() if name != "__metadata__"}
 
 
-def numbers_of(size: Size) -> str:
+def numbers_of(size: ClipSize) -> str:
     """Return an architecture as metadata spell it."""
     return json.dumps(dataclasses.asdict(size), sort_keys=True)
 

@@ -7,14 +7,15 @@ from fusionbench_lite.data.arrays import (
     Originals,
     Stored,
     TaskData,
+    decode_ahead,
     fingerprint,
     load_task,
     normalise,
     originals,
-    prepare,
     reads_files,
 )
 
 __all__ = [
-    "Columns", "Originals", "Stored", "TaskData", "fingerprint", "load_task", "normalise", "originals", "prepare", "reads_files",
+    "Columns", "Originals", "Stored", "TaskData", "decode_ahead", "fingerprint", "load_task", "normalise", "originals",
+    "reads_files",
 ]

@@ -66,7 +66,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TaskData:
     """One task: images uint8 [N, S, S, 3] or other inputs, labels int64 [N] from 0 to the number of classes - 1.
 
@@ -94,8 +94,8 @@ class TaskData:
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """Return the labels of a split, int64 [N]."""
-        found: NDArray[np.int64] = getattr(self, f"{split}_labels")
-        return found
+        read: NDArray[np.int64] = getattr(self, f"{split}_labels")
+        return read
 
     @property
     def num_classes(self) -> int:
@@ -123,23 +123,23 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
 
 
-def prepare(images: Any, rows: Any) -> None:
+def decode_ahead(images: Any, rows: Any) -> None:
     """Have rows of images at hand that are decoded when they are read: faster together than one batch after another."""
-    ahead = getattr(images, "prepare", None)
+    ahead = getattr(images, "decode_ahead", None)
     if ahead is not None:
         ahead(rows)
 
 
 def fingerprint(images: Any) -> str | None:
     """Return what stands for the content of images that are not held in memory; None for those that are."""
-    found: str | None = getattr(images, "fingerprint", None)
-    return found
+    content: str | None = getattr(images, "fingerprint", None)
+    return content
 
 
 class Originals(Protocol):
     """Training images as they were before they were resized and cut to the squares of evaluation."""
 
-    def prepare(self) -> None:
+    def copy_ahead(self) -> None:
         """Bring the images where single ones are read quickly; raises InputError."""
         ...
 
@@ -157,8 +157,8 @@ class Originals(Protocol):
 
 def originals(images: Any) -> Originals | None:
     """Return the originals of images that were cut from others; None where there are none at hand, or the images are it."""
-    found: Originals | None = getattr(images, "originals", None)
-    return found
+    given: Originals | None = getattr(images, "originals", None)
+    return given
 
 
 def reads_files(name: str, data_dir: Path | None) -> bool:
@@ -175,12 +175,13 @@ def load_task(
     images drawn from `seed`. Raises InputError for an unknown task or for files that are not as they should be.
     """
     if data_dir is not None and reads_files(name, data_dir):
-        classes, arrays = files.read(data_dir, name)
-        return TaskData(name, classes, *(arrays[field] for field in ARRAYS))
+        classes, stored = files.read(data_dir, name)
+        arrays: dict[str, Any] = {field: stored[field] for field in ARRAYS}
+        return TaskData(name=name, classes=classes, **arrays)
     if name not in mini.names():
-        known = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
+        names = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
         where = f"neither drawn nor in {data_dir}" if data_dir else "not drawn, and no data_dir is given"
-        raise InputError(f"task {name!r} is {where}: {did_you_mean(name, known)}")
+        raise InputError(f"task {name!r} is {where}: {did_you_mean(name, names)}")
     return _drawn(name, seed, (train, test), cache_dir / "data")
 
 
@@ -189,13 +190,16 @@ def _drawn(name: str, seed: int, counts: tuple[int, int], folder: Path) -> TaskD
     key = hashlib.sha256(repr((name, seed, counts, _drawing_version())).encode()).hexdigest()[:16]
     path = folder / f"{name}-seed{seed}-{key}.npz"
     if path.exists():
-        found = _kept(name, path)
-        if found is not None:
-            return found
+        kept = _kept(name, path)
+        if kept is not None:
+            return kept
         log.warning("%s is damaged: drawing %s again", path, name)
     parts = (mini.draw(name, part, seed, count) for part, count in zip(("train", "test"), counts, strict=True))
     (train_images, train_labels), (test_images, test_labels) = parts
-    drawn = TaskData(name, mini.DRAWINGS[name].classes, train_images, train_labels, test_images, test_labels)
+    drawn = TaskData(
+        name=name, classes=mini.DRAWINGS[name].classes, train_images=train_images, train_labels=train_labels,
+        test_images=test_images, test_labels=test_labels,
+    )
     arrays: dict[str, Any] = {field: getattr(drawn, field) for field in ARRAYS}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, sha256=np.array(drawn.sha256), **arrays)
@@ -206,7 +210,7 @@ def _kept(name: str, path: Path) -> TaskData | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             expected = str(archive["sha256"])
-            kept = TaskData(name, mini.DRAWINGS[name].classes, *(archive[field] for field in ARRAYS))
+            kept = TaskData(name=name, classes=mini.DRAWINGS[name].classes, **{field: archive[field] for field in ARRAYS})
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
     return kept if kept.sha256 == expected else None

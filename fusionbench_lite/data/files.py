@@ -59,9 +59,9 @@ def _read_description(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list) or not classes or not all(isinstance(entry, str) for entry in classes):
         raise InputError(f'{path}: "classes" must be a list of class names in the order of the labels')
-    stated = content.get("num_classes", len(classes))
-    if stated != len(classes):
-        raise InputError(f"{path}: num_classes is {stated!r}, but classes lists {len(classes)} names: correct one")
+    declared = content.get("num_classes", len(classes))
+    if declared != len(classes):
+        raise InputError(f"{path}: num_classes is {declared!r}, but classes lists {len(classes)} names: correct one")
     counts = {part: content[part] for part in _PARTS if part in content}
     for part, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int):

@@ -16,7 +16,7 @@ from fusionbench_lite.base.processes import gathered, own_tasks
 from fusionbench_lite.data import Stored, TaskData, fingerprint, normalise
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation import metrics
-from fusionbench_lite.evaluation.batches import Batches
+from fusionbench_lite.evaluation.passes import Passes
 from fusionbench_lite.evaluation.results import Evaluation as Evaluation
 from fusionbench_lite.evaluation.results import TaskResult as TaskResult
 from fusionbench_lite.evaluation.results import average as average
@@ -25,7 +25,7 @@ from fusionbench_lite.models.inputs import Inputs
 Encode = Callable[[Inputs], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
     """Evaluates encoders on the test examples of some tasks.
 
@@ -48,10 +48,10 @@ class Evaluator:
         return self.prepare(torch.from_numpy(stored).to(self.device))
 
     @functools.cached_property
-    def batches(self) -> Batches:
+    def passes(self) -> Passes:
         """How many examples run at once."""
         pixels = max(int(np.prod(entry.inputs("test").shape[1:3])) for entry in self.data.values())
-        return Batches(self.batch_size, pixels, self.device)
+        return Passes(self.batch_size, pixels, self.device)
 
     def task(self, task: str, encode: Encode) -> TaskResult:
         """Return the predictions of one task; the first of equal logits wins."""
@@ -72,12 +72,12 @@ class Evaluator:
             stored = self.data[task].inputs("test")
             groups.setdefault(fingerprint(stored) or id(stored), []).append(task)
         mine = own_tasks([members[0] for members in groups.values()])
-        found: dict[str, TaskResult] = {}
+        results: dict[str, TaskResult] = {}
         for members in groups.values():
             if members[0] in mine:
                 stored = self.data[members[0]].inputs("test")
-                found |= self._predictions(members, lambda rows, stored=stored: encode(self.inputs(stored[rows])))  # type: ignore[misc]
-        everyone = gathered(found)
+                results |= self._predictions(members, lambda rows, stored=stored: encode(self.inputs(stored[rows])))  # type: ignore[misc]
+        everyone = gathered(results)
         return {task: everyone[task] for task in (self.data if tasks is None else tasks)}
 
     def _predictions(
@@ -98,8 +98,8 @@ class Evaluator:
             return [self.heads[task](encoded.float()).argmax(-1).cpu() for task in tasks]
 
         with torch.inference_mode():
-            for found in self.batches.run(predict, len(self.data[tasks[0]].labels("test"))):
-                for task, part in zip(tasks, found, strict=True):
+            for predicted in self.passes.run(predict, len(self.data[tasks[0]].labels("test"))):
+                for task, part in zip(tasks, predicted, strict=True):
                     parts[task].append(part)
         results = {}
         for task in tasks:

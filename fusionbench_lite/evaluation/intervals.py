@@ -70,7 +70,7 @@ def _distinct(columns: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], NDAr
     """Return the distinct rows of the columns, sorted, and how often each is there."""
     values, codes = zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True)
     rows, counts = np.unique(np.stack(codes, axis=1), axis=0, return_counts=True)
-    return [known[rows[:, number]] for number, known in enumerate(values)], counts
+    return [levels[rows[:, number]] for number, levels in enumerate(values)], counts
 
 
 def _quantile(level: float) -> float:

@@ -54,7 +54,7 @@ class Measure:
 ACCURACY = Measure("accuracy", "accuracy")
 
 
-def stated(cell: Mapping[str, Any]) -> Measure:
+def measure_of(cell: Mapping[str, Any]) -> Measure:
     """Return the measure that the entry of a task in a record states; records of accuracy need not say more than its name."""
     name = str(cell["metric"])
     return Measure(
@@ -65,8 +65,8 @@ def stated(cell: Mapping[str, Any]) -> Measure:
 def shared(measures: Iterable[Measure]) -> Measure | None:
     """Return the measure of an average over tasks: that of all, or a "score" where tasks have different ones of the same unit
     and direction, as in GLUE's tables. None where units or directions differ: their average means nothing."""
-    found = dict.fromkeys(measures)
-    if len(found) == 1:
-        return next(iter(found))
-    kinds = {(measure.unit, measure.direction) for measure in found}
+    distinct = dict.fromkeys(measures)
+    if len(distinct) == 1:
+        return next(iter(distinct))
+    kinds = {(measure.unit, measure.direction) for measure in distinct}
     return Measure("score", "score", *kinds.pop()) if len(kinds) == 1 else None

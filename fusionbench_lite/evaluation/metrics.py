@@ -45,19 +45,19 @@ class Metric:
         """Return the value by numpy alone, for readers of records."""
         if self.weighted is None:
             return float(np.mean(predictions == labels))
-        found = self.weighted(self.array(predictions), self.array(labels, "labels"), np.ones((1, len(labels))))
-        return float(found[0])
+        values = self.weighted(self.array(predictions), self.array(labels, "labels"), np.ones((1, len(labels))))
+        return float(values[0])
 
     def array(self, values: Array | Sequence[Any], what: str = "predictions") -> Array:
         """Return predictions or labels [N] in the type of the metric's kind. Raises InputError for another kind."""
-        found, label = np.asarray(values), self.measure.label
-        if found.ndim != 1 or not len(found) or found.dtype.kind not in _FITS[self.kind]:
+        checked, label = np.asarray(values), self.measure.label
+        if checked.ndim != 1 or not len(checked) or checked.dtype.kind not in _FITS[self.kind]:
             raise InputError(
-                f"{label} needs {what} that are {self.kind} [N], at least one, got {found.dtype} of shape {found.shape}"
+                f"{label} needs {what} that are {self.kind} [N], at least one, got {checked.dtype} of shape {checked.shape}"
             )
-        if self.kind == SCORES and not np.isfinite(found).all():
-            raise InputError(f"{label} needs finite {what}, {int((~np.isfinite(found)).sum())} of {len(found)} are not")
-        return found if self.kind == TEXT else found.astype(np.int64 if self.kind == CLASSES else np.float64)
+        if self.kind == SCORES and not np.isfinite(checked).all():
+            raise InputError(f"{label} needs finite {what}, {int((~np.isfinite(checked)).sum())} of {len(checked)} are not")
+        return checked if self.kind == TEXT else checked.astype(np.int64 if self.kind == CLASSES else np.float64)
 
     def correct(self, predictions: Array, labels: Array) -> NDArray[np.bool_] | None:
         """Return which examples are right, bool [N]; None for a metric of the whole set."""
@@ -94,8 +94,8 @@ class Metric:
             raise InputError(f"{self.measure.label} is judged example by example: compare correctness")
 
         def statistic(columns: Sequence[Array], counts: Floats) -> Floats:
-            true, *found = columns
-            first, second = (sum(weighted(column, true, counts) for column in found[at::2]) for at in (0, 1))
+            true, *scored = columns
+            first, second = (sum(weighted(column, true, counts) for column in scored[at::2]) for at in (0, 1))
             return np.asarray((first - second) / len(pairs))
 
         return resample(statistic, [labels, *(column for pair in pairs for column in pair)], self.measure.name, *key)

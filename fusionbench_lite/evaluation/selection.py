@@ -23,7 +23,7 @@ def choose(
     if rule == "last":
         return max(averages)
     if rule == "best_test":
-        known = {step: value if higher else -value for step, value in averages.items() if value is not None}
-        return max(sorted(known), key=lambda step: known[step]) if known else None
+        scores = {step: value if higher else -value for step, value in averages.items() if value is not None}
+        return max(sorted(scores), key=lambda step: scores[step]) if scores else None
     measured = {step: loss for step, loss in held_out.items() if step in averages}
     return min(sorted(measured), key=lambda step: measured[step]) if measured else None

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fusionbench_lite.data import TaskData, fingerprint, prepare
+from fusionbench_lite.data import TaskData, decode_ahead, fingerprint
 from fusionbench_lite.evaluation.evaluator import Encode, Evaluation, Evaluator, TaskResult
 from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.models.modes import with_weights
@@ -72,9 +72,9 @@ class Suite:
         """Return the labels [B] of some examples, on the device of the run."""
         return torch.from_numpy(self.tasks[task].labels(split)[rows]).to(self.device)
 
-    def prepare(self, task: str, split: str, rows: Rows) -> None:
+    def decode_ahead(self, task: str, split: str, rows: Rows) -> None:
         """Have examples at hand that are decoded when they are read."""
-        prepare(self.tasks[task].inputs(split), rows)
+        decode_ahead(self.tasks[task].inputs(split), rows)
 
     def training_hash(self, task: str) -> str | None:
         """Return what stands for the training examples where `data_hashes` do not cover them."""

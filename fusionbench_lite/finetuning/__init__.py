@@ -2,6 +2,6 @@
 
 from fusionbench_lite.finetuning.callbacks import Status
 from fusionbench_lite.finetuning.job import finetune
-from fusionbench_lite.finetuning.recipes import Settings
+from fusionbench_lite.finetuning.recipes import FinetuneSettings
 
-__all__ = ["Settings", "Status", "finetune"]
+__all__ = ["FinetuneSettings", "Status", "finetune"]

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Examples
 from fusionbench_lite.adaptation.learners.training import Training
-from fusionbench_lite.evaluation import batches as passes
-from fusionbench_lite.finetuning.batches import Batches, Rows
+from fusionbench_lite.evaluation.passes import Passes
+from fusionbench_lite.finetuning.step_images import Rows, StepImages
 from fusionbench_lite.models.heads import ZeroShotHead
 
 ROWS = 256
@@ -29,7 +29,7 @@ SPAN = 50
 """Steps over which the speed is averaged."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
     """Where a fine-tuning stands: finished steps of how many, the sum of the tasks' losses, training images per second."""
 
@@ -46,14 +46,14 @@ class Status:
 class Accuracies(Callback):
     """Accuracy on the held-out images of each task: before the first step, every `every` steps and after the last.
 
-    `found` maps steps to {task: accuracy}; tasks without held-out images are left out. It survives a resume.
+    `by_step` maps steps to {task: accuracy}; tasks without held-out images are left out. It survives a resume.
     """
 
-    def __init__(self, batches: Batches, rows: Mapping[str, Rows], every: int | None, steps: int, bf16: bool) -> None:
+    def __init__(self, batches: StepImages, rows: Mapping[str, Rows], every: int | None, steps: int, bf16: bool) -> None:
         self.batches, self.every, self.steps, self.bf16 = batches, every, steps, bf16
         self.rows = {task: held_out for task, held_out in rows.items() if len(held_out)}
-        self.found: dict[int, dict[str, float]] = {}
-        self._passes = passes.Batches(ROWS, 1, batches.device)
+        self.by_step: dict[int, dict[str, float]] = {}
+        self._passes = Passes(ROWS, 1, batches.device)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure the pretrained model; a run that is resumed has done so."""
@@ -68,7 +68,7 @@ class Accuracies(Callback):
 
     def _measure(self, module: Adaptation) -> None:
         if self.rows:
-            self.found[module.completed] = {task: self._accuracy(module, task) for task in self.rows}
+            self.by_step[module.completed] = {task: self._accuracy(module, task) for task in self.rows}
 
     @torch.no_grad()
     def _accuracy(self, module: Adaptation, task: str) -> float:
@@ -87,11 +87,11 @@ class Accuracies(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""
-        return {"found": self.found}
+        return {"found": self.by_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what a checkpoint stored."""
-        self.found = state_dict["found"]
+        self.by_step = state_dict["found"]
 
 
 class Reports(Callback):
@@ -112,4 +112,6 @@ class Reports(Callback):
         self._ends.append((time.perf_counter(), self._images))
         (first, before), (last, after) = self._ends[0], self._ends[-1]
         speed = (after - before) / max(last - first, 1e-9)
-        self.report(Status(self.name, pl_module.completed, self.steps, pl_module.history.losses[-1], speed))
+        self.report(Status(
+            name=self.name, step=pl_module.completed, steps=self.steps, loss=pl_module.history.losses[-1], images_per_second=speed
+        ))

@@ -13,8 +13,8 @@ from fusionbench_lite.adaptation.api import check_model
 from fusionbench_lite.adaptation.engine.core import call
 from fusionbench_lite.data import Originals, TaskData, fingerprint, originals
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.finetuning.batches import Normalise, Pool
 from fusionbench_lite.finetuning.recipes import Recipe
+from fusionbench_lite.finetuning.step_images import Normalise, Pool
 from fusionbench_lite.models.heads import ZeroShotHead
 
 
@@ -116,10 +116,10 @@ def originals_of(task: str, entry: TaskData, recipe: Recipe) -> Originals | None
     if recipe.crop is None or recipe.images == "square":
         return None
     images = entry.train_images
-    found = originals(images)
-    if found is None and fingerprint(images) is not None:
+    given = originals(images)
+    if given is None and fingerprint(images) is not None:
         raise InputError(
             f"task {task!r}: recipe {recipe.name!r} crops original images, but only the squares that were cut from them are at "
             "hand: set finetune.images=square, or load the task from its files"
         )
-    return found
+    return given

@@ -49,7 +49,7 @@ class Folder:
     def __init__(self, path: Path, model: str, layout: str | None, base: str, family: str | None = None) -> None:
         self.path, self.model, self.layout, self.base, self.family = path, model, layout, base, family
 
-    def prepare(self, pretrained: StateDict, heads: Mapping[str, ZeroShotHead]) -> None:
+    def open(self, pretrained: StateDict, heads: Mapping[str, ZeroShotHead]) -> None:
         """Put the base and the heads there, or see that they are what is there already.
 
         Raises InputError where the folder has another base model, or another head under a task's name.
@@ -59,25 +59,25 @@ class Folder:
             self._check_heads(manifest, heads)
             if not (self.path / PRETRAINED).is_file():
                 self._save(PRETRAINED, pretrained, manifest)
-            known = _read(self.path / HEADS) if (self.path / HEADS).is_file() else {}
-            new = {task: head.weight for task, head in heads.items() if task not in known}
+            stored = _read(self.path / HEADS) if (self.path / HEADS).is_file() else {}
+            new = {task: head.weight for task, head in heads.items() if task not in stored}
             if new:
-                self._save(HEADS, {**known, **new}, manifest)
+                self._save(HEADS, {**stored, **new}, manifest)
             scale = next(iter(heads.values())).scale
-            own = {"format": 1, "model": self.model, "base_sha256": self.base, "head_scale": scale}
-            manifest |= {**own, **({"layout": self.layout} if self.layout else {})}
+            facts = {"format": 1, "model": self.model, "base_sha256": self.base, "head_scale": scale}
+            manifest |= {**facts, **({"layout": self.layout} if self.layout else {})}
             if self.family is not None:
                 manifest.setdefault("family", self.family)  # ta and tall share base and rules: the first one stays
 
     def entry(self, name: str) -> dict[str, Any] | None:
         """Return what the manifest says of a file that is there and undamaged."""
-        found = _manifest(self.path)["files"].get(name)
-        if found is None or not (self.path / name).is_file():
+        noted = _manifest(self.path)["files"].get(name)
+        if noted is None or not (self.path / name).is_file():
             return None
-        if file_sha256(self.path / name) != found["sha256"]:
+        if file_sha256(self.path / name) != noted["sha256"]:
             log.warning("%s is damaged: training it again", self.path / name)
             return None
-        return dict(found)
+        return dict(noted)
 
     def keep(self, name: str, weights: StateDict, entry: Mapping[str, Any], history: Sequence[str]) -> Path:
         """Store a trained model with what the manifest is to say of it, and the lines of its history."""
@@ -126,10 +126,10 @@ class Folder:
 
     def _check_base(self, manifest: Mapping[str, Any]) -> None:
         fix = "choose another folder"
-        for what, own in (("model", self.model), ("layout", self.layout)):
+        for what, wanted in (("model", self.model), ("layout", self.layout)):
             there = manifest.get(what)
-            if own is not None and there is not None and there != own:
-                raise InputError(f"{self.path} holds models of {what} {there!r}, not {own!r}: {fix}")
+            if wanted is not None and there is not None and there != wanted:
+                raise InputError(f"{self.path} holds models of {what} {there!r}, not {wanted!r}: {fix}")
         path = self.path / PRETRAINED
         if not path.is_file():
             return
@@ -141,16 +141,16 @@ class Folder:
             )
 
     def _check_heads(self, manifest: Mapping[str, Any], heads: Mapping[str, ZeroShotHead]) -> None:
-        known = _read(self.path / HEADS) if (self.path / HEADS).is_file() else {}
+        stored = _read(self.path / HEADS) if (self.path / HEADS).is_file() else {}
         there = manifest.get("head_scale", next(iter(heads.values())).scale)
         for task, head in heads.items():
             if there != head.scale:
                 raise InputError(
                     f"{self.path} is for heads of scale {there}, that of task {task!r} has {head.scale}: choose another folder"
                 )
-            if task in known and not torch.equal(known[task], head.weight.cpu()):
+            if task in stored and not torch.equal(stored[task], head.weight.cpu()):
                 raise InputError(
-                    f"{self.path / HEADS} has another head of task {task!r}, {tuple(known[task].shape)} to "
+                    f"{self.path / HEADS} has another head of task {task!r}, {tuple(stored[task].shape)} to "
                     f"{tuple(head.weight.shape)}, with other rows: choose another folder"
                 )
 

@@ -49,10 +49,10 @@ class Draws:
         chosen = np.arange(len(sizes)), fits.argmax(1)
         tall, wide = tall[chosen], wide[chosen]
         top, left = np.floor(corner[:, 0] * (sizes[:, 0] - tall + 1)), np.floor(corner[:, 1] * (sizes[:, 1] - wide + 1))
-        found = np.stack([top, left, tall, wide], 1).astype(np.int64)
+        drawn = np.stack([top, left, tall, wide], 1).astype(np.int64)
         for row in np.flatnonzero(~fits.any(1)):
-            found[row] = _middle(int(sizes[row, 0]), int(sizes[row, 1]))
-        return found
+            drawn[row] = _middle(int(sizes[row, 0]), int(sizes[row, 1]))
+        return drawn
 
 
 def boxes(sizes: NDArray[np.int64], scale: tuple[float, float], *key: object) -> NDArray[np.int64]:
@@ -99,12 +99,12 @@ def _weights(start: Tensor, length: Tensor, size: int) -> Tensor:
     first, extent = start.double()[:, None, None], length.double()[:, None, None]
     factor = extent / size
     centre = (pixel[None, :, None] + 0.5) * factor
-    own = pixel[None, None, :] - first
-    distance = ((own + 0.5 - centre) / factor.clamp(min=1.0)).abs()
+    position = pixel[None, None, :] - first
+    distance = ((position + 0.5 - centre) / factor.clamp(min=1.0)).abs()
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    weights = torch.where((own >= 0) & (own < extent), weights, 0.0)
+    weights = torch.where((position >= 0) & (position < extent), weights, 0.0)
     return (weights / weights.sum(-1, keepdim=True)).float()
 
 

@@ -27,21 +27,21 @@ from fusionbench_lite.adaptation.engine import fit as engine
 from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.adaptation.engine.procedure import Context
 from fusionbench_lite.adaptation.learners.training import Course, Training
-from fusionbench_lite.data import TaskData, prepare
+from fusionbench_lite.data import TaskData, decode_ahead
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.finetuning.batches import Batches, Normalise, Pool, Rows
 from fusionbench_lite.finetuning.callbacks import Accuracies, Reports, Status
 from fusionbench_lite.finetuning.checks import check_encoder, check_pools, check_tasks, originals_of
 from fusionbench_lite.finetuning.folder import Folder, content_sha256, stem
-from fusionbench_lite.finetuning.recipes import PRECISIONS, PROJECTIONS, Recipe, Settings
+from fusionbench_lite.finetuning.recipes import PRECISIONS, PROJECTIONS, FinetuneSettings, Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
+from fusionbench_lite.finetuning.step_images import Normalise, Pool, Rows, StepImages
 from fusionbench_lite.finetuning.zoo import MULTITASK, expert_file
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.weights.experts import Experts
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Recipe", "Settings", "Status", "finetune"]
+__all__ = ["FinetuneSettings", "Recipe", "Status", "finetune"]
 
 VERSION = 1
 """Changes when the same recipe no longer gives the same weights."""
@@ -49,7 +49,7 @@ VERSION = 1
 
 def finetune(
     model: nn.Module, pretrained: Mapping[str, Tensor], heads: Mapping[str, ZeroShotHead], data: Mapping[str, TaskData],
-    recipe: Recipe | str, settings: Settings | None = None, *, folder: Path, model_name: str, layout: str | None = None,
+    recipe: Recipe | str, settings: FinetuneSettings | None = None, *, folder: Path, model_name: str, layout: str | None = None,
     normalise: Normalise | None = None, validation: Mapping[str, Rows] | None = None,
     inputs: Mapping[str, str] | None = None, report: Callable[[Status], None] = lambda status: None,
     constants: Mapping[str, Tensor] | None = None, family: str | None = None,
@@ -71,7 +71,7 @@ def finetune(
     finite, naming the step.
     """
     place = Folder(folder, model_name, layout, "", family)
-    job = _Job(model, pretrained, heads, data, recipe, settings or Settings(), place, constants or {})
+    job = _Job(model, pretrained, heads, data, recipe, settings or FinetuneSettings(), place, constants or {})
     if normalise is None:
         from fusionbench_lite.models.clip import normalise as clips
 
@@ -85,7 +85,8 @@ class _Job:
 
     def __init__(
         self, model: nn.Module, pretrained: Mapping[str, Tensor], heads: Mapping[str, ZeroShotHead],
-        data: Mapping[str, TaskData], recipe: Recipe | str, settings: Settings, folder: Folder, constants: Mapping[str, Tensor],
+        data: Mapping[str, TaskData], recipe: Recipe | str, settings: FinetuneSettings, folder: Folder,
+        constants: Mapping[str, Tensor],
     ) -> None:
         self.model, self.pretrained, self.data, self.settings, self.folder = model, pretrained, data, settings, folder
         self.recipe = recipe_of(recipe) if isinstance(recipe, str) else recipe
@@ -113,7 +114,7 @@ class _Job:
             for task, entry in self.data.items()
         }
         check_pools(pools)
-        self.batches = Batches(pools, self.recipe.crop, self.settings.seed, normalise, self.device)
+        self.batches = StepImages(pools, self.recipe.crop, self.settings.seed, normalise, self.device)
         self.steps = max(self.recipe.steps_of(task, len(pool.rows)) for task, pool in pools.items())
         if self.steps < 1:
             raise InputError(f"recipe {self.recipe.name!r} gives {', '.join(self.data)} {self.steps} steps: at least 1 is needed")
@@ -123,7 +124,7 @@ class _Job:
     def run(self, inputs: Mapping[str, str], report: Callable[[Status], None]) -> Path:
         """Train what is missing, and return its file."""
         with self.folder.alone(self.name):
-            self.folder.prepare(self.pretrained, self.heads)
+            self.folder.open(self.pretrained, self.heads)
             there = None if self.settings.overwrite else self.folder.entry(self.name)
             if there is not None:
                 return self._reused(there)
@@ -170,8 +171,8 @@ class _Job:
         batches = {task: self.recipe.batch_of(task) for task in self.data}
         kept = {name: value for name, value in plain.items() if name not in ("source", "unconfirmed", "epochs", "batches", "batch")}
         epochs = {task: number for task, number in self.recipe.epochs.items() if task in self.data}
-        found: dict[str, Any] = json.loads(json.dumps({**kept, "batch": batches, "epochs": epochs}))
-        return found
+        written: dict[str, Any] = json.loads(json.dumps({**kept, "batch": batches, "epochs": epochs}))
+        return written
 
     def _reused(self, there: Mapping[str, Any]) -> Path:
         path = self.folder.path / self.name
@@ -190,17 +191,20 @@ class _Job:
         recipe, settings = self.recipe, self.settings
         for task, pool in self.batches.pools.items():
             if pool.original is not None:  # squares are for the held-out images alone
-                pool.original.prepare()
-            prepare(pool.data.train_images, slice(None) if pool.original is None else self.held_out[task])
+                pool.original.copy_ahead()
+            decode_ahead(pool.data.train_images, slice(None) if pool.original is None else self.held_out[task])
         frozen = (*(PROJECTIONS if recipe.trained == "tower" else ()), *self.constants)
-        course = Course(recipe.lr, recipe.weight_decay, recipe.warmup, recipe.clip, recipe.optimizer, recipe.schedule, frozen)
+        course = Course(
+            lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=recipe.warmup, clip=recipe.clip, optimizer=recipe.optimizer,
+            schedule=recipe.schedule, frozen=frozen,
+        )
         # No experts are needed to train one: the base stands for each, so that tasks and tensors are known.
         experts = Experts(self.start, dict.fromkeys(self.data, self.start))
         procedure = Training(experts, course, Context(self.model, self.heads, self.steps, settings.chunk))
         checkpoint = self.folder.checkpoint(self.name, self.key)
         accuracies = Accuracies(self.batches, self.held_out, settings.evaluate_every, self.steps, settings.precision == "bf16")
         reports = Reports(stem(self.name), self.steps, report)
-        run = engine.Settings(
+        run = engine.FitSettings(
             checkpoint, settings.checkpoint_every, accelerator=self.device.type, precision=PRECISIONS[settings.precision]
         )
         with self.batches.reading_ahead(self.steps) as batches_of:
@@ -223,7 +227,7 @@ class _Job:
 
     def _entry(self, module: Adaptation, accuracies: Accuracies, inputs: Mapping[str, str]) -> dict[str, Any]:
         """Return what the manifest says of the result."""
-        found = accuracies.found
+        measured = accuracies.by_step
         return {
             "seconds": round(module.history.seconds, 1), "key": self.key, "tasks": list(self.data), "recipe": self._recipe(),
             "source": self.recipe.source, "unconfirmed": self.recipe.unconfirmed, "seed": self.settings.seed,
@@ -232,8 +236,8 @@ class _Job:
             "images": {task: len(pool.rows) for task, pool in self.batches.pools.items()},
             "originals": {task: pool.original is not None for task, pool in self.batches.pools.items()},
             "held_out": {task: len(rows) for task, rows in self.held_out.items()},
-            "zero_shot": found.get(0, {}), "accuracy": found.get(self.steps, {}),
-            "accuracies": {str(step): values for step, values in found.items()},
+            "zero_shot": measured.get(0, {}), "accuracy": measured.get(self.steps, {}),
+            "accuracies": {str(step): values for step, values in measured.items()},
             "inputs": dict(inputs), "device": str(self.device), "threads": torch.get_num_threads(),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "lightning", "open_clip_torch", "numpy")},
         }

@@ -63,7 +63,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """How a fine-tuning runs.
 
     `seed` keys the order of the images and their crops. `precision`: "fp32", or "bf16" for mixed precision (weights,
@@ -98,17 +98,17 @@ def recipe(name: str, **changes: Any) -> Recipe:
     table = _table()
     if name not in table:
         raise InputError(f"unknown recipe {name!r} of fine-tuning: {did_you_mean(str(name), table)}")
-    found = table[name]
+    chosen = table[name]
     changes = checked(Recipe, changes, f"recipe {name!r} of fine-tuning: ")
     if not changes:
-        return found
+        return chosen
     cleared: dict[str, Any] = {kept: {} for kept, key in (("batches", "batch"), ("epochs", "steps")) if key in changes}
-    if changes.get("crop", found.crop) is None:
+    if changes.get("crop", chosen.crop) is None:
         if changes.get("images") == "original":
             raise InputError(f"recipe {name!r} crops nothing, and reads images as evaluation does: images=original needs a crop")
         cleared["images"] = "square"
     said = ", ".join(f"{key}={value}" for key, value in changes.items())
-    return dataclasses.replace(found, **{**changes, **cleared}, source=f"{found.source}; changed: {said}")
+    return dataclasses.replace(chosen, **{**changes, **cleared}, source=f"{chosen.source}; changed: {said}")
 
 
 @functools.cache

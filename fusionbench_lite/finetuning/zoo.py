@@ -41,7 +41,7 @@ MULTITASK = "traditional_mtl.safetensors"
 StateDict = dict[str, Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Zoo:
     """Weights of a task set. `files` maps file names to SHA-256; `multitask` is None where there is none."""
 
@@ -201,9 +201,9 @@ def _load(folder: Path, tasks: list[str], head_scale: float) -> Zoo:
                 f"{folder / 'heads.safetensors'} has no class embeddings of task {task!r}: add [C, d] under its name"
             )
     return Zoo(
-        weights["pretrained.safetensors"], {task: weights[expert_file(task)] for task in tasks},
-        weights.get(MULTITASK), {task: ZeroShotHead(embeddings[task], head_scale) for task in tasks},
-        {name: file_sha256(folder / name) for name in sorted(names)}, folder,
+        pretrained=weights["pretrained.safetensors"], experts={task: weights[expert_file(task)] for task in tasks},
+        multitask=weights.get(MULTITASK), heads={task: ZeroShotHead(embeddings[task], head_scale) for task in tasks},
+        files={name: file_sha256(folder / name) for name in sorted(names)}, path=folder,
     )
 
 

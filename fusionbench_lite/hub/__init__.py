@@ -19,9 +19,9 @@ from pathlib import Path
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub import listings
+from fusionbench_lite.hub.asked import Entry, Fetched, HubFile, Wanted, hub_file, wanted
 from fusionbench_lite.hub.download import Report, download_file, listing
 from fusionbench_lite.hub.settings import current, shared_cache
-from fusionbench_lite.hub.source import Entry, Fetched, Source, Wanted, source_of, wanted
 from fusionbench_lite.hub.store import Store
 
 __all__ = ["Entry", "Fetched", "arrived", "fetch", "present", "tree"]
@@ -39,14 +39,14 @@ def fetch(
     that was stopped is continued; of two processes one downloads and the other waits. Raises InputError, in one line that names
     repository, file, cause and fix, after a bounded number of attempts; then no cache holds anything of the file.
     """
-    asked = source_of(repo, file, kind, revision)
+    asked = hub_file(repo, file, kind, revision)
     if not file:
         raise InputError(f"no file of {kind} {repo} is named: give its path inside the repository")
     want = wanted(asked, sha256, size)
     store = _store(cache)
-    found = store.find(asked, want)
-    if found is not None:
-        return found
+    held = store.find(asked, want)
+    if held is not None:
+        return held
     now = current()
     if now.offline:
         raise _offline(asked, want, store)
@@ -62,13 +62,13 @@ def present(
 
     A file is hashed the first time it is seen and when it has changed since.
     """
-    asked = source_of(repo, file, kind, revision)
+    asked = hub_file(repo, file, kind, revision)
     return _store(cache).find(asked, wanted(asked, sha256, size))
 
 
 def arrived(repo: str, file: str, *, kind: str = "model", revision: str = "main", cache: Path, sha256: str | None) -> int:
     """Return how many bytes of a file of this SHA-256 a download that was stopped has left, which the next one continues."""
-    return 0 if sha256 is None else _store(cache).arrived(source_of(repo, file, kind, revision), sha256)
+    return 0 if sha256 is None else _store(cache).arrived(hub_file(repo, file, kind, revision), sha256)
 
 
 def tree(repo: str, *, kind: str = "model", revision: str = "main", under: str = "", cache: Path) -> list[Entry]:
@@ -77,28 +77,28 @@ def tree(repo: str, *, kind: str = "model", revision: str = "main", under: str =
     Without a network and without a list, the files that the caches hold are returned: perhaps not all there are.
     Raises InputError as `fetch` does.
     """
-    asked = source_of(repo, under.rstrip("/"), kind, revision)
+    asked = hub_file(repo, under.rstrip("/"), kind, revision)
     store = _store(cache)
-    known = listings.kept(store, asked)
-    if known is None:
+    entries = listings.kept(store, asked)
+    if entries is None:
         try:
             now = current()
             if now.offline:
                 raise _offline(asked, Wanted(), store)
-            known = listing(asked, store, now)
+            entries = listing(asked, store, now)
         except InputError as error:
-            known = listings.at_hand(store, asked)
-            if not known:
+            entries = listings.at_hand(store, asked)
+            if not entries:
                 raise
-            log.warning("%s: using the %d files that the caches hold, perhaps not all there are", error, len(known))
-    return sorted(known, key=lambda entry: entry.path)
+            log.warning("%s: using the %d files that the caches hold, perhaps not all there are", error, len(entries))
+    return sorted(entries, key=lambda entry: entry.path)
 
 
 def _store(cache: Path) -> Store:
     return Store(Path(cache) / "hub")
 
 
-def _offline(asked: Source, want: Wanted, store: Store) -> InputError:
+def _offline(asked: HubFile, want: Wanted, store: Store) -> InputError:
     content = f" with SHA-256 {want.sha256}" if want.sha256 else ""
     where = f"neither in {store.root} nor in {shared_cache()}"
     fix = "unset it, or fill one of them on a machine with a network"

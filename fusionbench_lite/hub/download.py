@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fusionbench_lite.errors import InputError, WriteError, nearest
 from fusionbench_lite.hub import listings
+from fusionbench_lite.hub.asked import SHA256, Asked, Entry, Fetched, HubFile, Wanted, WebFile, fits_etag
 from fusionbench_lite.hub.failures import Failure, repeat
-from fusionbench_lite.hub.settings import Settings
-from fusionbench_lite.hub.source import SHA256, Asked, Entry, Fetched, Source, Wanted, WebFile, fits_etag
+from fusionbench_lite.hub.settings import HubSettings
 from fusionbench_lite.hub.store import Store, no_room, settle
 from fusionbench_lite.hub.transfer import Remote, commit_of, describe, listed, receive
 from fusionbench_lite.paths import file_sha256
@@ -21,7 +21,7 @@ _MB = 1_000_000
 _ELSEWHERE = {"no file", "no revision", "other content"}
 
 
-def download_file(asked: Source, want: Wanted, store: Store, now: Settings, report: Report | None) -> Fetched:
+def download_file(asked: HubFile, want: Wanted, store: Store, now: HubSettings, report: Report | None) -> Fetched:
     """Fetch from the commit that the cache knows the revision by, else from what the revision stands for now.
 
     The caller holds the file's lock. Raises InputError naming repository, file, cause and fix.
@@ -42,7 +42,7 @@ def download_file(asked: Source, want: Wanted, store: Store, now: Settings, repo
     raise AssertionError("a revision always has one place to look")
 
 
-def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Settings, report: Report | None) -> Fetched:
+def _download_at(at: HubFile, asked: HubFile, want: Wanted, store: Store, now: HubSettings, report: Report | None) -> Fetched:
     held = [0]
 
     def attempt() -> Fetched:
@@ -50,11 +50,11 @@ def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Set
         announced = remote.etag if remote.etag and SHA256.fullmatch(remote.etag) else None
         if not want.agrees(announced, remote.size):
             raise _other_content(want, announced, remote.size)
-        known = store.blob(asked, remote.etag)
-        if known is not None:
-            if not want.agrees(known[1], None):
-                raise _other_content(want, known[1], None)
-            return store.link(*known, asked, remote.commit)
+        blob = store.blob(asked, remote.etag)
+        if blob is not None:
+            if not want.agrees(blob[1], None):
+                raise _other_content(want, blob[1], None)
+            return store.link(*blob, asked, remote.commit)
         part = store.partial(asked, remote.etag)
         _receive(remote, part, asked, now, held, report)
         return store.enter(part, _checked(part, remote, want), remote.etag, asked, remote.commit)
@@ -62,7 +62,7 @@ def _download_at(at: Source, asked: Source, want: Wanted, store: Store, now: Set
     return repeat(attempt, now, asked, lambda: held[0])
 
 
-def download_web(asked: WebFile, final: Path, store: Store, now: Settings, report: Report | None) -> None:
+def download_web(asked: WebFile, final: Path, store: Store, now: HubSettings, report: Report | None) -> None:
     """Fetch a file of no repository to `final`, once its MD5 is the wanted one. The caller holds the file's lock.
 
     `now` are the settings of its server. Raises Failure, and InputError where there is no room.
@@ -93,7 +93,7 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _receive(remote: Remote, part: Path, asked: Asked, now: Settings, held: list[int], report: Report | None) -> None:
+def _receive(remote: Remote, part: Path, asked: Asked, now: HubSettings, held: list[int], report: Report | None) -> None:
     """Bring a file's content to `part`, which is removed where there is no room for it."""
     try:
         receive(remote, part, asked, now, lambda done: _arrived(asked, remote, done, held, report))
@@ -136,11 +136,11 @@ def _other_content(want: Wanted, sha256: str | None, size: int | None) -> Failur
     return Failure("other content", reason, "the file was replaced: name the commit that had it, or update what is expected")
 
 
-def listing(asked: Source, store: Store, now: Settings) -> list[Entry]:
+def listing(asked: HubFile, store: Store, now: HubSettings) -> list[Entry]:
     """Return the files below a folder from the hub, at the commit the cache knows the revision by if it still is there."""
-    known: str | None = next(iter(store.commits(asked)), None)
+    commit_held: str | None = next(iter(store.commits(asked)), None)
     try:
-        commit, entries = _listed(asked, known, now)
+        commit, entries = _listed(asked, commit_held, now)
     except Failure as failure:
         reason = failure.reason if failure.kind != "no file" else f"{now.endpoint} has no such folder"
         raise InputError(f"cannot list {asked.label}: {reason}; {failure.fix}") from failure
@@ -149,24 +149,24 @@ def listing(asked: Source, store: Store, now: Settings) -> list[Entry]:
     return entries
 
 
-def _listed(asked: Source, known: str | None, now: Settings) -> tuple[str, list[Entry]]:
+def _listed(asked: HubFile, commit_held: str | None, now: HubSettings) -> tuple[str, list[Entry]]:
     def attempt(commit: str | None) -> tuple[str, list[Entry]]:
         commit = commit or commit_of(asked, now)
         return commit, listed(asked.at(commit), now)
 
-    if known is not None:
+    if commit_held is not None:
         try:
-            return repeat(lambda: attempt(known), now, asked)
+            return repeat(lambda: attempt(commit_held), now, asked)
         except Failure as failure:
             if asked.pinned or failure.kind not in _ELSEWHERE:
                 raise
     return repeat(lambda: attempt(None), now, asked)
 
 
-def _nearest(asked: Source, now: Settings) -> str | None:
+def _nearest(asked: HubFile, now: HubSettings) -> str | None:
     """Return a hint at the file that may have been meant: one request, no second attempt."""
     try:
-        names = [entry.path for entry in listed(Source(asked.repo, "", asked.kind, asked.revision), now, pages=1)]
+        names = [entry.path for entry in listed(HubFile(asked.repo, "", asked.kind, asked.revision), now, pages=1)]
     except Failure:
         return None
     match = nearest(asked.file, names)

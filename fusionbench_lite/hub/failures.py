@@ -19,8 +19,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from fusionbench_lite.hub.settings import Settings, http
-from fusionbench_lite.hub.source import Asked, Source, WebFile
+from fusionbench_lite.hub.asked import Asked, HubFile, WebFile
+from fusionbench_lite.hub.settings import HubSettings, http
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Failure(Exception):
         self.wait = wait
 
 
-def repeat(attempt: Callable[[], T], settings: Settings, asked: Asked, progress: Callable[[], int] = lambda: 0) -> T:
+def repeat(attempt: Callable[[], T], settings: HubSettings, asked: Asked, progress: Callable[[], int] = lambda: 0) -> T:
     """Return what `attempt` returns, repeating it while its failures can pass; `progress` counts bytes that need not come again.
 
     Raises the last Failure, with the number of attempts in its reason.
@@ -75,13 +75,13 @@ def repeat(attempt: Callable[[], T], settings: Settings, asked: Asked, progress:
             time.sleep(wait)
 
 
-def _wait(failure: Failure, fruitless: int, settings: Settings) -> float:
+def _wait(failure: Failure, fruitless: int, settings: HubSettings) -> float:
     if failure.wait is not None:
         return min(failure.wait, LONGEST_ASKED_WAIT) * min(settings.wait, 1.0)
     return min(2.0 ** max(fruitless - 1, 0), LONGEST_WAIT) * settings.wait * _jitter.uniform(0.5, 1.0)
 
 
-def of_answer(answer: Any, asked: Asked, settings: Settings) -> Failure:
+def of_answer(answer: Any, asked: Asked, settings: HubSettings) -> Failure:
     """Return the Failure that an answer with status 400 or above stands for."""
     status = int(answer.status_code)
     code = answer.headers.get("X-Error-Code", "")
@@ -102,14 +102,14 @@ def of_answer(answer: Any, asked: Asked, settings: Settings) -> Failure:
     return Failure("refused", f"{settings.endpoint} answered {status} {message}", "check HF_ENDPOINT and the names")
 
 
-def _forbidden(status: int, code: str, asked: Source, settings: Settings) -> Failure:
+def _forbidden(status: int, code: str, asked: HubFile, settings: HubSettings) -> Failure:
     who = "the token in use was refused" if settings.token else "no token was sent"
     what = "the repository is gated" if code == "GatedRepo" else f"access was refused with {status}"
     fix = f"accept the terms at https://huggingface.co/{asked.page} and set HF_TOKEN to a token of that account that may read"
     return Failure("gated", f"{what} and {who}", fix)
 
 
-def _missing(code: str, asked: Source, settings: Settings) -> Failure:
+def _missing(code: str, asked: HubFile, settings: HubSettings) -> Failure:
     at = settings.endpoint
     if code == "RevisionNotFound":
         return Failure("no revision", f"{at} has no revision {asked.revision} of it", "give a branch, a tag or a whole commit")
@@ -120,7 +120,7 @@ def _missing(code: str, asked: Source, settings: Settings) -> Failure:
     return Failure("no file", f"{at} has no such file", "check the name")
 
 
-def of_error(error: Exception, settings: Settings) -> Failure:
+def of_error(error: Exception, settings: HubSettings) -> Failure:
     """Return the Failure that an exception of the HTTP library stands for."""
     library = http()
     at = settings.endpoint
@@ -146,12 +146,12 @@ def of_error(error: Exception, settings: Settings) -> Failure:
     return Failure("broken", f"the connection to {at} broke: {reason}", fix, again=True)
 
 
-def endless(settings: Settings) -> Failure:
+def endless(settings: HubSettings) -> Failure:
     """Return the Failure of redirects that lead nowhere."""
     return Failure("redirects", f"{settings.endpoint} redirects without end", f"check {settings.address} and proxies")
 
 
-def astray(settings: Settings, to: str | None) -> Failure:
+def astray(settings: HubSettings, to: str | None) -> Failure:
     """Return the Failure of a redirect to what is no address."""
     if settings.address == "HF_ENDPOINT":
         return no_hub(settings.endpoint, f"it redirects to {to}")

@@ -10,12 +10,12 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from fusionbench_lite.hub.asked import SHA256, Entry, HubFile, entry_of
 from fusionbench_lite.hub.settings import shared_cache
-from fusionbench_lite.hub.source import SHA256, Entry, Source, entry_of
 from fusionbench_lite.hub.store import Store, blob_name, write
 
 
-def kept(store: Store, asked: Source) -> list[Entry] | None:
+def kept(store: Store, asked: HubFile) -> list[Entry] | None:
     """Return the stored list of the files below a folder, of the newest commit that has one; None without one.
 
     A list that damage has changed counts as absent: it is asked for again.
@@ -28,16 +28,16 @@ def kept(store: Store, asked: Source) -> list[Entry] | None:
     return None
 
 
-def keep(store: Store, asked: Source, commit: str, entries: list[Entry]) -> None:
+def keep(store: Store, asked: HubFile, commit: str, entries: list[Entry]) -> None:
     """Store a list of files. Raises OSError or InputError."""
     rows = [dataclasses.astuple(entry) for entry in entries]
     write(_file(store, asked, commit, asked.file), json.dumps({"files": rows, "sha256": _sha256(rows)}))
     store.remember(asked, commit)
 
 
-def at_hand(store: Store, asked: Source) -> list[Entry]:
+def at_hand(store: Store, asked: HubFile) -> list[Entry]:
     """Return the files below a folder that the caches hold of a revision: what is left without a network and a list."""
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     theirs = shared_cache() / store.folder(asked).name
     snapshots = [store.folder(asked) / "snapshots" / commit for commit in store.commits(asked)]
     with contextlib.suppress(OSError):
@@ -47,9 +47,9 @@ def at_hand(store: Store, asked: Source) -> list[Entry]:
         for path in sorted((snapshot / asked.file).rglob("*")):
             name = path.relative_to(snapshot).as_posix()
             blob = blob_name(path) or ""
-            if path.is_file() and name not in found:
-                found[name] = Entry(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None)
-    return list(found.values())
+            if path.is_file() and name not in entries:
+                entries[name] = Entry(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None)
+    return list(entries.values())
 
 
 def _rows(text: str) -> list[Any]:
@@ -65,5 +65,5 @@ def _sha256(rows: list[Any]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _file(store: Store, asked: Source, commit: str, folder: str) -> Path:
+def _file(store: Store, asked: HubFile, commit: str, folder: str) -> Path:
     return store.folder(asked) / "listings" / commit / f"{urllib.parse.quote(folder, safe='') or '.all'}.json"

@@ -22,8 +22,8 @@ WAIT_VARIABLE = "FUSIONBENCH_LITE_RETRY_SECONDS"
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HubSettings:
     """`endpoint` without a slash at its end; time limits in seconds; `wait`: seconds before the first repetition of a request.
 
     `address` is what a user corrects where the endpoint is wrong.
@@ -37,7 +37,7 @@ class Settings:
     wait: float
     address: str = "HF_ENDPOINT"
 
-    def elsewhere(self, url: str) -> Settings:
+    def elsewhere(self, url: str) -> HubSettings:
         """Return the settings for a file of another server: its own endpoint, and never the hub's token."""
         parts = urllib.parse.urlsplit(url)
         return dataclasses.replace(self, endpoint=f"{parts.scheme}://{parts.netloc}", token=None, address="the address")
@@ -69,20 +69,18 @@ def http() -> Any:
     return importlib.import_module(base.__module__.partition(".")[0])
 
 
-def current() -> Settings:
+def current() -> HubSettings:
     """Return what the environment says now. Raises InputError for a value that cannot be used."""
     library()
     constants = importlib.import_module("huggingface_hub.constants")
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if origin(endpoint) is None:
         raise InputError(f"HF_ENDPOINT={endpoint} is no address of a hub: it starts with http:// or https://")
-    return Settings(
-        endpoint,
-        offline(),
-        _token(constants),
-        _seconds("HF_HUB_ETAG_TIMEOUT", constants.HF_HUB_ETAG_TIMEOUT) or constants.DEFAULT_ETAG_TIMEOUT,
-        _seconds("HF_HUB_DOWNLOAD_TIMEOUT", constants.HF_HUB_DOWNLOAD_TIMEOUT) or constants.DEFAULT_DOWNLOAD_TIMEOUT,
-        _seconds(WAIT_VARIABLE, 1.0),
+    return HubSettings(
+        endpoint=endpoint, offline=offline(), token=_token(constants),
+        answer_timeout=_seconds("HF_HUB_ETAG_TIMEOUT", constants.HF_HUB_ETAG_TIMEOUT) or constants.DEFAULT_ETAG_TIMEOUT,
+        data_timeout=_seconds("HF_HUB_DOWNLOAD_TIMEOUT", constants.HF_HUB_DOWNLOAD_TIMEOUT) or constants.DEFAULT_DOWNLOAD_TIMEOUT,
+        wait=_seconds(WAIT_VARIABLE, 1.0),
     )
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from fusionbench_lite.base.file_hashes import state_of
 from fusionbench_lite.errors import InputError, WriteError
+from fusionbench_lite.hub.asked import SHA1, SHA256, Asked, Fetched, HubFile, Wanted, fits_etag
 from fusionbench_lite.hub.settings import library, shared_cache
-from fusionbench_lite.hub.source import SHA1, SHA256, Asked, Fetched, Source, Wanted, fits_etag
 from fusionbench_lite.paths import NO_SPACE, atomic_file, file_sha256, locked, mended
 
 
@@ -51,15 +51,15 @@ class Store:
                 raise WriteError(f"cannot download {asked.label}: {error}") from error
             yield
 
-    def find(self, asked: Source, wanted: Wanted) -> Fetched | None:
+    def find(self, asked: HubFile, wanted: Wanted) -> Fetched | None:
         """Return a file that this cache or the user's own one holds, checked; None without one. Makes no request."""
         for path in self._candidates(asked):
             sha256 = self.checked(path, wanted)
             if sha256 is not None:
-                return Fetched(path, sha256, _commit(path, asked.file), asked.repo, asked.file)
+                return Fetched(path=path, sha256=sha256, commit=_commit(path, asked.file), repo=asked.repo, file=asked.file)
         return None
 
-    def _candidates(self, asked: Source) -> Iterator[Path]:
+    def _candidates(self, asked: HubFile) -> Iterator[Path]:
         for commit in self.commits(asked):
             path = self.folder(asked) / "snapshots" / commit / asked.file
             if path.is_file():
@@ -88,9 +88,9 @@ class Store:
         """Return a file's SHA-256 and whether it fits its blob's name, from the record if the file has not changed since."""
         now = _state(path)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(self._record(path).read_text())
-            if {key: known[key] for key in now} == now:
-                return str(known["sha256"]), bool(known["sound"])
+            noted = json.loads(self._record(path).read_text())
+            if {key: noted[key] for key in now} == now:
+                return str(noted["sha256"]), bool(noted["sound"])
         sha256 = file_sha256(path)
         sound = fits_etag(path, sha256, blob_name(path)) is not False
         if _state(path) == now:  # else it changed while it was read
@@ -104,20 +104,20 @@ class Store:
         with contextlib.suppress(InputError, OSError):  # a cache that cannot be written costs a hash per run, no more
             write(self._record(path), json.dumps({**_state(path), "sha256": sha256, "sound": sound}))
 
-    def commits(self, asked: Source) -> list[str]:
+    def commits(self, asked: HubFile) -> list[str]:
         """Return the commits a revision has stood for in this cache, newest first."""
         if asked.pinned:
             return [asked.revision]
         try:
-            known = [(entry.stat().st_mtime_ns, entry.name) for entry in self._history(asked).iterdir()]
+            dated = [(entry.stat().st_mtime_ns, entry.name) for entry in self._history(asked).iterdir()]
         except OSError:
             return []
-        return [name for _, name in sorted(known, reverse=True)]
+        return [name for _, name in sorted(dated, reverse=True)]
 
-    def _history(self, asked: Source) -> Path:
+    def _history(self, asked: HubFile) -> Path:
         return self.folder(asked) / "commits" / urllib.parse.quote(asked.revision, safe="")
 
-    def partial(self, asked: Source, etag: str | None) -> Path:
+    def partial(self, asked: HubFile, etag: str | None) -> Path:
         """Return where a file is collected; what older versions of it have left is removed."""
         return self.collected(asked, etag if etag and _is_checksum(etag) else f"unknown-{uuid.uuid4().hex}")
 
@@ -142,13 +142,13 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def enter(self, content: Path, sha256: str, etag: str | None, asked: Source, commit: str) -> Fetched:
+    def enter(self, content: Path, sha256: str, etag: str | None, asked: HubFile, commit: str) -> Fetched:
         """Move checked content into the cache as `asked` at `commit`. Raises OSError."""
         blob = self.folder(asked) / "blobs" / (etag if etag and _is_checksum(etag) else sha256)
         settle(content, blob)
         return self.link(blob, sha256, asked, commit)
 
-    def blob(self, asked: Source, etag: str | None) -> tuple[Path, str] | None:
+    def blob(self, asked: HubFile, etag: str | None) -> tuple[Path, str] | None:
         """Return content that came with another commit of the repository, and its SHA-256; a damaged one is removed."""
         if not _is_checksum(etag):
             return None
@@ -161,7 +161,7 @@ class Store:
             return None
         return blob, sha256
 
-    def link(self, blob: Path, sha256: str, asked: Source, commit: str) -> Fetched:
+    def link(self, blob: Path, sha256: str, asked: HubFile, commit: str) -> Fetched:
         """Make content visible as `asked` at `commit`, and remember which commit the revision stands for. Raises OSError."""
         path = self.folder(asked) / "snapshots" / commit / asked.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,9 +173,9 @@ class Store:
             temporary.unlink(missing_ok=True)
         self._note(path, sha256, sound=True)
         self.remember(asked, commit)
-        return Fetched(path, sha256, commit, asked.repo, asked.file)
+        return Fetched(path=path, sha256=sha256, commit=commit, repo=asked.repo, file=asked.file)
 
-    def remember(self, asked: Source, commit: str) -> None:
+    def remember(self, asked: HubFile, commit: str) -> None:
         """Note that a branch or a tag stands for a commit. Raises OSError."""
         if asked.pinned:
             return

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fusionbench_lite.hub.asked import COMMIT, SHA256, Asked, Entry, HubFile, WebFile
 from fusionbench_lite.hub.failures import Failure, astray, endless, no_hub, of_answer, of_error
-from fusionbench_lite.hub.settings import Settings, http, library, origin
-from fusionbench_lite.hub.source import COMMIT, SHA256, Asked, Entry, Source, WebFile
+from fusionbench_lite.hub.settings import HubSettings, http, library, origin
 
 _MOST_REDIRECTS = 10
 _MOST_PAGES = 1000
@@ -21,7 +21,7 @@ _NO_HEAD = (405, 501)
 _HUBS = frozenset({("https", "huggingface.co", 443), ("https", "hf.co", 443)})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Remote:
     """What a server says of a file: commit, ETag without quotes, size in bytes, where its content is, whether the token goes there.
 
@@ -35,7 +35,7 @@ class Remote:
     with_token: bool
 
 
-def describe(asked: Asked, settings: Settings) -> Remote:
+def describe(asked: Asked, settings: HubSettings) -> Remote:
     """Ask for a file's description.
 
     Redirects are followed up to the reply that names the commit; one that leads to a storage host is kept as the content's address.
@@ -44,13 +44,13 @@ def describe(asked: Asked, settings: Settings) -> Remote:
     """
     url = _address(asked, settings)
     for _ in range(_MOST_REDIRECTS):
-        own = _trusted(url, settings)
+        trusted = _trusted(url, settings)
         with _failing(settings):
             answer = _session().request(
-                "HEAD", url, headers=settings.headers(own), timeout=settings.answer_timeout, follow_redirects=False
+                "HEAD", url, headers=settings.headers(trusted), timeout=settings.answer_timeout, follow_redirects=False
             )
         if answer.status_code in _NO_HEAD and isinstance(asked, WebFile):
-            return Remote("", None, None, url, _trusted(url, settings))
+            return Remote(commit="", etag=None, size=None, url=url, with_token=_trusted(url, settings))
         if answer.status_code >= 400:
             raise of_answer(answer, asked, settings)
         to = answer.headers.get("Location") if answer.is_redirect else None
@@ -62,7 +62,7 @@ def describe(asked: Asked, settings: Settings) -> Remote:
     raise endless(settings)
 
 
-def _address(asked: Asked, settings: Settings) -> str:
+def _address(asked: Asked, settings: HubSettings) -> str:
     if isinstance(asked, WebFile):
         return asked.url
     address: str = library().hf_hub_url(
@@ -71,7 +71,7 @@ def _address(asked: Asked, settings: Settings) -> str:
     return address
 
 
-def _target(url: str, to: str | None, settings: Settings) -> str:
+def _target(url: str, to: str | None, settings: HubSettings) -> str:
     """Return where a redirect leads. Raises Failure for an address that is none."""
     try:
         target = urllib.parse.urljoin(url, to) if to else url
@@ -82,23 +82,25 @@ def _target(url: str, to: str | None, settings: Settings) -> str:
     return target
 
 
-def _remote(answer: Any, asked: Asked, settings: Settings, url: str) -> Remote:
+def _remote(answer: Any, asked: Asked, settings: HubSettings, url: str) -> Remote:
     headers = answer.headers
     if isinstance(asked, WebFile):
-        return Remote("", None, _number(headers.get("Content-Length")), url, _trusted(url, settings))
+        return Remote(
+            commit="", etag=None, size=_number(headers.get("Content-Length")), url=url, with_token=_trusted(url, settings)
+        )
     commit = headers.get("X-Repo-Commit", "")
     if not COMMIT.fullmatch(commit):
         raise no_hub(settings.endpoint, f"the reply for {asked.file} has no X-Repo-Commit")
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"') or None
     length = headers.get("X-Linked-Size") or (None if answer.is_redirect else headers.get("Content-Length"))
-    return Remote(commit, etag, _number(length), url, _trusted(url, settings))
+    return Remote(commit=commit, etag=etag, size=_number(length), url=url, with_token=_trusted(url, settings))
 
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def receive(remote: Remote, part: Path, asked: Asked, settings: Settings, arrived: Callable[[int], None]) -> None:
+def receive(remote: Remote, part: Path, asked: Asked, settings: HubSettings, arrived: Callable[[int], None]) -> None:
     """Bring a file's content to `part`, after what is there already; `arrived` is called with the bytes there are.
 
     Raises Failure, after which `part` holds what has arrived, and OSError where `part` cannot be written.
@@ -129,7 +131,7 @@ def receive(remote: Remote, part: Path, asked: Asked, settings: Settings, arrive
         raise Failure("size", f"{done} bytes came where {remote.size} were announced", "try later, or check proxies", again=True)
 
 
-def _start(answer: Any, part: Path, done: int, asked: Asked, settings: Settings) -> int:
+def _start(answer: Any, part: Path, done: int, asked: Asked, settings: HubSettings) -> int:
     """Return how many bytes of `part` an answer continues. Raises Failure for an answer that does not fit."""
     status = answer.status_code
     if status == 416:
@@ -159,17 +161,17 @@ def _check_room(part: Path, remote: Remote, done: int) -> None:
         raise Failure("disk", reason, "free some space or choose another cache directory")
 
 
-def commit_of(asked: Source, settings: Settings) -> str:
+def commit_of(asked: HubFile, settings: HubSettings) -> str:
     """Return the commit that a revision stands for now. Raises Failure."""
     revision = urllib.parse.quote(asked.revision, safe="")
-    found = _json(f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/revision/{revision}", asked, settings)[0]
-    commit = found.get("sha") if isinstance(found, dict) else None
+    answer = _json(f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/revision/{revision}", asked, settings)[0]
+    commit = answer.get("sha") if isinstance(answer, dict) else None
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise no_hub(settings.endpoint, "no commit in its reply")
     return commit
 
 
-def listed(asked: Source, settings: Settings, pages: int = _MOST_PAGES) -> list[Entry]:
+def listed(asked: HubFile, settings: HubSettings, pages: int = _MOST_PAGES) -> list[Entry]:
     """Return the files below a folder of a repository, of at most so many pages of the hub's list. Raises Failure."""
     folder = f"/{urllib.parse.quote(asked.file)}" if asked.file else ""
     base = f"{settings.endpoint}/api/{asked.kind}s/{asked.repo}/tree/{urllib.parse.quote(asked.revision, safe='')}{folder}"
@@ -184,7 +186,7 @@ def listed(asked: Source, settings: Settings, pages: int = _MOST_PAGES) -> list[
     return entries
 
 
-def _entry(row: Any, settings: Settings) -> Entry:
+def _entry(row: Any, settings: HubSettings) -> Entry:
     try:
         lfs = row.get("lfs") or {}
         sha256 = str(lfs.get("oid") or lfs.get("sha256") or "")
@@ -193,7 +195,7 @@ def _entry(row: Any, settings: Settings) -> Entry:
         raise no_hub(settings.endpoint, "its list of files is none") from None
 
 
-def _json(url: str, asked: Source, settings: Settings) -> tuple[Any, str]:
+def _json(url: str, asked: HubFile, settings: HubSettings) -> tuple[Any, str]:
     """Return a reply's content and the query of the list's next page, empty on the last one."""
     with _failing(settings):
         answer = _session().get(url, headers=settings.headers(), timeout=settings.answer_timeout)
@@ -208,7 +210,7 @@ def _json(url: str, asked: Source, settings: Settings) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _failing(settings: Settings) -> Iterator[None]:
+def _failing(settings: HubSettings) -> Iterator[None]:
     """Turn exceptions of the HTTP library into Failure."""
     library = http()
     try:
@@ -221,7 +223,7 @@ def _session() -> Any:
     return library().get_session()
 
 
-def _trusted(url: str, settings: Settings) -> bool:
+def _trusted(url: str, settings: HubSettings) -> bool:
     """Whether the token may go to an address: same scheme, host and port as the endpoint, or the hub itself."""
     there = origin(url)
     return there is not None and (there in _HUBS or there == origin(settings.endpoint))

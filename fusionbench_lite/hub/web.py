@@ -13,10 +13,10 @@ import logging
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError, WriteError
+from fusionbench_lite.hub.asked import Wanted, WebFile, web_file
 from fusionbench_lite.hub.download import Report, download_web, file_md5
 from fusionbench_lite.hub.failures import Failure
 from fusionbench_lite.hub.settings import current
-from fusionbench_lite.hub.source import Wanted, WebFile, web_file
 from fusionbench_lite.hub.store import Store
 
 __all__ = ["WebFile", "arrived", "fetch", "is_sound", "made_from", "place", "present", "web_file"]
@@ -55,9 +55,9 @@ def fetch(asked: WebFile, cache: Path, report: Report | None = None) -> Path:
     file can be put by hand, after a bounded number of attempts; then the cache shows nothing of it.
     """
     final = place(asked, cache)
-    found = present(asked, cache)
-    if found is not None:
-        return found
+    path = present(asked, cache)
+    if path is not None:
+        return path
     by_hand = f"or put the file there by hand: {final}"
     now = current()
     if now.offline:
@@ -67,9 +67,9 @@ def fetch(asked: WebFile, cache: Path, report: Report | None = None) -> Path:
             f"(MD5 {asked.md5})"
         )
     with _store(cache).lock(asked):
-        found = present(asked, cache)  # another process may have downloaded it meanwhile
-        if found is not None:
-            return found
+        path = present(asked, cache)  # another process may have downloaded it meanwhile
+        if path is not None:
+            return path
         if final.exists():
             log.warning("%s has another MD5 than %s: fetching it again", final, asked.md5)
         try:

@@ -14,8 +14,8 @@ from fusionbench_lite.fields import describe
 from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import StateDict
 from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_experts, open_weights, write_shards
+from fusionbench_lite.weights.specs import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ Weights = StateDict | str | os.PathLike[str]
 """A state dict, or the path of a safetensors file or directory; for experts also of a PEFT adapter."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Merged:
     """A merged model, or one model per task in compact form.
 
@@ -76,15 +76,16 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
         view.release(name for name, part in stored.items() if not part.on_base)
         unfold = {name: part.tensor for name, part in stored.items()}
         return Merged(
-            method, produced.hyperparameters, tasks, True, _storage(view, stored),
-            lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items())),  # type: ignore[arg-type]
+            method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=True, storage=_storage(view, stored),
+            _state_dict=lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items())),  # type: ignore[arg-type]
         )
     merged = _complete(view, produced())
     view.check_unread()
-    names = {name: view.tied.get(name, name) for name in view.layout}  # the inputs themselves are not kept
+    names = {name: view.tied.get(name, name) for name in view.specs}  # the inputs themselves are not kept
     return Merged(
-        method, produced.hyperparameters, tasks, False, {"pretrained": 0, "shared": _size(view), "per_task": 0},
-        lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
+        method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=False,
+        storage={"pretrained": 0, "shared": _size(view), "per_task": 0},
+        _state_dict=lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
     )
 
 
@@ -157,12 +158,12 @@ def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator
     repeats: dict[str, list[str]] = {}
     for name, first in view.tied.items():
         repeats.setdefault(first, []).append(name)
-    missing = dict.fromkeys(view.layout)
+    missing = dict.fromkeys(view.specs)
     for name, tensor in produced:
         if name in view.tied:
             continue
-        layout = view.layout[name]
-        done = tensor.to(layout.dtype).reshape(layout.shape).contiguous()
+        spec = view.specs[name]
+        done = tensor.to(spec.dtype).reshape(spec.shape).contiguous()
         for listed in (name, *repeats.get(name, ())):
             del missing[listed]
             yield listed, done
@@ -176,7 +177,7 @@ def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str
     done = {}
     for name, tensor in _finished(view, produced):
         done[name] = tensor.clone() if _is_input(view, name, tensor) else tensor
-    return _retied({name: view.tied.get(name, name) for name in view.layout}, done)
+    return _retied({name: view.tied.get(name, name) for name in view.specs}, done)
 
 
 def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
@@ -184,7 +185,7 @@ def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
         return True  # the mapped pages of a file
     everyone = (view.pretrained, *view.by_task.values())
     # A mapping that reads files hands out new tensors, unless it says that it holds them somewhere.
-    in_memory = [weights for weights in everyone if not hasattr(weights, "layout") or getattr(weights, "place", "disk") != "disk"]
+    in_memory = [weights for weights in everyone if not hasattr(weights, "spec") or getattr(weights, "place", "disk") != "disk"]
     return any(name in weights and weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
 
 
@@ -195,7 +196,7 @@ def _retied(names: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str
 
 def _size(view: Experts) -> int:
     """Return the bytes of the model, tied tensors once."""
-    return sum(layout.nbytes for name, layout in view.layout.items() if name not in view.tied)
+    return sum(spec.nbytes for name, spec in view.specs.items() if name not in view.tied)
 
 
 def _storage(view: Experts, stored: Mapping[str, PerTask]) -> dict[str, int]:

@@ -121,10 +121,10 @@ class Modified:
                 raise MergeError(
                     f"{self.ranks.method}: {name!r} overflowed {base.dtype}: are its task vectors meant to be so large?"
                 )
-        for number, own in enumerate(change.expand(len(experts), *base.shape)):
+        for number, row in enumerate(change.expand(len(experts), *base.shape)):
             vector = vectors[:, number]
             kept = vector.abs() >= self.thresholds.reshape(-1)[number if self.thresholds.dim() else 0].to(base.device)
-            vector.add_(own).mul_(kept)
+            vector.add_(row).mul_(kept)
         return vectors
 
 

@@ -58,7 +58,7 @@ class Gradient:
             shared = torch.cat(made).sum(0)
             made = [shared.expand(len(block), -1) for block in blocks]
         return torch.cat([
-            torch.bmm(own.unsqueeze(1), block.abs()).squeeze(1) for own, block in zip(made, blocks, strict=True)
+            torch.bmm(row.unsqueeze(1), block.abs()).squeeze(1) for row, block in zip(made, blocks, strict=True)
         ])
 
     def _own_rounding(self) -> float:
@@ -102,7 +102,7 @@ def _gradient(vectors: Tensor, constant: Tensor, change: Tensor, total: float, o
     if whole:
         inner = torch.stack([(rows @ block.mT).sum((0, 1)) for block, (_, rows, _) in zip(blocks, parts, strict=True)]).sum(0)
         shared = (constant.sum(0) - total * inner).mul_(-2 * total)
-    for block, (known, rows, target) in zip(blocks, parts, strict=True):
+    for block, (partial, rows, target) in zip(blocks, parts, strict=True):
         # Row vectors times matrices: the other way round, and elementwise, take twice as long.
-        own = None if whole else torch.baddbmm(known, rows, block.mT, alpha=-total).mul_(-2 * total)
-        torch.bmm(shared.expand(len(block), 1, -1) if own is None else own, block, out=target)
+        residual = None if whole else torch.baddbmm(partial, rows, block.mT, alpha=-total).mul_(-2 * total)
+        torch.bmm(shared.expand(len(block), 1, -1) if residual is None else residual, block, out=target)

@@ -28,7 +28,7 @@ def emr_merging(experts: Experts, h: EmrMerging) -> Iterator[tuple[str, Masked]]
 
     Stored as τ_u, one bit per weight and task, and ρ. Cost: O(Td), one pass.
     """
-    own, unified = torch.zeros((2, len(experts)), dtype=torch.float64)
+    magnitudes, unified = torch.zeros((2, len(experts)), dtype=torch.float64)
     scales = torch.ones(len(experts), dtype=torch.float64)
     for name in experts.names:
         vector, bits = experts.new(name), []
@@ -37,11 +37,11 @@ def emr_merging(experts: Experts, h: EmrMerging) -> Iterator[tuple[str, Masked]]
             positive = ordered_sum(block) > 0
             agree = torch.where(positive, block > 0, block < 0)
             block.abs_()
-            own += weight * block.sum(1, dtype=torch.float64).cpu()
+            magnitudes += weight * block.sum(1, dtype=torch.float64).cpu()
             largest = (block * agree).amax(0)
             unified += weight * (largest * agree).sum(1, dtype=torch.float64).cpu()
             vector[part] = torch.where(positive, largest, -largest)
             bits.append(pack(agree))
-        yield name, Masked(experts, name, vector, torch.cat(bits, dim=1), scales)
+        yield name, Masked(experts=experts, name=name, vector=vector, bits=torch.cat(bits, dim=1), scales=scales)
     # A task that nothing is left of keeps ρ = 1.
-    scales.copy_(torch.where(unified > 0, own / unified.clamp_min(1e-300), 1.0))
+    scales.copy_(torch.where(unified > 0, magnitudes / unified.clamp_min(1e-300), 1.0))

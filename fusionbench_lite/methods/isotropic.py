@@ -91,27 +91,27 @@ def directions(experts: Experts, name: str, fraction: float, ranks: Ranks) -> tu
     The first block is that of the common directions, one for each task follows; some may be empty. `ranks` is told where
     they are noise or arbitrary.
     """
-    common, own = shares(min(experts.shape(name)), len(experts), fraction)
+    common, per_task = shares(min(experts.shape(name)), len(experts), fraction)
     what = f"the summed task vectors of {name!r}"
     left, values, right = decompose(_summed(experts, name), what)
     noise = experts.rounding(name) * len(experts) ** 0.5
     ranks.note(name, what, numerical_rank(values, noise), common)
     ranks.cut(what, common, sum(experts.shape(name)), noise)(values.square())
     # What the sum has beyond its common directions makes room for those of the tasks.
-    each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), own, ranks), range(len(experts)))
+    each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), per_task, ranks), range(len(experts)))
     orthonormalise_(left, right, repr(name), experts.work_dtype(name))
-    return (left, values, right), [common] + [own] * len(experts)
+    return (left, values, right), [common] + [per_task] * len(experts)
 
 
-def _outside(experts: Experts, name: str, space: Tensor, target: Components, own: int, ranks: Ranks, number: int) -> None:
+def _outside(experts: Experts, name: str, space: Tensor, target: Components, count: int, ranks: Ranks, number: int) -> None:
     """Write the leading components of one task outside the common space behind those of the tasks before it."""
-    if own:
-        task, place = experts.tasks[number], slice(space.shape[1] + number * own, space.shape[1] + (number + 1) * own)
+    if count:
+        task, place = experts.tasks[number], slice(space.shape[1] + number * count, space.shape[1] + (number + 1) * count)
         vector = experts.task_vector(task, name).double()
         vector.addmm_(space, space.T @ vector, alpha=-1)
         what = f"{name!r} of expert {task!r} outside the common space"
-        left, values, right = top_singular(vector, own, what, ranks.cut(what, own, sum(vector.shape), experts.rounding(name)))
-        ranks.note(name, what, numerical_rank(values, experts.rounding(name)), own)
+        left, values, right = top_singular(vector, count, what, ranks.cut(what, count, sum(vector.shape), experts.rounding(name)))
+        ranks.note(name, what, numerical_rank(values, experts.rounding(name)), count)
         target[0][:, place], target[1][place], target[2][place] = left, values, right
 
 
@@ -121,8 +121,8 @@ def shares(size: int, tasks: int, fraction: float) -> tuple[int, int]:
     Python rounds halves to even, as the released code does; where ⌊fp⌋ is so small that nothing common would be left,
     the tasks get ⌊p/T⌋.
     """
-    own = min(round((size - int(fraction * size)) / tasks), size // tasks)
-    return size - own * tasks, own
+    per_task = min(round((size - int(fraction * size)) / tasks), size // tasks)
+    return size - per_task * tasks, per_task
 
 
 def _summed(experts: Experts, name: str) -> Tensor:

@@ -96,8 +96,8 @@ def _aligned(experts: Experts, name: str, cutoff: float, ranks: Ranks | None = N
     side = experts.shape(name)[0] if space is None else space.shape[1]
     gram = torch.zeros((side, side), dtype=torch.float64, device=experts.base(name).device)
     for number in range(len(experts)):
-        own = vector(number)
-        gram.addmm_(own, own.T)
+        row = vector(number)
+        gram.addmm_(row, row.T)
     weights, basis = eigenbasis(gram, f"the joint task vectors of {name!r}")
     del gram
     # Of at most T n directions; a value the Gram matrix cannot tell from zero is none.

@@ -64,7 +64,7 @@ def tall_masks(experts: Experts, h: TallMasks) -> Iterator[tuple[str, Masked]]:
     thresholds = per_task(experts, h.threshold)
     for name, merged in _merged(experts, h.base, h.virtual_zeros):
         bits = [pack(masks) for _, masks in _masks(experts, name, merged, thresholds)]
-        yield name, Masked(experts, name, merged, torch.cat(bits, dim=1))
+        yield name, Masked(experts=experts, name=name, vector=merged, bits=torch.cat(bits, dim=1))
 
 
 @method("consensus_ta", ConsensusTa, label="Consensus TA")

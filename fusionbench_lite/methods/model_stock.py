@@ -43,7 +43,7 @@ def model_stock(experts: Experts, h: ModelStock) -> Iterator[tuple[str, Tensor]]
             continue
         base, vectors = experts.base(name), experts.task_vectors(name)
         # Row by row, so that the float64 copy stays small.
-        products = (row @ row.T for row in (own.reshape(len(experts), -1).double() for own in vectors.unbind(1)))
+        products = (row @ row.T for row in (block.reshape(len(experts), -1).double() for block in vectors.unbind(1)))
         ratio = _ratio(torch.stack([product.cpu() for product in products]), h.average).to(vectors)
         yield name, base + ratio.reshape(-1, *[1] * (base.dim() - 1)) * vectors.mean(0)
 

@@ -76,10 +76,10 @@ class _Competition:
 
     def _magnitude(self, index: int) -> Tensor:
         wide = Vectors.of(self.experts, self.experts.names).dtype
-        found = kth_values(
+        thresholds = kth_values(
             lambda: (block.to(wide) for _, block in self._blocks()), index + 1, self.virtual_zeros, magnitude=True
         )
-        return found.double()
+        return thresholds.double()
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for name in self.experts.names:
@@ -91,10 +91,10 @@ class _Competition:
 
     def largest(self) -> Tensor:
         """Return the largest balance of each task, [T]."""
-        found = torch.full((len(self.experts),), 0.0 if self.virtual_zeros else -math.inf, dtype=torch.float64)
+        scores = torch.full((len(self.experts),), 0.0 if self.virtual_zeros else -math.inf, dtype=torch.float64)
         for _, block in self._blocks():
-            found = torch.maximum(found, self.balance(block)[1].amax(1).cpu())
-        return found
+            scores = torch.maximum(scores, self.balance(block)[1].amax(1).cpu())
+        return scores
 
     def balance(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clipped task vectors τ̂ and their balance β, both [T, length] in float64."""

@@ -12,7 +12,7 @@ from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Own, PerTask
 from fusionbench_lite.weights.costs import Learned
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import StateDict
+from fusionbench_lite.weights.specs import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -71,8 +71,8 @@ def _check(experts: Experts, gram: Mapping[str, Mapping[str, Tensor]]) -> list[s
             if name not in listed:
                 raise MergeError(f"gram of task {task!r} has {name!r}, that of task {experts.tasks[0]!r} has not: give both")
             if name not in experts.names or len(experts.shape(name)) != 2:
-                known = [own for own in experts.names if len(experts.shape(own)) == 2]
-                raise MergeError(f"gram of task {task!r} has {name!r}, which is no weight matrix: {did_you_mean(name, known)}")
+                matrices = [matrix for matrix in experts.names if len(experts.shape(matrix)) == 2]
+                raise MergeError(f"gram of task {task!r} has {name!r}, which is no weight matrix: {did_you_mean(name, matrices)}")
             rows, columns = experts.shape(name)
             side = inner.shape[0] if isinstance(inner, torch.Tensor) and inner.dim() == 2 else columns
             check_tensor("gram", task, name, inner, (rows, rows) if side == rows != columns else (columns, columns))

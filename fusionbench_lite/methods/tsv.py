@@ -78,8 +78,8 @@ def side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ran
 
     def fill(number: int) -> None:
         u, sigma, v = task_components(experts, name, wanted, mode, ranks, experts.tasks[number])
-        own = slice(number * wanted, number * wanted + len(sigma))
-        left[:, own], values[own], right[own] = u, sigma, v
+        columns = slice(number * wanted, number * wanted + len(sigma))
+        left[:, columns], values[columns], right[columns] = u, sigma, v
 
     each(fill, range(len(experts)))
     return left, values, right

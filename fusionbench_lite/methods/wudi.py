@@ -50,7 +50,7 @@ def wudi(experts: Experts, h: Wudi) -> Iterator[tuple[str, Tensor]]:
         yield name, base + merged.detach().to(base.dtype)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class _Equations:
     """2(τ_m A - B), the gradient: Σ_t τ_t [m, n], where it starts, A [n, n] and B [m, n] in float64.
 
@@ -88,9 +88,9 @@ def _normal_equations(experts: Experts, name: str) -> _Equations:
         merged += vector
         square = float(vector.square().sum())
         if square > 0:
-            own = vector.T @ vector / square
-            inner += own
-            target += vector @ own
+            gram = vector.T @ vector / square
+            inner += gram
+            target += vector @ gram
             lengths += torch.linalg.vector_norm(vector, dim=1)
             shares += torch.linalg.vector_norm(vector, dim=0) / math.sqrt(square)
-    return _Equations(merged.clone(), inner, target, lengths, shares, len(experts))
+    return _Equations(start=merged.clone(), inner=inner, target=target, rows=lengths, shares=shares, tasks=len(experts))

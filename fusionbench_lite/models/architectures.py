@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, Size
+from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, ClipSize
 from fusionbench_lite.weights.architecture import Architecture, Shape
 
 Named = Iterator[tuple[str, Shape]]
@@ -40,7 +40,7 @@ def encoder(model: str, layout: str | None = None, *, tower_alone: bool = False)
     return of_size(model, SIZES[model], layout or "packed", tower_alone=tower_alone)
 
 
-def of_size(name: str, size: Size, layout: str, *, tower_alone: bool = False) -> Architecture:
+def of_size(name: str, size: ClipSize, layout: str, *, tower_alone: bool = False) -> Architecture:
     """Return CLIP's vision transformer of these numbers in a layout, with the names of the built encoder's state dict.
 
     Raises InputError for another layout.
@@ -51,8 +51,8 @@ def of_size(name: str, size: Size, layout: str, *, tower_alone: bool = False) ->
     tensors = dict(makers[layout](size))
     constants = {name: tensors.pop(name) for name in PROJECTIONS if tower_alone and name in tensors}
     return Architecture(
-        name, layout, tensors, size.layers, size.width, size.output, constants=constants, heads=size.heads,
-        tokens=(size.image // size.patch) ** 2 + 1, image=size.image,
+        name=name, layout=layout, tensors=tensors, blocks=size.layers, width=size.width, output=size.output, constants=constants,
+        heads=size.heads, tokens=(size.image // size.patch) ** 2 + 1, image=size.image,
     )
 
 
@@ -61,7 +61,7 @@ def _affine(name: str, shape: Shape) -> Named:
     yield f"{name}.bias", shape[:1]
 
 
-def _packed(size: Size) -> Named:
+def _packed(size: ClipSize) -> Named:
     """open_clip's VisionTransformer."""
     width = size.width
     yield "class_embedding", (width,)
@@ -81,7 +81,7 @@ def _packed(size: Size) -> Named:
     yield from _affine("ln_post", (width,))
 
 
-def _separate(size: Size) -> Named:
+def _separate(size: ClipSize) -> Named:
     """transformers' CLIPVisionModelWithProjection."""
     root, width = "vision_model", size.width
     yield f"{root}.embeddings.class_embedding", (width,)
@@ -100,7 +100,7 @@ def _separate(size: Size) -> Named:
     yield "visual_projection.weight", (size.output, width)
 
 
-def _text(size: Size) -> Named:
+def _text(size: ClipSize) -> Named:
     """What is left of CLIP's text side where its transformer was removed."""
     yield "positional_embedding", (size.context, size.text_width)
     yield "text_projection", (size.text_width, size.output)
@@ -111,11 +111,11 @@ def _text(size: Size) -> Named:
 
 def _released(model: str) -> Architecture:
     """CLIP's image tower in open_clip's layout, with what AdaMerging's ImageEncoder keeps of a text tower."""
-    own = encoder(model)
-    tensors = {f"model.visual.{name}": shape for name, shape in own.tensors.items()}
+    open_clip = encoder(model)
+    tensors = {f"model.visual.{name}": shape for name, shape in open_clip.tensors.items()}
     leftovers = {f"model.{name}": shape for name, shape in _text(SIZES[model])}
     return dataclasses.replace(
-        own, layout="open_clip ImageEncoder, text transformer removed", tensors={**leftovers, **tensors},
+        open_clip, layout="open_clip ImageEncoder, text transformer removed", tensors={**leftovers, **tensors},
         leftovers=frozenset(leftovers),
     )
 
@@ -126,8 +126,8 @@ def _embedded(model: str) -> Architecture:
 
 def _hugging_face(model: str) -> Architecture:
     """transformers' CLIPVisionModel (FusionBench): separate q, k, v, and a frozen projection that is not merged."""
-    own = encoder(model.removesuffix("_hf"), "separate", tower_alone=True)
-    return dataclasses.replace(own, name=model, layout="transformers CLIPVisionModel")
+    open_clip = encoder(model.removesuffix("_hf"), "separate", tower_alone=True)
+    return dataclasses.replace(open_clip, name=model, layout="transformers CLIPVisionModel")
 
 
 def _roberta(model: str) -> Architecture:
@@ -141,7 +141,9 @@ def _roberta(model: str) -> Architecture:
             yield from _affine(f"{block}.output.dense", (768, 3072))
             yield from _affine(f"{block}.output.LayerNorm", (768,))
 
-    return Architecture(model, "encoder blocks alone", dict(named()), 12, 768, 768, policy="all_2d")
+    return Architecture(
+        name=model, layout="encoder blocks alone", tensors=dict(named()), blocks=12, width=768, output=768, policy="all_2d"
+    )
 
 
 def _gpt2(model: str) -> Architecture:
@@ -159,7 +161,7 @@ def _gpt2(model: str) -> Architecture:
             yield f"{block}.mlp.c_proj.bias", (768,)
         yield from _affine("ln_f", (768,))
 
-    return Architecture(model, "blocks and ln_f", dict(named()), 12, 768, 768)
+    return Architecture(name=model, layout="blocks and ln_f", tensors=dict(named()), blocks=12, width=768, output=768)
 
 
 MODELS: dict[str, Callable[[str], Architecture]] = {

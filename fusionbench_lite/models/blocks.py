@@ -32,13 +32,13 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def perceptrons(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules named `mlp` that hold parameters, by full name. Raises MergeError where there is none."""
-    found = {
+    layers = {
         name: module for name, module in model.named_modules()
         if name.rpartition(".")[2] == "mlp" and any(True for _ in module.parameters())
     }
-    if not found:
+    if not layers:
         raise MergeError(f"{type(model).__name__} has no module named 'mlp': this method routes transformer MLPs")
-    return found
+    return layers
 
 
 def hidden(output: Any) -> Tensor:

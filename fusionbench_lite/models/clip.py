@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip and transformers, which import torchvision)
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES, Size
+from fusionbench_lite.models.clip_sizes import LAYOUTS, SIZES, ClipSize
 
-__all__ = ["LAYOUTS", "MEAN", "SIZES", "STD", "Size", "build", "build_text", "normalise", "shapes", "text_shapes"]
+__all__ = ["LAYOUTS", "MEAN", "SIZES", "STD", "ClipSize", "build", "build_text", "normalise", "shapes", "text_shapes"]
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the channels, of values in [0, 1], with which CLIP was trained."""
 
 
-def build(size: Size, layout: str) -> nn.Module:
+def build(size: ClipSize, layout: str) -> nn.Module:
     """Return the encoder, normalised images [B, 3, s, s] to projected features [B, output]; weights are random.
 
     "packed" is open_clip's VisionTransformer (q, k and v in one matrix), "separate" transformers' vision tower with its
@@ -34,7 +34,7 @@ def build(size: Size, layout: str) -> nn.Module:
     return makers[layout](size)
 
 
-def build_text(size: Size) -> nn.Module:
+def build_text(size: ClipSize) -> nn.Module:
     """Return open_clip's text side, tokens [N, context] to projected features [N, output]; weights are random.
 
     `state_dict` has the names that open_clip's CLIP has without `visual.`, also `logit_scale`, which forward does not read.
@@ -50,25 +50,25 @@ def build_text(size: Size) -> nn.Module:
 
 
 @functools.cache
-def _shapes(size: Size, layout: str) -> dict[str, tuple[int, ...]]:
+def _shapes(size: ClipSize, layout: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = build(size, layout)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def shapes(size: Size, layout: str) -> dict[str, tuple[int, ...]]:
+def shapes(size: ClipSize, layout: str) -> dict[str, tuple[int, ...]]:
     """Return the names of an encoder's tensors, in order, and their shapes; no memory is taken for weights."""
     return dict(_shapes(size, layout))
 
 
 @functools.cache
-def _text_shapes(size: Size) -> dict[str, tuple[int, ...]]:
+def _text_shapes(size: ClipSize) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         tower = build_text(size)
     return {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}
 
 
-def text_shapes(size: Size) -> dict[str, tuple[int, ...]]:
+def text_shapes(size: ClipSize) -> dict[str, tuple[int, ...]]:
     """Return the names of the text side's tensors, in order, and their shapes; no memory is taken for weights."""
     return dict(_text_shapes(size))
 
@@ -98,7 +98,7 @@ class SeparateEncoder(nn.Module):
         return features
 
 
-def _packed(size: Size) -> nn.Module:
+def _packed(size: ClipSize) -> nn.Module:
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     model: nn.Module = VisionTransformer(
@@ -108,7 +108,7 @@ def _packed(size: Size) -> nn.Module:
     return model
 
 
-def _separate(size: Size) -> nn.Module:
+def _separate(size: ClipSize) -> nn.Module:
     try:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     except ModuleNotFoundError as error:

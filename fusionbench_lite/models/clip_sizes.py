@@ -8,8 +8,8 @@ LAYOUTS = ("packed", "separate")
 """q, k and v in one matrix as in open_clip, or in a matrix each as in transformers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipSize:
     """The numbers of an architecture: those of the vision transformer, the width of the features, those of the text side."""
 
     image: int
@@ -26,10 +26,16 @@ class Size:
 
 
 SIZES = {
-    "vit_b32": Size(224, 32, 768, 12, 12, 512, 512, 12, 8),
-    "vit_b16": Size(224, 16, 768, 12, 12, 512, 512, 12, 8),
-    "vit_l14": Size(224, 14, 1024, 24, 16, 768, 768, 12, 12),
+    "vit_b32": ClipSize(
+        image=224, patch=32, width=768, layers=12, heads=12, output=512, text_width=512, text_layers=12, text_heads=8
+    ),
+    "vit_b16": ClipSize(
+        image=224, patch=16, width=768, layers=12, heads=12, output=512, text_width=512, text_layers=12, text_heads=8
+    ),
+    "vit_l14": ClipSize(
+        image=224, patch=14, width=1024, layers=24, heads=16, output=768, text_width=768, text_layers=12, text_heads=12
+    ),
 }
 
-MINI = Size(32, 8, 128, 4, 4, 64, text_width=0, text_layers=0, text_heads=0)
+MINI = ClipSize(image=32, patch=8, width=128, layers=4, heads=4, output=64, text_width=0, text_layers=0, text_heads=0)
 """The embedded suite's encoder, which has no text tower."""

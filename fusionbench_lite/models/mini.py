@@ -9,10 +9,10 @@ import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, w
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-from fusionbench_lite.models.clip_sizes import MINI, Size
+from fusionbench_lite.models.clip_sizes import MINI, ClipSize
 
 
-def build(size: Size = MINI) -> nn.Module:
+def build(size: ClipSize = MINI) -> nn.Module:
     """Return the encoder, images [B, 3, 32, 32] to features [B, 64], with open_clip's names for its tensors."""
     model: nn.Module = VisionTransformer(
         image_size=size.image, patch_size=size.patch, width=size.width, layers=size.layers, heads=size.heads, mlp_ratio=4.0,

@@ -28,11 +28,11 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[I
 
     Inputs are a tensor, or named tensors, which the model takes as keyword arguments.
     """
-    own = dict(weights)
+    fixed = dict(weights)
 
     def encode(inputs: Inputs) -> Tensor:
         named = isinstance(inputs, Mapping)
-        output: Tensor = torch.func.functional_call(model, own, () if named else (inputs,), dict(inputs) if named else {})
+        output: Tensor = torch.func.functional_call(model, fixed, () if named else (inputs,), dict(inputs) if named else {})
         return output
 
     return encode

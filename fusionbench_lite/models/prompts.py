@@ -52,12 +52,12 @@ def prompts(task: str, variant: str) -> Prompts:
 def _read(name: str) -> dict[str, Any]:
     text = (_DATA / name).read_text(encoding="utf-8")
     if name.endswith(".json"):
-        found: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = json.loads(text)
     else:
         import yaml
 
-        found = yaml.safe_load(text)
-    return found
+        content = yaml.safe_load(text)
+    return content
 
 
 # ---------------------------------------------------------------- the order of the classes
@@ -78,39 +78,40 @@ def check_order(task: str, variant: str, names: Sequence[str] | None) -> str:
         raise InputError(
             f"{task} has {len(names)} classes, its {variant} prompts have {len(rows)}: choose the data set of the same variant"
         )
-    known = spellings(task, variant)
-    found = _numbered(names)
-    if found is not None and not all(row.isdigit() for row in rows):
-        _refuse_moved(task, variant, names, known, found)
+    accepted = spellings(task, variant)
+    places_of = _numbered(names)
+    if places_of is not None and not all(row.isdigit() for row in rows):
+        _refuse_moved(task, variant, names, accepted, places_of)
         return "checked" if count_from(task, variant) == int(names[0]) else "not comparable"
-    places = {spelling: place for place, own in enumerate(known) for spelling in map(plain, own)}
-    found = [places.get(plain(name)) for name in names]
-    unknown = found.count(None)
+    places = {spelling: place for place, spelt in enumerate(accepted) for spelling in map(plain, spelt)}
+    places_of = [places.get(plain(name)) for name in names]
+    unknown = places_of.count(None)
     if 2 * unknown > len(names):
         return "not comparable"
-    _refuse_moved(task, variant, names, known, found)
+    _refuse_moved(task, variant, names, accepted, places_of)
     return "checked" if unknown <= 1 else "not comparable"
 
 
 def spellings(task: str, variant: str) -> list[list[str]]:
     """Return, in the order of the labels, how each class of a task may be spelled; the first as the prompts have it."""
-    known: Mapping[str, Any] = _read("class_names.yaml").get(task, {})
-    if "order" in known:  # that of the prompts is another, on purpose
-        return [list(names) for names in known["order"]]
-    own = prompts(task, variant).classnames
-    lists = [own, *(other for other in (prompts(task, name).classnames for name in VARIANTS) if len(other) == len(own))]
-    if known.get("initial"):
-        lists.append(tuple(name[0] + name for name in own))
+    entry: Mapping[str, Any] = _read("class_names.yaml").get(task, {})
+    if "order" in entry:  # that of the prompts is another, on purpose
+        return [list(names) for names in entry["order"]]
+    classnames = prompts(task, variant).classnames
+    of_variants = (prompts(task, name).classnames for name in VARIANTS)
+    lists = [classnames, *(names for names in of_variants if len(names) == len(classnames))]
+    if entry.get("initial"):
+        lists.append(tuple(name[0] + name for name in classnames))
     together = [list(names) for names in zip(*lists, strict=True)]
-    for names, also in zip(together, _of_variant(known.get("also"), variant) or [[]] * len(own), strict=True):
+    for names, also in zip(together, _of_variant(entry.get("also"), variant) or [[]] * len(classnames), strict=True):
         names.extend(also)
     return together
 
 
 def count_from(task: str, variant: str) -> int | None:
     """Return the first of the numbers that a data set is published with for its classes, in the order of the labels; or None."""
-    found: int | None = _of_variant(_read("class_names.yaml").get(task, {}).get("count_from"), variant)
-    return found
+    first: int | None = _of_variant(_read("class_names.yaml").get(task, {}).get("count_from"), variant)
+    return first
 
 
 def _of_variant(value: Any, variant: str) -> Any:
@@ -135,10 +136,10 @@ def _numbered(names: Sequence[str]) -> list[int | None] | None:
 
 
 def _refuse_moved(
-    task: str, variant: str, names: Sequence[str], spellings: Sequence[Sequence[str]], found: Sequence[int | None]
+    task: str, variant: str, names: Sequence[str], spellings: Sequence[Sequence[str]], places: Sequence[int | None]
 ) -> None:
     """Raise InputError for the first class of a data set that is known and stands at another place."""
-    for label, place in enumerate(found):
+    for label, place in enumerate(places):
         if place is not None and place != label:
             raise InputError(
                 f"{task}: label {label} of the data set is {names[label]!r}, which belongs to label {place} "

@@ -16,7 +16,7 @@ from fusionbench_lite.models.prompts import Prompts, check_order, prompts
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusionbench_lite.models.clip import Size
+    from fusionbench_lite.models.clip import ClipSize
 
 __all__ = ["ALIKE", "SCALE", "Prompts", "built", "check_order", "prompts", "shipped"]
 
@@ -30,7 +30,7 @@ ALIKE = 0.999
 
 
 def built(
-    size: Size, text_weights: Path, classnames: Sequence[str], templates: Sequence[str], cache: Path, device: str = "cpu",
+    size: ClipSize, text_weights: Path, classnames: Sequence[str], templates: Sequence[str], cache: Path, device: str = "cpu",
     *, batch: int = 256,
 ) -> Tensor:
     """Return the head [C, output] of unit rows on the CPU, float32: per class the normalised mean of normalised embeddings.
@@ -67,7 +67,7 @@ def _sha256(path: Path, cache: Path) -> str:
         raise InputError(f"no text weights at {path}: {error.strerror}; convert the pretrained checkpoint again") from error
 
 
-def _embeddings(size: Size, text_weights: Path, texts: Sequence[str], each: int, device: str, batch: int) -> Tensor:
+def _embeddings(size: ClipSize, text_weights: Path, texts: Sequence[str], each: int, device: str, batch: int) -> Tensor:
     """Return the normalised mean [C, output] of the normalised embeddings of `each` texts in a row."""
     import torch
     from torch.nn.functional import normalize
@@ -86,7 +86,7 @@ def _embeddings(size: Size, text_weights: Path, texts: Sequence[str], each: int,
     return head
 
 
-def _tokens(texts: Sequence[str], size: Size) -> Tensor:
+def _tokens(texts: Sequence[str], size: ClipSize) -> Tensor:
     """Return the tokens [N, context] of texts. Raises InputError for one that is too long, which would be cut."""
     import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before open_clip, which imports torchvision)
 
@@ -100,7 +100,7 @@ def _tokens(texts: Sequence[str], size: Size) -> Tensor:
     return tokens[:, :-1]
 
 
-def _tower(size: Size, text_weights: Path) -> Any:
+def _tower(size: ClipSize, text_weights: Path) -> Any:
     """Return the text side with these weights. Raises InputError for names or shapes of another architecture."""
     import torch
     from safetensors import SafetensorError
@@ -116,8 +116,8 @@ def _tower(size: Size, text_weights: Path) -> Any:
         if name not in weights:
             raise InputError(f"the text weights {text_weights} lack {name!r}: {did_you_mean(name, weights)}")
         if tuple(weights[name].shape) != shape:
-            found = tuple(weights[name].shape)
-            raise InputError(f"{name!r} of the text weights {text_weights} is {found}, the model's is {shape}: take its own")
+            stored = tuple(weights[name].shape)
+            raise InputError(f"{name!r} of the text weights {text_weights} is {stored}, the model's is {shape}: take its own")
     with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
         tower: Any = clip.build_text(size)
     unknown = sorted(tower.load_state_dict(weights, strict=False, assign=True).unexpected_keys)

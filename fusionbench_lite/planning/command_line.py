@@ -30,10 +30,10 @@ def command(
     if {"-h", "--help"} & set(arguments):
         print(usage)
         return 0
-    own = [argument for argument in arguments if argument.startswith(prefix)]
+    own_arguments = [argument for argument in arguments if argument.startswith(prefix)]
     try:
-        chosen = options_of(own, prefix, options)
-        return run(plan_of([argument for argument in arguments if argument not in own]), chosen)
+        chosen = options_of(own_arguments, prefix, options)
+        return run(plan_of([argument for argument in arguments if argument not in own_arguments]), chosen)
     except InputError as error:
         print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -55,10 +55,10 @@ def plan_of(overrides: list[str]) -> Plan:
 
 def options_of(given: Sequence[str], prefix: str, options: type[Options]) -> Options:
     """Return the options that PREFIXname=value arguments set; raises InputError for an unknown name or a bad value."""
-    known, values = kinds(options), {}
+    declared, values = kinds(options), {}
     for argument in given:
         key, _, text = argument.removeprefix(prefix).partition("=")
-        values[key] = _value(text, known[key]) if key in known else text
+        values[key] = _value(text, declared[key]) if key in declared else text
     return options(**checked(options, values, prefix))
 
 

@@ -66,7 +66,7 @@ class Data:
 
 @dataclasses.dataclass
 class Trainer:
-    """How an adaptation runs; see adaptation.engine.fit.Settings. `eval_batch`: images in one forward pass of an
+    """How an adaptation runs; see adaptation.engine.fit.FitSettings. `eval_batch`: images in one forward pass of an
     evaluation, found automatically where null."""
 
     devices: int = integer(1, low=1)
@@ -145,9 +145,9 @@ def explain(error: Exception, overrides: list[str]) -> InputError:
 
 def _unknown_key(key: str, overrides: list[str]) -> InputError:
     parent = key.rpartition(".")[0]
-    known = known_keys(overrides)
-    siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    return InputError(f"unknown key {key!r}: {did_you_mean(key, siblings or known)}")
+    keys = known_keys(overrides)
+    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
+    return InputError(f"unknown key {key!r}: {did_you_mean(key, siblings or keys)}")
 
 
 def known_keys(overrides: list[str]) -> list[str]:

@@ -42,8 +42,9 @@ class Given:
         Without a list of overrides, given is what is neither null nor the default.
         """
         if self.keys is None:
-            known = defaults or {}
-            names = {name for name, value in values.items() if value is not None and (name not in known or value != known[name])}
+            usual = defaults or {}
+            present = {name: value for name, value in values.items() if value is not None}
+            names = {name for name, value in present.items() if name not in usual or value != usual[name]}
         else:
             names = {key[len(at)] for key in self.keys if key[: len(at)] == at and len(key) > len(at)}
         return Section(values, frozenset(names & set(values)))
@@ -53,10 +54,10 @@ class Given:
 
         Of `steps` and method.adaptation.steps the later override counts; `steps` without a list of overrides.
         """
-        found = self.section(STEPS[:-1], values)
-        if steps is None or (self._place(STEPS) > self._place(STEPS[-1:]) and "steps" in found.given):
-            return found
-        return Section({**found.values, "steps": steps}, found.given | {"steps"})
+        section = self.section(STEPS[:-1], values)
+        if steps is None or (self._place(STEPS) > self._place(STEPS[-1:]) and "steps" in section.given):
+            return section
+        return Section({**section.values, "steps": steps}, section.given | {"steps"})
 
     def _place(self, key: Key) -> int:
         return self.keys.index(key) if self.keys is not None and key in self.keys else -1
@@ -66,16 +67,16 @@ def read(overrides: Sequence[str] | None) -> Given:
     """Return what overrides give, in Hydra's grammar: key=, +key=, ++key= and ~key, values that are mappings included."""
     if overrides is None:
         return Given(None)
-    found: dict[Key, None] = {}
+    keys: dict[Key, None] = {}
     for override in _parsed(overrides):
         key = tuple(override.key_or_group.split("."))
         value = None if override.is_delete() else override.value()
         if len(key) > 1 and not isinstance(value, Mapping):  # in place of what was below; the name of a group leaves it there
-            found = {other: None for other in found if other[: len(key)] != key}
+            keys = {other: None for other in keys if other[: len(key)] != key}
         for leaf in () if override.is_delete() else _leaves(key, value):
-            found.pop(leaf, None)
-            found[leaf] = None
-    return Given(tuple(found))
+            keys.pop(leaf, None)
+            keys[leaf] = None
+    return Given(tuple(keys))
 
 
 def keys(overrides: Sequence[str]) -> list[str]:

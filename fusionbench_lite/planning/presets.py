@@ -19,10 +19,10 @@ def lookup(method: str, wanted: Wanted, task_set: str, name: str | None = None) 
     `name` hold only where that name is asked for, and then over all others. Raises InputError for a name that no entry of
     the method has.
     """
-    found: dict[str, tuple[Any, str]] = {}
+    general: dict[str, tuple[Any, str]] = {}
     named: dict[str, tuple[Any, str]] = {}
-    if name is not None and name not in (known := names(method)):
-        hint = did_you_mean(name, known) if known else "it has none"
+    if name is not None and name not in (offered := names(method)):
+        hint = did_you_mean(name, offered) if offered else "it has none"
         raise InputError(f"method {method!r} has no preset {name!r}: {hint}")
     for entry in _table():
         when = entry["when"]
@@ -34,10 +34,10 @@ def lookup(method: str, wanted: Wanted, task_set: str, name: str | None = None) 
             and bool({task_set, len(wanted.tasks)} & set(_listed(when.get("tasks", task_set))))
         )
         if fits and entry.get("name") in (None, name):
-            target = named if "name" in entry else found
+            target = named if "name" in entry else general
             by = f"; the experts' manifest.json says family {wanted.stated}" if wanted.stated and "checkpoints" in when else ""
             target |= {setting: (value, entry["source"] + by) for setting, value in entry["set"].items()}
-    return found | named
+    return general | named
 
 
 def names(method: str) -> list[str]:

@@ -69,14 +69,14 @@ def chosen(
     """
     if steps is not None and not method.adaptive:
         raise InputError(f"steps={steps} has no meaning for method {method.id!r}, which adapts nothing: remove it")
-    own = dict(section)
-    adaptation = given.adaptation(_part(own, "adaptation", _adaptation(method)), steps)
-    statistics = given.section(("method", "statistics"), _part(own, "statistics", Statistics) if reads_statistics(method) else {})
-    values = given.section(("method",), own, method.defaults)
+    rest = dict(section)
+    adaptation = given.adaptation(_part(rest, "adaptation", _adaptation(method)), steps)
+    statistics = given.section(("method", "statistics"), _part(rest, "statistics", Statistics) if reads_statistics(method) else {})
+    values = given.section(("method",), rest, method.defaults)
     if given.has("method", "id"):  # the file that writes out the other values may be that of another method
-        values = Section({name: own[name] for name in values.given}, values.given)
-    found = settings(method, adaptation, statistics, preset)
-    return within(hyperparameters(method, values, preset), found), found
+        values = Section({name: rest[name] for name in values.given}, values.given)
+    others = settings(method, adaptation, statistics, preset)
+    return within(hyperparameters(method, values, preset), others), others
 
 
 def _part(section: dict[str, Any], name: str, declared: type) -> Mapping[str, Any]:
@@ -96,9 +96,12 @@ def hyperparameters(method: registry.Method, section: Section, preset: Preset) -
     """Return the checked hyperparameters: what is given wins over a preset, a preset over the default."""
     unknown = {name: value for name, value in section.values.items() if name not in method.defaults}
     chosen = _sourced(method.defaults, section, preset)
-    own = {name: found.value for name, found in chosen.items() if found.source == "given" or found.value != method.defaults[name]}
-    values = describe(method.configure(**unknown, **own))
-    return {name: dataclasses.replace(found, value=values[name]) for name, found in chosen.items()}
+    changed = {
+        name: sourced.value for name, sourced in chosen.items()
+        if sourced.source == "given" or sourced.value != method.defaults[name]
+    }
+    values = describe(method.configure(**unknown, **changed))
+    return {name: dataclasses.replace(sourced, value=values[name]) for name, sourced in chosen.items()}
 
 
 def reads_statistics(method: registry.Method) -> bool:
@@ -132,23 +135,23 @@ def _settings(method: registry.Method, name: str, declared: type, section: Secti
     where = f"method.{name}."
     defaults = {key: field.default for key, field in kinds(declared).items()}
     checked(declared, {key: value for key, value in section.values.items() if key not in defaults}, where)
-    found = _sourced(defaults, section, preset)
-    for key, setting in found.items():
+    sourced = _sourced(defaults, section, preset)
+    for key, setting in sourced.items():
         if setting.value is REQUIRED:
             raise InputError(f"method {method.id!r} has no preset for {key}: give {where}{key}")
-    checked(declared, {key: setting.value for key, setting in found.items()}, where)
-    return found
+    checked(declared, {key: setting.value for key, setting in sourced.items()}, where)
+    return sourced
 
 
 def _sourced(defaults: Mapping[str, Any], section: Section, preset: Preset) -> dict[str, Sourced]:
     """Return the value of every name: what is given, else a preset, else the default, where the section may write out another."""
-    found: dict[str, Sourced] = {}
+    sourced: dict[str, Sourced] = {}
     for name, default in defaults.items():
         written = section.values.get(name)
         if name in section.given:
-            found[name] = Sourced(written, "given")
+            sourced[name] = Sourced(written, "given")
         elif name in preset:
-            found[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
+            sourced[name] = Sourced(preset[name][0], f"preset: {preset[name][1]}")
         else:
-            found[name] = Sourced(default if written is None else written, "default")
-    return found
+            sourced[name] = Sourced(default if written is None else written, "default")
+    return sourced

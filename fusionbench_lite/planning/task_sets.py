@@ -39,10 +39,10 @@ def resolve(value: Any, data_dir: Path | None, others: Sequence[str] = ()) -> Ta
     names = tuple(str(name) for name in value)
     if not names:
         raise InputError("tasks is empty: give at least one task name")
-    known = sorted({name for entry in sets.values() for name in entry["tasks"]} | set(others))
+    available = sorted({name for entry in sets.values() for name in entry["tasks"]} | set(others))
     for name in names:
-        if name not in known:
-            choices = [*sets, *known] if len(names) == 1 else known
+        if name not in available:
+            choices = [*sets, *available] if len(names) == 1 else available
             raise InputError(f"unknown task or task set {name!r}: {did_you_mean(name, choices)}")
         if names.count(name) > 1:
             raise InputError(f"tasks lists {name!r} {names.count(name)} times: list each task once")

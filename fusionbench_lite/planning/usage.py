@@ -30,14 +30,14 @@ def text(arguments: list[str]) -> str:
     Raises what Hydra raises for a line that does not compose.
     """
     config = configuration.composed([argument for argument in arguments if argument not in FLAGS], with_hydra=True)
-    own = config.hydra.help
+    hydra_help = config.hydra.help
     with open_dict(config):
         del config.hydra
     groups = "\n".join(_options(name, options) for name, options in _groups().items())
     return (
-        f"{own.header}\n\n== Groups (name=option; several with -m, as in -m method=tsv_m,cart) ==\n\n{groups}\n\n"
+        f"{hydra_help.header}\n\n== Groups (name=option; several with -m, as in -m method=tsv_m,cart) ==\n\n{groups}\n\n"
         f"== Configuration (name=value; method.name=value for the method's own) ==\n\n"
-        f"{OmegaConf.to_yaml(config, resolve=False)}\n{own.footer}"
+        f"{OmegaConf.to_yaml(config, resolve=False)}\n{hydra_help.footer}"
     )
 
 

@@ -87,22 +87,22 @@ def _constants(inputs: Inputs) -> Iterable[Entry]:
     """Yield what a method makes once, and the room for making it, tensor after tensor."""
     tensors, spot = inputs.cost.tensors, spot_of(inputs)
     for what, total in (
-        ("task vectors", sum(own.vectors for own in tensors)), ("dense sums", sum(own.sums for own in tensors)),
-        ("singular components", sum(own.components for own in tensors)),
+        ("task vectors", sum(tensor.vectors for tensor in tensors)), ("dense sums", sum(tensor.sums for tensor in tensors)),
+        ("singular components", sum(tensor.components for tensor in tensors)),
     ):
         yield Entry(what, spot, total, PHASES[1:])
-    yield Entry("masks and experts' parts", "device", sum(own.own for own in tensors), PHASES[1:])
+    yield Entry("masks and experts' parts", "device", sum(tensor.own for tensor in tensors), PHASES[1:])
     if spot == "device" or (spot == "cpu" and inputs.device == "cpu"):
         made, peak = 0, 0
-        for own in tensors:
-            peak = max(peak, made + own.placed + own.own + own.room)
-            made += own.placed + own.own
+        for tensor in tensors:
+            peak = max(peak, made + tensor.placed + tensor.own + tensor.room)
+            made += tensor.placed + tensor.own
         yield Entry("room for making them", "device", max(0, peak - made), ("build",))
         return
-    room = max((own.placed + own.room for own in tensors), default=0)
+    room = max((tensor.placed + tensor.room for tensor in tensors), default=0)
     yield Entry("room for making them", "device", room, ("build",))
     if spot == "disk":  # a file's pages are in memory while they are written
-        yield Entry("pages being written", "cpu", max((own.placed for own in tensors), default=0), ("build",))
+        yield Entry("pages being written", "cpu", max((tensor.placed for tensor in tensors), default=0), ("build",))
 
 
 def _learned(inputs: Inputs) -> Iterable[Entry]:
@@ -133,13 +133,15 @@ def _streamed(inputs: Inputs) -> Iterable[Entry]:
 def _merge_flops(inputs: Inputs) -> Flops:
     image, setup = inputs.transformer.forward_flops, 2 * inputs.tasks * inputs.encoder.parameters
     evaluation = image * inputs.test_images * inputs.evaluations
-    return Flops(image, 0, setup, evaluation, setup + evaluation)
+    return Flops(image=image, step=0, setup=setup, evaluation=evaluation, total=setup + evaluation)
 
 
 def _flops(inputs: Inputs) -> Flops:
     image, kind = inputs.transformer.forward_flops, inputs.cost.kind
-    setup = sum(own.setup for own in inputs.cost.tensors)
+    setup = sum(tensor.setup for tensor in inputs.cost.tensors)
     if kind in ("features", "adapters", "stages"):  # features of experts, and of what is merged, once per example
         setup += (2 if kind == "features" else 1) * image * inputs.test_images
     evaluation = 0 if kind == "features" else image * inputs.test_images * inputs.evaluations
-    return Flops(image, step_flops(inputs), setup, evaluation, setup + run_flops(inputs) + evaluation)
+    return Flops(
+        image=image, step=step_flops(inputs), setup=setup, evaluation=evaluation, total=setup + run_flops(inputs) + evaluation
+    )

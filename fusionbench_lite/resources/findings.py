@@ -10,7 +10,7 @@ from typing import Any
 from fusionbench_lite.base.needs import Need, size_text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
     """The answer: a title, facts of the machine, what is needed, the plan of memory and work, caveats, and what helps."""
 
@@ -37,15 +37,15 @@ class Findings:
         return sum((item.nbytes or 0) - item.arrived for item in self.missing)
 
 
-def as_json(found: Findings) -> str:
+def as_json(findings: Findings) -> str:
     """Return findings as JSON, with the number of missing items and their bytes."""
-    content: dict[str, Any] = dataclasses.asdict(found) | {
-        "missing": len(found.missing), "missing_bytes": found.missing_bytes,
+    content: dict[str, Any] = dataclasses.asdict(findings) | {
+        "missing": len(findings.missing), "missing_bytes": findings.missing_bytes,
     }
     return json.dumps(content, indent=1) + "\n"
 
 
-def as_text(found: Findings) -> str:
+def as_text(findings: Findings) -> str:
     """Return findings as a table with what is to be done below it."""
     import io
 
@@ -55,23 +55,23 @@ def as_text(found: Findings) -> str:
 
     buffer = io.StringIO()
     console = Console(file=buffer, width=Console().width if sys.stdout.isatty() else 160, color_system=None)
-    console.print(found.title, highlight=False)
-    for name, value in found.machine.items():
+    console.print(findings.title, highlight=False)
+    for name, value in findings.machine.items():
         console.print(f"  {name:8} {value}", highlight=False, soft_wrap=True)
-    if found.items:
+    if findings.items:
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("Needed", "Task", "Size", "Here", "Where"):
             grid.add_column(name, justify="right" if name == "Size" else "left", overflow="fold")
-        for item in found.items:
+        for item in findings.items:
             where = item.path if item.present else item.where
             grid.add_row(
                 item.what, item.task or "all", size_text(item.nbytes), _here(item),
                 f"{where} ({item.note})" if item.note else where,
             )
         console.print(grid)
-        for line in _summary(found):
+        for line in _summary(findings):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for heading, lines in (("Memory and work", found.estimate), ("To know about the results", found.caveats)):
+    for heading, lines in (("Memory and work", findings.estimate), ("To know about the results", findings.caveats)):
         if lines:
             console.print(f"\n{heading}", highlight=False)
             for line in lines:
@@ -85,16 +85,16 @@ def _here(item: Need) -> str:
     return f"{size_text(item.arrived)} of it" if item.arrived else "no"
 
 
-def _summary(found: Findings) -> list[str]:
-    missing = found.missing
+def _summary(findings: Findings) -> list[str]:
+    missing = findings.missing
     if not missing:
         return ["Everything is here."]
     unknown = sum(item.nbytes is None for item in missing)
-    nbytes = size_text(found.missing_bytes)
+    nbytes = size_text(findings.missing_bytes)
     lines = [f"{len(missing)} missing, {nbytes}" + (f" and {unknown} of unknown size" if unknown else "") + "."]
-    if len(found.by_hand) < len(missing):
+    if len(findings.by_hand) < len(missing):
         lines.append("The run downloads or makes what it can by itself.")
-    for item in found.by_hand:
+    for item in findings.by_hand:
         source = f": {item.where}" if item.where != item.path else ""
         lines.append(f"By hand, to {item.path}: {item.what} of {item.task or 'all tasks'}{source}")
-    return lines + found.hints
+    return lines + findings.hints

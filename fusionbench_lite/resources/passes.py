@@ -64,9 +64,9 @@ def _stages(inputs: Inputs) -> Iterable[Entry]:
     encoder, passes, bf16 = inputs.encoder, inputs.transformer, inputs.bf16
     images, kept = 0, 0
     for stage in (stage for stage in inputs.cost.stages if stage.runs):
-        own, widest = inputs.batch_of(stage), inputs.together(stage)
+        batch, widest = inputs.batch_of(stage), inputs.together(stage)
         size = min(inputs.chunk or widest, widest)
-        images = max(images, inputs.read * (stage.inner * inputs.batch_size * inputs.batches + own))
+        images = max(images, inputs.read * (stage.inner * inputs.batch_size * inputs.batches + batch))
         if stage.merges:
             yield Entry("gradients", "device", encoder.leaves, ("merge", "step"))
             states = passes.saved(size, bf16=bf16, plain=True)
@@ -97,7 +97,7 @@ def _merging(inputs: Inputs) -> Iterable[Entry]:
     cost, spot = inputs.cost, spot_of(inputs)
     if not cost.merges:
         return
-    largest = max((own.components for own in cost.tensors), default=0)
+    largest = max((tensor.components for tensor in cost.tensors), default=0)
     yield Entry("active components", "device", largest, ("merge",))
     products = {"cpu": 1 << 20, "cuda": 1 << 26}[inputs.device]
     product = min(max(products * WORK, largest // inputs.tasks), largest)
@@ -105,7 +105,7 @@ def _merging(inputs: Inputs) -> Iterable[Entry]:
     if spot != "device" and inputs.device == "cuda":
         yield Entry("merged tensor and gradient on their way", "cpu", 2 * inputs.encoder.largest * WORK, ("merge",))
     if spot == "disk":
-        used = max((max(own.vectors, own.sums, own.components) for own in cost.tensors), default=0)
+        used = max((max(tensor.vectors, tensor.sums, tensor.components) for tensor in cost.tensors), default=0)
         yield Entry("pages in use", "cpu", used, ("merge",))
 
 

@@ -22,7 +22,7 @@ AFTER = PHASES[2:]
 """From the first merge on."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
     """A run: `method` with its `values` on `tasks` experts of `encoder`.
 
@@ -75,8 +75,8 @@ class Inputs:
 
     def together(self, stage: Stage) -> int:
         """Return the images of a task in the largest batch of a stage's steps."""
-        own = self.batch_of(stage)
-        return max(self.batch_size * self.batches, own) if stage.merges else own
+        batch = self.batch_of(stage)
+        return max(self.batch_size * self.batches, batch) if stage.merges else batch
 
     def batch_of(self, stage: Stage) -> int:
         """Return the images of a task for the update that ends a step of a stage."""
@@ -102,7 +102,7 @@ class Inputs:
         """What the method says that it takes; one that says nothing counts as a descent on all task vectors."""
         of = self.entry.cost or costs.descent_on_vectors
         keep = True if self.keep is None else self.keep
-        return of(Setting(self.encoder, self.tasks, self.h, threads=self.threads, keep=keep, steps=self.steps))
+        return of(Setting(architecture=self.encoder, tasks=self.tasks, h=self.h, threads=self.threads, keep=keep, steps=self.steps))
 
     @functools.cached_property
     def learned(self) -> int:
@@ -120,7 +120,7 @@ class Entry:
     phases: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flops:
     """Operations: of an image's forward pass, of a step, before the first step, of all evaluations, of everything."""
 

@@ -67,8 +67,8 @@ def decided(plan: Plan, device: torch.device) -> tuple[str, int | None]:
     extent = plan.kind.extent(plan.wanted)
     if extent is None or extent.small or not registry.get(plan.method).adaptive:
         return "device", plan.trainer["chunk"]
-    found = fitted(plan, device)
-    assert found is not None
+    suggestion = fitted(plan, device)
+    assert suggestion is not None
     if is_first():
-        log.info("%s", "\n".join(resources.lines(found.estimate)))
-    return found.place, found.chunk
+        log.info("%s", "\n".join(resources.lines(suggestion.estimate)))
+    return suggestion.place, suggestion.chunk

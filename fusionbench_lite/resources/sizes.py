@@ -35,8 +35,8 @@ def learned(of: Architecture, tasks: int, method: str, values: Mapping[str, Any]
     hyperparameter.
     """
     entry = registry.get(method, learning=True)
-    own = {"matrices": of.policy} if "matrices" in entry.defaults else {}
-    return UNDECLARED if entry.learned is None else entry.learned(of, tasks, entry.configure(**{**own, **(values or {})}))
+    of_model = {"matrices": of.policy} if "matrices" in entry.defaults else {}
+    return UNDECLARED if entry.learned is None else entry.learned(of, tasks, entry.configure(**{**of_model, **(values or {})}))
 
 
 def table(of: Architecture, tasks: int, values: Mapping[str, Mapping[str, Any]] | None = None) -> pd.DataFrame:

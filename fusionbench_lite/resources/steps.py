@@ -39,7 +39,7 @@ def run_flops(inputs: Inputs) -> int:
 def _merging(inputs: Inputs) -> int:
     """Return the operations of a merge and its gradient's way back."""
     tensors = inputs.cost.tensors
-    return 4 * (sum(own.vectors + own.sums for own in tensors) // WORK) + sum(own.step for own in tensors)
+    return 4 * (sum(tensor.vectors + tensor.sums for tensor in tensors) // WORK) + sum(tensor.step for tensor in tensors)
 
 
 def _of_stage(inputs: Inputs, stage: Stage) -> int:

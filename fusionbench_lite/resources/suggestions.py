@@ -32,16 +32,16 @@ def suggest(
     Places are tried in order, and at each the largest chunk: as given, else powers of two. A chunk below `ENOUGH` is taken
     where no place has room for more. Raises InputError in one line where nothing fits.
     """
-    known = dataclasses.replace(inputs, device_total=device_bytes, cpu_total=cpu_bytes)
+    with_totals = dataclasses.replace(inputs, device_total=device_bytes, cpu_total=cpu_bytes)
     chunks = list(_chunks(inputs))
     large = [chunk for chunk in chunks if (chunk or _together(inputs)) >= ENOUGH]
     for some in (large, [chunk for chunk in chunks if chunk not in large]):
         for place in places:
             for chunk in some:
-                found = estimate(dataclasses.replace(known, place=place, chunk=chunk))
-                if _fits(found, device_bytes, cpu_bytes, disk_bytes):
-                    return Suggestion(place, chunk, found)
-    raise InputError(_nothing_fits(known, places, device_bytes, cpu_bytes, disk_bytes))
+                fitting = estimate(dataclasses.replace(with_totals, place=place, chunk=chunk))
+                if _fits(fitting, device_bytes, cpu_bytes, disk_bytes):
+                    return Suggestion(place, chunk, fitting)
+    raise InputError(_nothing_fits(with_totals, places, device_bytes, cpu_bytes, disk_bytes))
 
 
 def _together(inputs: Inputs) -> int:
@@ -61,10 +61,10 @@ def _chunks(inputs: Inputs) -> Iterator[int | None]:
         size //= 2
 
 
-def _fits(found: Estimate, device: int, cpu: int, disk: int | None) -> bool:
-    if found.inputs.device == "cpu":
+def _fits(estimated: Estimate, device: int, cpu: int, disk: int | None) -> bool:
+    if estimated.inputs.device == "cpu":
         device = cpu
-    return found.peak("device") <= device and found.peak("cpu") <= cpu and (disk is None or found.peak("disk") <= disk)
+    return estimated.peak("device") <= device and estimated.peak("cpu") <= cpu and (disk is None or estimated.peak("disk") <= disk)
 
 
 def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int, disk: int | None) -> str:
@@ -73,7 +73,7 @@ def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int
     def least(tasks: int) -> list[Estimate]:
         return [estimate(dataclasses.replace(inputs, place=place, chunk=1, tasks=tasks)) for place in places]
 
-    best = min(least(inputs.tasks), key=lambda found: (found.peak("device") > device, found.peak("cpu"), found.peak("device")))
+    best = min(least(inputs.tasks), key=lambda one: (one.peak("device") > device, one.peak("cpu"), one.peak("device")))
     have = {"cpu": cpu} if inputs.device == "cpu" else {"device": device, "cpu": cpu}
     have |= {} if disk is None else {"disk": disk}
     names = {"device": "GPU memory", "cpu": "memory", "disk": "disk"}
@@ -82,7 +82,7 @@ def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int
         for where, room in have.items() if best.peak(where) > room
     )
     fewer = next(
-        (tasks for tasks in range(inputs.tasks - 1, 0, -1) if any(_fits(found, device, cpu, disk) for found in least(tasks))), 0
+        (tasks for tasks in range(inputs.tasks - 1, 0, -1) if any(_fits(one, device, cpu, disk) for one in least(tasks))), 0
     )
     would = f"{fewer} task{'s' if fewer > 1 else ''} would fit" if fewer else "a smaller model or more memory would be needed"
     return (
@@ -91,23 +91,23 @@ def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int
     )
 
 
-def lines(found: Estimate) -> list[str]:
+def lines(estimated: Estimate) -> list[str]:
     """Return a plan as lines of plain text: what takes memory where, the peak of every phase, operations."""
-    inputs = found.inputs
+    inputs = estimated.inputs
     chunk = "all images of a step at once" if inputs.chunk is None else f"{inputs.chunk} images at once"
     rows = [
         f"{inputs.method} on {inputs.encoder.name} with {inputs.tasks} tasks, {inputs.precision}, {chunk}, "
         f"constants on {inputs.place}"
     ]
-    width = max((len(entry.what) for entry in found.entries), default=0)
-    for entry in sorted(found.entries, key=lambda entry: (entry.where != "device", entry.where, -entry.nbytes)):
+    width = max((len(entry.what) for entry in estimated.entries), default=0)
+    for entry in sorted(estimated.entries, key=lambda entry: (entry.where != "device", entry.where, -entry.nbytes)):
         when = "always" if entry.phases == PHASES else ", ".join(entry.phases)
         rows.append(f"  {entry.what:<{width}}  {_size(entry.nbytes):>9}  {entry.where:<6}  {when}")
     names = ("cpu", "disk") if inputs.device == "cpu" else ("device", "cpu", "disk")
     for where in names:
-        phases = ", ".join(f"{phase} {_size(found.peak(where, phase))}" for phase in PHASES)
-        rows.append(f"  peak on {where}: {_size(found.peak(where))} ({phases})")
-    flops = found.flops
+        phases = ", ".join(f"{phase} {_size(estimated.peak(where, phase))}" for phase in PHASES)
+        rows.append(f"  peak on {where}: {_size(estimated.peak(where))} ({phases})")
+    flops = estimated.flops
     rows.append(
         f"  operations: {flops.image / 1e9:.1f} GFLOP an image, {flops.step / 1e12:.2f} TFLOP a step, "
         f"{flops.setup / 1e12:.2f} TFLOP before, {flops.evaluation / 1e12:.1f} TFLOP of evaluations, "

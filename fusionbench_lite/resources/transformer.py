@@ -51,9 +51,9 @@ class Transformer:
         `frozen`: weights take no gradients; `plain`: attention runs without fused kernels. In mixed precision the
         separate layout's norms stay in float32.
         """
-        own = SAVED_FROZEN if frozen else SAVED
+        states = SAVED_FROZEN if frozen else SAVED
         size = (2.4 if self.of.layout == "separate" else 2) if bf16 else WORK
-        total = (own * self.of.blocks + SAVED_OUTSIDE) * self.states(images, size)
+        total = (states * self.of.blocks + SAVED_OUTSIDE) * self.states(images, size)
         if plain:
             extra = MATH_COPIES[self.of.layout] * self.states(images, size) + self.attention(images, size)
             total += self.of.blocks * extra

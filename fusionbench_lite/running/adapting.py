@@ -33,12 +33,12 @@ TRAJECTORY_POINTS = 100
 Rows = NDArray[np.int64]
 
 
-class Source:
+class Feed:
     """Examples of a suite as a procedure wants them; what frozen networks say about an example is computed once."""
 
     def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
         self.plan, self.suite, self.procedure = plan, suite, procedure
-        self._known: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
+        self._precomputed: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks}
         self.pools = {task: self._pool(task) for task in plan.tasks}
@@ -76,7 +76,8 @@ class Source:
         if (task, draw.role) not in self._streams:
             name = f"{task}/{draw.role}" if draw.role else task
             self._streams[task, draw.role] = Stream(
-                kind, len(self.pools[task]), size, self.plan.setting("batches"), self.plan.seed, name
+                kind=kind, size=len(self.pools[task]), batch_size=size, batches=self.plan.setting("batches"), seed=self.plan.seed,
+                task=name,
             )
         return self._streams[task, draw.role]
 
@@ -85,7 +86,7 @@ class Source:
             return np.empty(0, dtype=np.int64)
         size = self.suite.size(task, "train")
         rows = subset(size, min(self.plan.setting("held_out"), size), self.plan.seed, task, "held_out")
-        self.suite.prepare(task, "train", rows)
+        self.suite.decode_ahead(task, "train", rows)
         return rows
 
     def _pool(self, task: str) -> Rows:
@@ -98,18 +99,18 @@ class Source:
         chosen = np.arange(size) if wanted >= size else subset(size, wanted, self.plan.seed, task, "fraction")
         if rows is None:
             return chosen
-        self.suite.prepare(task, "train", rows[chosen])
+        self.suite.decode_ahead(task, "train", rows[chosen])
         return rows[chosen]
 
     def _examples(self, task: str, split: str, rows: Rows) -> Examples:
-        known = self._look_up(task, split, rows)
-        inputs = self.suite.inputs(task, split, rows) if self.procedure.reads_inputs or known is None else None
+        precomputed = self._look_up(task, split, rows)
+        inputs = self.suite.inputs(task, split, rows) if self.procedure.reads_inputs or precomputed is None else None
         labels = self.suite.labels(task, split, rows) if self.procedure.reads_labels else None
-        return Examples(inputs, known, labels)
+        return Examples(inputs, precomputed, labels)
 
     def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
         """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
-        if (task, split) not in self._known:
+        if (task, split) not in self._precomputed:
             probe = self._compute(task, split, rows[:1])
             if probe is None:
                 return None
@@ -120,22 +121,22 @@ class Source:
                 wanted = np.unique(np.concatenate(read)) if len(read) > 1 else read[0]
             places = np.full(size, -1)
             places[wanted] = np.arange(len(wanted))
-            own = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
-            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if own else memory.CPU)
+            on_device = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
+            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if on_device else memory.CPU)
             done = 0
-            for found in self.suite.evaluator.batches.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
-                assert found is not None
-                table[done : done + len(found)] = found
-                done += len(found)
-            self._known[task, split] = places, table
-        places, table = self._known[task, split]
+            for computed in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+                assert computed is not None
+                table[done : done + len(computed)] = computed
+                done += len(computed)
+            self._precomputed[task, split] = places, table
+        places, table = self._precomputed[task, split]
         return table[torch.from_numpy(places[rows])].to(self.suite.device)
 
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
         # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
         device, bf16 = self.suite.device.type, self.suite.evaluator.bf16
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            return self.procedure.known(task, self.suite.inputs(task, split, rows))
+            return self.procedure.precomputed(task, self.suite.inputs(task, split, rows))
 
 
 def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None = None) -> Procedure:
@@ -158,22 +159,22 @@ def adapt(
 ) -> Outcome:
     """Adapt as the plan says and return what was found."""
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
-    from fusionbench_lite.adaptation.engine.fit import Settings, fit
+    from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 
     steps = plan.setting("steps")
     with clock.stage("merge"):
         procedure = procedure_of(plan, suite, merged)
-    source = Source(plan, suite, procedure)
+    feed = Feed(plan, suite, procedure)
 
     def batches_of(step: int) -> Sequence[Batch]:
         progress(f"adapting {plan.method}", step + 1, steps)
-        return source.batches_of(step, own_tasks(plan.tasks))
+        return feed.batches_of(step, own_tasks(plan.tasks))
 
     evaluations = Evaluations(
-        source.predict, plan.setting("eval_every"), steps, source.held_out if plan.setting("held_out") else None
+        feed.predict, plan.setting("eval_every"), steps, feed.held_out if plan.setting("held_out") else None
     )
     trajectory = Trajectory(max(1, steps // TRAJECTORY_POINTS))
-    settings = Settings(
+    settings = FitSettings(
         checkpoint=checkpoint, checkpoint_every=plan.trainer["checkpoint_every"], devices=plan.trainer["devices"],
         accelerator=suite.device.type, precision=plan.config_precision, loggers=_loggers(plan),
     )

@@ -57,8 +57,8 @@ def writers(
 
 def learned_file(record: Path, rule: str) -> Path:
     """Return the file of what had been learned at the step that a selection rule picked."""
-    own = record / f"learned-{rule}.safetensors"
-    return own if own.is_file() else record / LEARNED
+    of_rule = record / f"learned-{rule}.safetensors"
+    return of_rule if of_rule.is_file() else record / LEARNED
 
 
 def _write_history(path: Path, module: Adaptation, kept: Evaluations) -> None:
@@ -124,5 +124,5 @@ def _state(learned: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _save(path: Path, tensors: Mapping[str, torch.Tensor], procedure: Procedure) -> None:
     from safetensors.torch import save_file
 
-    own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    save_file(own, path, metadata={"tasks": ",".join(procedure.tasks)})
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(copies, path, metadata={"tasks": ",".join(procedure.tasks)})

@@ -18,7 +18,7 @@ from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """An experiment file: `rows` maps each row's name to its overrides, `defaults` are overrides of every row.
 
@@ -36,16 +36,16 @@ class Experiment:
 def read(name: str) -> Experiment:
     """Return the experiment of this name, such as mini/demo; raises InputError with the nearest one."""
     root = experiments_dir()
-    known = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
-    if name not in known:
-        raise InputError(f"unknown experiment {name!r}: {did_you_mean(name, known)}")
-    content = yaml.safe_load(known[name].read_text(encoding="utf-8"))
+    paths = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    if name not in paths:
+        raise InputError(f"unknown experiment {name!r}: {did_you_mean(name, paths)}")
+    content = yaml.safe_load(paths[name].read_text(encoding="utf-8"))
     rows: dict[str, tuple[str, ...]] = {}
     for row in content["rows"]:
         rows |= read(row).rows if isinstance(row, str) else {row["name"]: tuple(row["overrides"])}
     return Experiment(
-        name, content["title"], content.get("question", ""), tuple(content.get("seeds", [0])),
-        tuple(content.get("defaults", [])), rows,
+        name=name, title=content["title"], question=content.get("question", ""), seeds=tuple(content.get("seeds", [0])),
+        defaults=tuple(content.get("defaults", [])), rows=rows,
     )
 
 
@@ -55,18 +55,18 @@ def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]
     `seed` on the command line replaces the file's seeds, and `steps` applies to the rows that adapt.
     """
     keys = given.keys(overrides)
-    own = [override for override, key in zip(overrides, keys, strict=True) if key != "experiment"]
+    others = [override for override, key in zip(overrides, keys, strict=True) if key != "experiment"]
     seeds = [[]] if "seed" in keys else [[f"seed={seed}"] for seed in experiment.seeds]
     return {
-        name: [_plan([*experiment.defaults, *row, *seed, *own]) for seed in seeds]
+        name: [_plan([*experiment.defaults, *row, *seed, *others]) for seed in seeds]
         for name, row in experiment.rows.items()
     }
 
 
 def _plan(overrides: list[str]) -> Plan:
     config = compose("config", overrides=overrides)
-    known = config.method.id in registry.names()
-    if config.steps is not None and known and not registry.get(config.method.id).adaptive:
+    registered = config.method.id in registry.names()
+    if config.steps is not None and registered and not registry.get(config.method.id).adaptive:
         config.steps = None
     return planning.resolve(config, overrides)
 

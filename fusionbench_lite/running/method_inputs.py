@@ -34,15 +34,15 @@ def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
     Statistics are kept under `statistics` in the cache, keyed by all that decides them. Raises InputError when the
     multi-task model is missing or a task has fewer training images than `examples`.
     """
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name in registry.get(plan.method).inputs:
         if name == "multitask":
             if suite.multitask is None:
                 raise InputError(f"method {plan.method!r} needs traditional_mtl.safetensors in checkpoints.dir: put it there")
-            found[name] = suite.multitask
+            given[name] = suite.multitask
         elif name in STATISTICS:
-            found[name] = _statistics(name, plan, suite)
-    return found
+            given[name] = _statistics(name, plan, suite)
+    return given
 
 
 def chosen(task: str, size: int, order: str, examples: int, seed: int) -> np.ndarray:
@@ -71,11 +71,11 @@ def _statistics(name: str, plan: Plan, suite: Suite) -> dict[str, dict[str, Tens
         task: chosen(task, suite.size(task, "train"), plan.setting("order"), plan.setting("examples"), plan.seed)
         for task in suite.experts
     }
-    found = {}
+    statistics = {}
     for task in suite.experts:
         tensors = cached(folder, _key(name, plan, suite, task), _computation(name, plan, suite, task, indices[task]))
-        found[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
-    return found
+        statistics[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
+    return statistics
 
 
 def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
@@ -109,13 +109,13 @@ def _computation(
         from fusionbench_lite.statistics import diagonal_fisher, gram_matrices
 
         model, size = _expert(suite, task), plan.setting("batch_size")
-        suite.prepare(task, "train", indices)
+        suite.decode_ahead(task, "train", indices)
         batches = (suite.inputs(task, "train", indices[start : start + size]) for start in range(0, len(indices), size))
         try:
             if name == "fisher":
                 return diagonal_fisher(model, suite.heads[task], batches, examples=len(indices), named=True)
-            found = gram_matrices(model, batches, examples=len(indices), named=True)
-            return {tensor: values for tensor, values in found.items() if tensor in suite.pretrained}  # what is merged
+            grams = gram_matrices(model, batches, examples=len(indices), named=True)
+            return {tensor: values for tensor, values in grams.items() if tensor in suite.pretrained}  # what is merged
         except MergeError as error:
             raise MergeError(f"task {task!r}: {error}") from error
 
@@ -126,8 +126,8 @@ def _expert(suite: Suite, task: str) -> nn.Module:
     """Return a model of its own with the weights of the task's expert."""
     model = copy.deepcopy(suite.model)
     try:
-        own = model.state_dict()
-        model.load_state_dict({**{name: own[name] for name in suite.constants}, **suite.experts[task]})
+        state = model.state_dict()
+        model.load_state_dict({**{name: state[name] for name in suite.constants}, **suite.experts[task]})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"the expert of task {task!r} does not fit the model: {reason}") from error

@@ -16,8 +16,8 @@ import torch
 
 from fusionbench_lite import registry
 from fusionbench_lite.base.version import __version__
-from fusionbench_lite.evaluation.batches import earlier_peak
 from fusionbench_lite.evaluation.measures import ACCURACY
+from fusionbench_lite.evaluation.passes import earlier_peak
 from fusionbench_lite.evaluation.results import Evaluation, TaskResult, average
 from fusionbench_lite.paths import package_dir
 from fusionbench_lite.planning import plan as planning
@@ -59,20 +59,20 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     Which evaluation is shown (`select`) is left out: a record holds all of them. `base` stands for the merged model
     that adapters sit on.
     """
-    own: dict[str, Any] = {} if base is None else {"base": base}
+    content: dict[str, Any] = {} if base is None else {"base": base}
     checkpoints: Any = dict(suite.files)
-    own |= suite.details
+    content |= suite.details
     if suite.by_content:  # published files count by what they hold, wherever they lie
         checkpoints = [sorted(suite.files.values()), dict(suite.expert_hashes), dict(suite.head_hashes)]
         if plan.reads_training:
-            own["training"] = {task: suite.training_hash(task) for task in suite.tasks}
+            content["training"] = {task: suite.training_hash(task) for task in suite.tasks}
     wanted = plan.wanted
     if wanted.precision == "bf16":
-        own["evaluation"] = "bf16"
+        content["evaluation"] = "bf16"
     judged = {task: entry.metric for task, entry in suite.tasks.items() if entry.metric != ACCURACY.name}
     if judged:
-        own["metrics"] = judged
-    return own | {
+        content["metrics"] = judged
+    return content | {
         "schema": schema.VERSION,
         "version": RESULTS_SINCE,
         "method": plan.method,
@@ -137,8 +137,8 @@ def result(
 
 def _images(suite: Suite) -> dict[str, Any]:
     """Return where the images of every task come from, where that is known."""
-    known = {task: {"source": entry.source, "files": dict(entry.files)} for task, entry in suite.tasks.items() if entry.source}
-    return {"images": known} if known else {}
+    sources = {task: {"source": entry.source, "files": dict(entry.files)} for task, entry in suite.tasks.items() if entry.source}
+    return {"images": sources} if sources else {}
 
 
 def samples(selections: Mapping[str, Selection]) -> dict[str, Any]:

@@ -62,14 +62,14 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
     base = Base(plan, suite, progress)
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
     with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
-        found = records.find(plan.results_dir, key) if _may_reuse(plan) else None
-        if missing := agreed(found is None):
+        recorded = records.find(plan.results_dir, key) if _may_reuse(plan) else None
+        if missing := agreed(recorded is None):
             outcome = _compute(plan, suite, base, key, clock, progress)
             if is_first():
                 recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
                 shutil.rmtree(_partial(plan, key), ignore_errors=True)
     agreed(True)  # the others wait until the record is there
-    record = records.find(plan.results_dir, key) if missing else found or records.find(plan.results_dir, key)
+    record = records.find(plan.results_dir, key) if missing else recorded or records.find(plan.results_dir, key)
     if record is None and is_first():
         raise InputError(f"the record {key} vanished from {plan.results_dir}: run the command again")
     return record, missing

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.models.inputs import Inputs, call, each, part_of, size_of
 from fusionbench_lite.models.modes import evaluating
-from fusionbench_lite.statistics.batches import inputs_of
+from fusionbench_lite.statistics.inputs import inputs_of
 
 VARIANTS = ("batch", "true")
 Terms = Iterator[tuple[float, Sequence[Tensor | None]]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.models.inputs import call
 from fusionbench_lite.models.modes import evaluating
-from fusionbench_lite.statistics.batches import inputs_of
+from fusionbench_lite.statistics.inputs import inputs_of
 
 
 def gram_matrices(
@@ -32,12 +32,12 @@ def gram_matrices(
     The model runs in evaluation mode, and its modes are afterwards what they were. Raises MergeError: no examples or
     too few, inputs of a layer that are not finite.
     """
-    known = model.state_dict(keep_vars=True)
+    weights = model.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     layers: dict[int, nn.Module] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         name = f"{prefix}.weight" if prefix else "weight"
-        if isinstance(module, _kinds()) and name in known and known[name] is module.weight:
+        if isinstance(module, _kinds()) and name in weights and weights[name] is module.weight:
             names.setdefault(id(module.weight), []).append(name)
             layers[id(module)] = module
     sums: dict[int, Tensor] = {}
@@ -68,7 +68,7 @@ def gram_matrices(
             if not bool(torch.isfinite(gram).all()):
                 raise MergeError(f"the inputs of the layer of {names[key][0]!r} are not finite: check the checkpoint")
             result |= dict.fromkeys(names[key], gram)
-    return {name: result[name] for name in known if name in result}
+    return {name: result[name] for name in weights if name in result}
 
 
 def _kinds() -> tuple[type[nn.Module], ...]:

@@ -136,5 +136,5 @@ def model_names() -> list[str]:
 @functools.cache
 def kinds() -> tuple[SuiteKind, ...]:
     """Return all kinds, by the names of their modules."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     return tuple(module.KIND for module in sorted(modules, key=lambda module: module.__name__) if hasattr(module, "KIND"))

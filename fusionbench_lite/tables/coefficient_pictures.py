@@ -27,9 +27,9 @@ def table(learned: Learned, order: Sequence[str] = ()) -> tuple[list[Place], pd.
     names = [name for name in learned.coefficients if not name.endswith(COMMON)]
     places = arrange(names, order)
     frame = pd.DataFrame(
-        [learned.coefficients[found.name] for found in places], columns=list(learned.tasks), dtype=np.float64
+        [learned.coefficients[place.name] for place in places], columns=list(learned.tasks), dtype=np.float64
     )
-    common = [learned.coefficients.get(found.name + COMMON) for found in places]
+    common = [learned.coefficients.get(place.name + COMMON) for place in places]
     if any(value is not None for value in common):
         frame["common block"] = [np.nan if value is None else value[0] for value in common]
     return places, frame
@@ -123,11 +123,11 @@ def _families(sheet: Sheet, places: Sequence[Place], left: float, top: float, wi
     """A strip below the map that says what each tensor is, with its legend."""
     axes = sheet.axes(left, top, width, 0.1, plain=True)
     colours = ListedColormap([FAMILY_COLOURS[family] for family in FAMILIES])
-    codes = np.array([[FAMILIES.index(found.family) for found in places]])
+    codes = np.array([[FAMILIES.index(place.family) for place in places]])
     axes.imshow(codes, aspect="auto", cmap=colours, norm=BoundaryNorm(range(len(FAMILIES) + 1), len(FAMILIES)))
     for _, first, _ in groups(places)[1:]:
         axes.axvline(first - 0.5, color="white", linewidth=1.4 if len(places) < 120 else 0.9)
-    present = [family for family in FAMILIES if any(found.family == family for found in places)]
+    present = [family for family in FAMILIES if any(place.family == family for place in places)]
     sheet.legend(left, top + 0.24, [style.square(FAMILY_COLOURS[family]) for family in present], present)
 
 

@@ -24,7 +24,7 @@ Counted = dict[TestSet, list[Array]]
 """Every pair's differences of correctness [N]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Row a minus row b: the paired statistics, per task difference and discordant counts, and the number of seeds.
 
@@ -86,10 +86,15 @@ def compare(rows: Rows, records: Iterable[Record], a: str, b: str, select: str =
     exact_p, mid_p = mcnemar(only_a, only_b) if independent else (None, None)
     examples = sum(group[0].size for group in counted.values()) + sum(group.labels.size for group in whole.values())
     estimate, interval = _average(counted, whole, len(pairs), len(tasks))
-    paired = Paired(estimate, interval, only_a, only_b, examples, exact_p, mid_p)
+    paired = Paired(
+        difference=estimate, interval=interval, only_a=only_a, only_b=only_b, examples=examples, exact_p=exact_p, mid_p=mid_p
+    )
     flags = tuple(bool(run.selection(select)[1]["uses_test_labels"]) for run in pairs[0])
     judged_whole = tuple(dict.fromkeys(task for task, _ in whole))
-    return Comparison(row_a.name, row_b.name, paired, per_task, len(pairs), (flags[0], flags[1]), measure, judged_whole)
+    return Comparison(
+        a=row_a.name, b=row_b.name, paired=paired, per_task=per_task, seeds=len(pairs), uses_test_labels=(flags[0], flags[1]),
+        measure=measure, whole_set=judged_whole,
+    )
 
 
 def _average(counted: Counted, whole: Mapping[TestSet, _WholeSet], pairs: int, tasks: int) -> tuple[float, Interval]:
@@ -152,11 +157,11 @@ def _whole_sets(pairs: Sequence[tuple[Record, Record]], select: str) -> dict[Tes
 
 def _measure(record: Record) -> Measure:
     measures = record.measures()
-    found = shared(measures.values())
-    if found is None:
+    common = shared(measures.values())
+    if common is None:
         kinds = ", ".join(f"{task}: {measure.phrase}" for task, measure in measures.items())
         raise InputError(f"differences of the average need tasks of one unit and direction, got {kinds}")
-    return found
+    return common
 
 
 def _per_task(differences: Sequence[Array]) -> tuple[float, int | None, int | None]:
@@ -165,10 +170,10 @@ def _per_task(differences: Sequence[Array]) -> tuple[float, int | None, int | No
 
 
 def _runs(row: Row, by_key: dict[str, Record]) -> list[Record]:
-    found = [by_key[key] for key in row.keys if key in by_key]
-    if not found:
+    records = [by_key[key] for key in row.keys if key in by_key]
+    if not records:
         raise InputError(f"row '{row.name}' has no finished record; run its experiment first")
-    return found
+    return records
 
 
 def _pairs(row_a: Row, runs_a: list[Record], row_b: Row, runs_b: list[Record]) -> list[tuple[Record, Record]]:

@@ -29,16 +29,16 @@ def by_component(frame: pd.DataFrame, tasks: Sequence[str]) -> Floats:
     most = int(frame["component"].max()) + 1
     sums = np.zeros((len(tasks), most, len(tasks)))
     for number, task in enumerate(tasks):
-        own = frame[frame["task"] == task].groupby("component")[columns].sum()
-        sums[number, own.index] = own.to_numpy()
+        sums_of_task = frame[frame["task"] == task].groupby("component")[columns].sum()
+        sums[number, sums_of_task.index] = sums_of_task.to_numpy()
     return sums
 
 
 def own_and_others(frame: pd.DataFrame, tasks: Sequence[str], kind: str = FIRST) -> tuple[Floats, Floats]:
     """Return per line the change of the component's own task's loss and the sum of the other tasks' changes."""
     values = frame[[kind + task for task in tasks]].to_numpy(dtype=np.float64)
-    own = values[np.arange(len(frame)), [tasks.index(task) for task in frame["task"]]]
-    return own, values.sum(1) - own
+    its_task = values[np.arange(len(frame)), [tasks.index(task) for task in frame["task"]]]
+    return its_task, values.sum(1) - its_task
 
 
 def draw(frame: pd.DataFrame, tasks: Sequence[str], path: Path, method: str, subtitle: str) -> list[Path]:
@@ -100,16 +100,16 @@ def _bar(axes: Axes, norm: AsinhNorm, reach: float) -> None:
 
 def _scatter(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
     """Every component of every matrix: its own task's change against the sum of the others'; leading ones dark."""
-    own, others = own_and_others(frame, list(tasks))
+    its_task, others = own_and_others(frame, list(tasks))
     order = np.argsort(-frame["component"].to_numpy())
     depth = frame["component"].to_numpy() / max(int(frame["component"].max()), 1)
-    reach = max(float(np.abs(own).max()), float(np.abs(others).max())) or 1.0
-    width = max(float(np.median(np.abs(np.concatenate([own, others])))), 1e-4 * reach)
+    reach = max(float(np.abs(its_task).max()), float(np.abs(others).max())) or 1.0
+    width = max(float(np.median(np.abs(np.concatenate([its_task, others])))), 1e-4 * reach)
     for scale in (axes.set_xscale, axes.set_yscale):
         scale("asinh", linear_width=width)
     axes.axhline(0, color="#B8C0C8", linewidth=0.8)
     axes.axvline(0, color="#B8C0C8", linewidth=0.8)
-    axes.scatter(own[order], others[order], c=1 - depth[order] ** 0.5, cmap=style.HEAT, vmin=-0.4, vmax=1, s=5, linewidths=0)
+    axes.scatter(its_task[order], others[order], c=1 - depth[order] ** 0.5, cmap=style.HEAT, vmin=-0.4, vmax=1, s=5, linewidths=0)
     axes.set_xlim(-2.5 * reach, 2.5 * reach)
     axes.set_ylim(-8 * reach, 8 * reach)  # room for the words in the corners
     # Corners: the share of all components there.
@@ -117,7 +117,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
         (0.02, 0.97, -1, 1, "helps own, harms others"), (0.98, 0.03, 1, -1, "the reverse"),
         (0.02, 0.03, -1, -1, "helps both"), (0.98, 0.97, 1, 1, "harms both"),
     ):
-        share = float(np.mean((np.sign(own) == own_sign) & (np.sign(others) == other_sign)))
+        share = float(np.mean((np.sign(its_task) == own_sign) & (np.sign(others) == other_sign)))
         axes.text(x, y, f"{text} {share:.0%}", transform=axes.transAxes, fontsize=7.5, color=INK,
                   ha="left" if x < 0.5 else "right", va="bottom" if y < 0.5 else "top")
     _asinh_ticks(axes.xaxis, reach, width)
@@ -142,14 +142,14 @@ def _power(tick: float) -> str:
 
 def _by_index(axes: Axes, sums: Floats, tasks: int) -> None:
     """By component index the mean over tasks of the own loss's change and of the others' sum."""
-    own = np.mean([sums[number, :, number] for number in range(tasks)], axis=0)
+    its_task = np.mean([sums[number, :, number] for number in range(tasks)], axis=0)
     others = np.mean([sums[number].sum(1) - sums[number, :, number] for number in range(tasks)], axis=0)
-    reach = max(float(np.abs(own).max()), float(np.abs(others).max())) or 1.0
-    width = max(float(np.median(np.abs(np.concatenate([own, others])))), 1e-4 * reach)
+    reach = max(float(np.abs(its_task).max()), float(np.abs(others).max())) or 1.0
+    width = max(float(np.median(np.abs(np.concatenate([its_task, others])))), 1e-4 * reach)
     axes.set_yscale("asinh", linear_width=width)
     style.grid(axes)
     axes.axhline(0, color="#B8C0C8", linewidth=0.8)
-    for values, colour, text in ((own, CYCLE[0], "own loss"), (others, CYCLE[1], "other losses, summed")):
+    for values, colour, text in ((its_task, CYCLE[0], "own loss"), (others, CYCLE[1], "other losses, summed")):
         axes.plot(values, color=colour, linewidth=1.3, label=text)
     _asinh_ticks(axes.yaxis, reach, width)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -160,9 +160,9 @@ def _by_index(axes: Axes, sums: Floats, tasks: int) -> None:
 
 def _check(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
     """First order against evaluation, for the components that were evaluated."""
-    known = frame.dropna(subset=[EXACT + task for task in tasks])
-    first = known[[FIRST + task for task in tasks]].to_numpy().ravel()
-    exact = known[[EXACT + task for task in tasks]].to_numpy().ravel()
+    evaluated = frame.dropna(subset=[EXACT + task for task in tasks])
+    first = evaluated[[FIRST + task for task in tasks]].to_numpy().ravel()
+    exact = evaluated[[EXACT + task for task in tasks]].to_numpy().ravel()
     reach = 1.05 * max(float(np.abs(first).max()), float(np.abs(exact).max()), 1e-12)
     axes.plot([-reach, reach], [-reach, reach], color="#B8C0C8", linewidth=0.9)
     axes.scatter(first, exact, s=6, color=CYCLE[1], alpha=0.5, linewidths=0)
@@ -171,4 +171,4 @@ def _check(axes: Axes, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
         locate.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("to first order", fontsize=8, color=SOFT)
     axes.set_ylabel("evaluated", fontsize=8, color=SOFT)
-    style.heading(axes, f"check: leading {int(known['component'].max()) + 1} components evaluated")
+    style.heading(axes, f"check: leading {int(evaluated['component'].max()) + 1} components evaluated")

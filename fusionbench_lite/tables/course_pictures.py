@@ -97,12 +97,12 @@ def _loss(axes: Axes, values: pd.Series | None, window: int, colour: str) -> Non
     style.grid(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    found = pd.Series(dtype=float) if values is None else values.dropna()
-    if found.empty:
+    series = pd.Series(dtype=float) if values is None else values.dropna()
+    if series.empty:
         axes.text(0.5, 0.5, "no losses recorded", transform=axes.transAxes, ha="center", fontsize=8, color=SOFT)
         return
-    axes.plot(found.index, found, color=colour, linewidth=0.6, alpha=0.35)
-    axes.plot(found.index, running_mean(found.to_numpy(), window), color=colour, linewidth=1.7)
+    axes.plot(series.index, series, color=colour, linewidth=0.6, alpha=0.35)
+    axes.plot(series.index, running_mean(series.to_numpy(), window), color=colour, linewidth=1.7)
     axes.margins(x=0.01)
 
 
@@ -148,7 +148,7 @@ def _held_out(axes: Axes, values: pd.Series) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """A quantity of one row over the steps: mean and sample standard deviation over seeds (nan for one seed).
 
@@ -164,7 +164,7 @@ class Curve:
 
 def curves(rows: Rows, records: Mapping[str, Record], seed: int | None = None) -> list[Curve]:
     """Return the curves of the adaptive rows of an experiment; losses as running means, over steps all seeds have."""
-    found: list[Curve] = []
+    drawn: list[Curve] = []
     for row in rows.rows:
         runs = [records[key] for key in row.keys if key in records]
         runs = [run for run in runs if seed is None or run.seeds.get("seed") == seed]
@@ -176,8 +176,11 @@ def curves(rows: Rows, records: Mapping[str, Record], seed: int | None = None) -
                 run = pairs[0][0]
                 whole = shared(run.measures().values())
                 scale = whole.scale if whole is not None and quantity == AVERAGE else 1
-                found.append(Curve(row.name, quantity, objective(run), _over_seeds(series, quantity, scale), whole))
-    return found
+                drawn.append(Curve(
+                    row=row.name, quantity=quantity, objective=objective(run), frame=_over_seeds(series, quantity, scale),
+                    measure=whole,
+                ))
+    return drawn
 
 
 def _over_seeds(series: Sequence[pd.Series], quantity: str, scale: int) -> pd.DataFrame:
@@ -189,18 +192,18 @@ def _over_seeds(series: Sequence[pd.Series], quantity: str, scale: int) -> pd.Da
     return pd.DataFrame({"mean": together.mean(axis=1), "std": together.std(axis=1, ddof=1), "seeds": len(series)})
 
 
-def draw_experiment(rows: Rows, found: Sequence[Curve], path: Path, note: str = "") -> list[Path]:
+def draw_experiment(rows: Rows, curves: Sequence[Curve], path: Path, note: str = "") -> list[Path]:
     """Draw the adaptive rows of an experiment over each other; returns the files written."""
-    names = list(dict.fromkeys(curve.row for curve in found))
+    names = list(dict.fromkeys(curve.row for curve in curves))
     inks = {name: (CYCLE[number % 8], DASHES[number // 8 % 4]) for number, name in enumerate(names)}
-    panels = _panels(found)
+    panels = _panels(curves)
     tag, wide = 0.4 + 0.068 * max(len(name) for name in names), 3.4
     # Two panels a row, each row as high as the names beside its panels need.
     highs = [max(2.2, *(0.15 * len(chosen) + 0.3 for _, chosen in panels[at : at + 2])) for at in range(0, len(panels), 2)]
-    seeds = int(max(curve.frame["seeds"].max() for curve in found))
+    seeds = int(max(curve.frame["seeds"].max() for curve in curves))
     sheet = Sheet(
         2 * MARGIN + 0.4 + 2 * (wide + tag) + 0.5, sum(highs) + 0.55 * len(highs) + 0.1, rows.title,
-        f"Adaptive rows of {rows.experiment}: running means of the loss, {_averages(found)} at the evaluations"
+        f"Adaptive rows of {rows.experiment}: running means of the loss, {_averages(curves)} at the evaluations"
         + (f"; mean of {seeds} seeds, bands ± one standard deviation" if seeds > 1 else "; one seed") + note,
     )
     for number, (title, chosen) in enumerate(panels):
@@ -208,18 +211,18 @@ def draw_experiment(rows: Rows, found: Sequence[Curve], path: Path, note: str = 
         top = sheet.top + 0.2 + sum(highs[:row]) + 0.55 * row
         _overlay(sheet.axes(MARGIN + 0.4 + column * (wide + tag + 0.5), top, wide, highs[row]), title, chosen, inks)
     sheet.text(sheet.width / 2, sheet.height - 0.1, "step", ha="center", va="bottom", fontsize=8.5, color=SOFT)
-    numbers = [curve.frame.reset_index().assign(row=curve.row, quantity=curve.quantity) for curve in found]
+    numbers = [curve.frame.reset_index().assign(row=curve.row, quantity=curve.quantity) for curve in curves]
     return sheet.save(path, pd.concat(numbers)[["row", "quantity", "step", "mean", "std", "seeds"]])
 
 
-def _panels(found: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
+def _panels(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
     """Return (title, curves): losses of one kind and the averages over tasks first, then held-out losses and other kinds."""
 
     def of(quantity: str, kind: str | None = None) -> list[Curve]:
-        return [c for c in found if c.quantity == quantity and kind in (None, c.objective)]
+        return [c for c in curves if c.quantity == quantity and kind in (None, c.objective)]
 
     panels: list[tuple[str, list[Curve]]] = []
-    for kind in dict.fromkeys(curve.objective for curve in found):
+    for kind in dict.fromkeys(curve.objective for curve in curves):
         panels.append((f"loss: {kind}, summed over tasks", of(LOSS, kind)))
         if len(panels) == 1:
             panels.extend((f"average {name}{axis}", chosen) for (name, axis), chosen in _by_measure(of(AVERAGE)).items())
@@ -227,17 +230,17 @@ def _panels(found: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
     return [panel for panel in panels if panel[1]]
 
 
-def _by_measure(found: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
+def _by_measure(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
     """Return the averages that share an axis, by label and unit."""
     axes: dict[tuple[str, str], list[Curve]] = {}
-    for curve in found:
+    for curve in curves:
         if curve.measure is not None:
             axes.setdefault((curve.measure.label, curve.measure.axis), []).append(curve)
     return axes
 
 
-def _averages(found: Sequence[Curve]) -> str:
-    names = dict.fromkeys(curve.measure.label for curve in found if curve.measure is not None)
+def _averages(curves: Sequence[Curve]) -> str:
+    names = dict.fromkeys(curve.measure.label for curve in curves if curve.measure is not None)
     return "average " + (" or ".join(names) or "results")
 
 

@@ -11,13 +11,13 @@ from fusionbench_lite.registry import ADAPTIVE, DATA_FREE
 
 def family(method: str, adapted: bool = False) -> str:
     """Return the family of a method id; `adapted` (did its record take steps?) decides for one that is not known."""
-    known = registry.find(method)
-    if known is not None:
-        return known.family
+    entry = registry.find(method)
+    if entry is not None:
+        return entry.family
     return ADAPTIVE if adapted else DATA_FREE
 
 
 def label(method: str) -> str:
     """Return a method's name for people, else its id."""
-    known = registry.find(method)
-    return method if known is None else known.label
+    entry = registry.find(method)
+    return method if entry is None else entry.label

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation.measures import ACCURACY, Measure, shared, stated
+from fusionbench_lite.evaluation.measures import ACCURACY, Measure, measure_of, shared
 from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.registry import REFERENCE, SOME
 from fusionbench_lite.tables.compare import compare, find_row
@@ -29,7 +29,7 @@ TIMES = ("seconds", "seconds_total")
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table ready to be shown: `frame` has one line per row (index: label), values as printed: what is in percent times 100.
 
@@ -98,8 +98,8 @@ def build(rows: Rows, records: Iterable[Record], select: str = "last", *, baseli
         frame = _with_difference(frame, rows, kept, baseline, select)
     remarks = notes(rows, frame, list(wanted.values()), trial=trial, select=select, baseline=baseline)
     return Table(
-        rows.experiment, rows.title, rows.question, select, tasks, frame, long, remarks, trial=trial, baseline=baseline,
-        measures=measures,
+        name=rows.experiment, title=rows.title, question=rows.question, select=select, tasks=tasks, frame=frame, long=long,
+        notes=remarks, trial=trial, baseline=baseline, measures=measures,
     )
 
 
@@ -145,9 +145,9 @@ def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[tuple[str, ...], dict[s
     clash = reserved.intersection(first.tasks)
     if clash:
         raise InputError(f"a task called '{clash.pop()}' would hide the table's own column of that name; rename it")
-    found = first.measures()
-    whole = shared(found.values())
-    return tuple(first.tasks), found | ({AVERAGE: whole} if whole is not None else {})
+    measures = first.measures()
+    whole = shared(measures.values())
+    return tuple(first.tasks), measures | ({AVERAGE: whole} if whole is not None else {})
 
 
 def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
@@ -178,13 +178,13 @@ def _long(rows: Rows, kept: dict[str, Record], select: str) -> pd.DataFrame:
 
 def _numbers(cells: Mapping[str, Any]) -> dict[str, tuple[int, float, float, float]]:
     """Return scale, value and interval of every task and of their average, which is nan where it means nothing."""
-    found = {task: (stated(cell).scale, cell["value"], *cell["interval"]) for task, cell in cells.items()}
-    whole = shared(stated(cell) for cell in cells.values())
+    numbers = {task: (measure_of(cell).scale, cell["value"], *cell["interval"]) for task, cell in cells.items()}
+    whole = shared(measure_of(cell) for cell in cells.values())
     if whole is None:
-        return found | {AVERAGE: (1, math.nan, math.nan, math.nan)}
+        return numbers | {AVERAGE: (1, math.nan, math.nan, math.nan)}
     values = [cell["value"] for cell in cells.values()]
     low, high = average_interval(values, [(cell["interval"][0], cell["interval"][1]) for cell in cells.values()])
-    return found | {AVERAGE: (whole.scale, sum(values) / len(values), low, high)}
+    return numbers | {AVERAGE: (whole.scale, sum(values) / len(values), low, high)}
 
 
 def _wide(rows: Rows, long: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
@@ -230,9 +230,9 @@ def _with_difference(
     lines = {}
     for name in frame.index[frame["seeds"] > 0]:
         if name != baseline:
-            found = compare(rows, kept.values(), name, baseline, select)
-            values = (found.paired.difference, *found.paired.interval)
+            comparison = compare(rows, kept.values(), name, baseline, select)
+            values = (comparison.paired.difference, *comparison.paired.interval)
             lines[name] = {
-                column: round(found.measure.scale * value, 10) for column, value in zip(DIFFERENCE, values, strict=True)
+                column: round(comparison.measure.scale * value, 10) for column, value in zip(DIFFERENCE, values, strict=True)
             }
     return frame.join(pd.DataFrame.from_dict(lines, orient="index", columns=list(DIFFERENCE)).astype(float))

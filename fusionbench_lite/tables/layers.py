@@ -25,7 +25,7 @@ _WITHIN = tuple(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a tensor sits: `block` is its number, or STEM, TAIL or TEXT; `stack` names the list of blocks.
 
@@ -47,11 +47,11 @@ def place(name: str, *, visual: bool = False) -> Place:
     """Say where a tensor sits; `visual` says that the model has an image tower, so that other tensors are leftovers."""
     numbered = re.fullmatch(r"(.*?)\.?\b(\d+)\.(.*)", name)
     if numbered:
-        return Place(name, numbered[1], numbered[2], numbered[3], _family(numbered[3]))
+        return Place(name=name, stack=numbered[1], block=numbered[2], kind=numbered[3], family=_family(numbered[3]))
     if visual and "visual" not in name:
-        return Place(name, "", TEXT, name, _family(name))
+        return Place(name=name, stack="", block=TEXT, kind=name, family=_family(name))
     first = _STEM.search(name) or _STEM_NORM.search(name)
-    return Place(name, "", STEM if first else TAIL, name, _family(name))
+    return Place(name=name, stack="", block=STEM if first else TAIL, kind=name, family=_family(name))
 
 
 def arrange(names: Iterable[str], order: Sequence[str] = ()) -> list[Place]:
@@ -63,29 +63,29 @@ def arrange(names: Iterable[str], order: Sequence[str] = ()) -> list[Place]:
     visual = any("visual." in name for name in names)
     places = [place(name, visual=visual) for name in names]
     stages = {STEM: 0, TAIL: 2, TEXT: 3}
-    known = {name: number for number, name in enumerate(order)} if list(order) != sorted(order) else {}
-    stacks = sorted({found.stack for found in places}, key=lambda stack: ("decoder" in stack, stack))
+    numbers = {name: number for number, name in enumerate(order)} if list(order) != sorted(order) else {}
+    stacks = sorted({place.stack for place in places}, key=lambda stack: ("decoder" in stack, stack))
 
-    def key(found: Place) -> tuple[int, int, int, int, int, str]:
-        number = int(found.block) if found.in_block else 0
-        stage = stages.get(found.block, 1)
-        return stage, stacks.index(found.stack), number, known.get(found.name, len(known)), _within(found), found.name
+    def key(one: Place) -> tuple[int, int, int, int, int, str]:
+        number = int(one.block) if one.in_block else 0
+        stage = stages.get(one.block, 1)
+        return stage, stacks.index(one.stack), number, numbers.get(one.name, len(numbers)), _within(one), one.name
 
     return sorted(places, key=key)
 
 
 def groups(places: Sequence[Place]) -> list[tuple[str, int, int]]:
     """Return the runs of tensors of one block as (label, first, one past the last), for tensors in model order."""
-    several = len({found.stack for found in places if found.in_block}) > 1
+    several = len({place.stack for place in places if place.in_block}) > 1
     runs: list[tuple[str, int, int]] = []
     last = None
-    for number, found in enumerate(places):
-        if (found.stack, found.block) == last:
+    for number, place in enumerate(places):
+        if (place.stack, place.block) == last:
             runs[-1] = (*runs[-1][:2], number + 1)
         else:
-            label = f"{found.stack.split('.')[0][:3]} {found.block}" if several and found.in_block else found.block
+            label = f"{place.stack.split('.')[0][:3]} {place.block}" if several and place.in_block else place.block
             runs.append((label, number, number + 1))
-            last = (found.stack, found.block)
+            last = (place.stack, place.block)
     return runs
 
 
@@ -94,11 +94,11 @@ def short(kind: str) -> str:
     return re.sub(r"(\.|_)weight$", "", kind)
 
 
-def _within(found: Place) -> int:
-    if not found.in_block:
-        return int(found.block == STEM and found.family == NORM)
-    rank = next(number for number, pattern in enumerate(_WITHIN) if pattern.search(f".{found.kind}"))
-    return 2 * rank + found.kind.endswith("bias")
+def _within(place: Place) -> int:
+    if not place.in_block:
+        return int(place.block == STEM and place.family == NORM)
+    rank = next(number for number, pattern in enumerate(_WITHIN) if pattern.search(f".{place.kind}"))
+    return 2 * rank + place.kind.endswith("bias")
 
 
 def _family(kind: str) -> str:

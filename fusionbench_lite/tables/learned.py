@@ -48,22 +48,22 @@ def read_learned(record: Record) -> Learned | None:
     path = record.path / LEARNED
     if not path.is_file():
         return None
-    found: dict[str, dict[str, NDArray[np.generic]]] = {"coefficients": {}, "masks": {}, "spectrum": {}}
+    parts: dict[str, dict[str, NDArray[np.generic]]] = {"coefficients": {}, "masks": {}, "spectrum": {}}
     try:
         with safe_open(path, "numpy") as file:
             tasks = (file.metadata() or {}).get("tasks", "")
             for key in sorted(file.keys()):
                 part, _, name = key.partition("/")
-                if part in found:
-                    found[part][name] = file.get_tensor(key)
+                if part in parts:
+                    parts[part][name] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); run the command again with overwrite=true") from None
     names = tuple(tasks.split(",")) if tasks else tuple(record.tasks)
     return Learned(
         names,
-        {name: values.astype(np.float64).reshape(-1) for name, values in found["coefficients"].items()},
-        {name: values.astype(np.bool_) for name, values in found["masks"].items()},
-        {name: values.astype(np.float64) for name, values in found["spectrum"].items()},
+        {name: values.astype(np.float64).reshape(-1) for name, values in parts["coefficients"].items()},
+        {name: values.astype(np.bool_) for name, values in parts["masks"].items()},
+        {name: values.astype(np.float64) for name, values in parts["spectrum"].items()},
     )
 
 

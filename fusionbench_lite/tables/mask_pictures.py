@@ -41,12 +41,12 @@ def intrinsic_rank(spectrum: Floats, energy: float = ENERGY) -> int:
 def ranks(learned: Learned) -> pd.DataFrame:
     """Return one line per matrix and task: block, kind, learned rank Σ_r b_r, intrinsic rank (nan without a spectrum)."""
     lines = []
-    for found in arrange(name for name in learned.masks if not name.endswith(COMMON)):
-        bits, spectrum = learned.masks[found.name], learned.spectrum.get(found.name)
+    for place in arrange(name for name in learned.masks if not name.endswith(COMMON)):
+        bits, spectrum = learned.masks[place.name], learned.spectrum.get(place.name)
         for number, task in enumerate(learned.tasks):
             lines.append(
                 {
-                    "matrix": found.name, "block": found.block, "kind": short(found.kind), "task": task,
+                    "matrix": place.name, "block": place.block, "kind": short(place.kind), "task": task,
                     "components": bits.shape[1], "learned_rank": int(bits[number].sum()),
                     "intrinsic_rank": math.nan if spectrum is None else intrinsic_rank(spectrum[number]),
                 }
@@ -59,7 +59,7 @@ def draw_masks(record: Record, learned: Learned, path: Path) -> list[Path]:
     kinds = _by_kind(learned.masks)
     columns = 1 if len(kinds) == 1 else 2
     rows = -(-len(kinds) // columns)
-    deepest = max(len(found) for found in kinds.values())
+    deepest = max(len(places) for places in kinds.values())
     wide, high = 4.3, float(np.clip(0.16 * deepest, 0.9, 3.2))
     sheet = Sheet(
         max(2 * MARGIN + 0.35 + columns * (wide + 0.4) + 0.35, 6.6), rows * (high + 0.62) + 0.05,
@@ -69,12 +69,12 @@ def draw_masks(record: Record, learned: Learned, path: Path) -> list[Path]:
     )
     lines = []
     image = None
-    for number, (kind, found) in enumerate(kinds.items()):
+    for number, (kind, places) in enumerate(kinds.items()):
         row, column = divmod(number, columns)
         axes = sheet.axes(MARGIN + 0.35 + column * (wide + 0.4), sheet.top + 0.2 + row * (high + 0.62), wide, high, plain=True)
-        counts = _counts([learned.masks[one.name] for one in found])
-        shared = found[0].name.endswith(COMMON)
-        drawn = _mask_panel(axes, counts, found, 1 if shared else len(learned.tasks))
+        counts = _counts([learned.masks[one.name] for one in places])
+        shared = places[0].name.endswith(COMMON)
+        drawn = _mask_panel(axes, counts, places, 1 if shared else len(learned.tasks))
         image = image if shared and image is not None else drawn
         style.heading(axes, short(kind.removesuffix(COMMON)) + (", common block (on or off)" if shared else ""))
         start = None if shared else _active(record, learned)
@@ -84,7 +84,7 @@ def draw_masks(record: Record, learned: Learned, path: Path) -> list[Path]:
             axes.set_ylabel("block", fontsize=8.5, color=SOFT)
         if row == rows - 1 or number + columns >= len(kinds):
             axes.set_xlabel("component", fontsize=8.5, color=SOFT)
-        lines += _mask_lines(found, counts)
+        lines += _mask_lines(places, counts)
     bar = sheet.figure.colorbar(
         image, cax=sheet.axes(sheet.width - MARGIN - 0.3, sheet.top + 0.2, 0.11, high), ticks=MaxNLocator(4, integer=True)  # type: ignore[arg-type]
     )
@@ -96,8 +96,8 @@ def draw_masks(record: Record, learned: Learned, path: Path) -> list[Path]:
 
 def _by_kind(masks: Mapping[str, Any]) -> dict[str, list[Place]]:
     kinds: dict[str, list[Place]] = {}
-    for found in arrange(masks):
-        kinds.setdefault(f"{found.stack} {found.kind}" if "decoder" in found.stack else found.kind, []).append(found)
+    for place in arrange(masks):
+        kinds.setdefault(f"{place.stack} {place.kind}" if "decoder" in place.stack else place.kind, []).append(place)
     return kinds
 
 
@@ -109,10 +109,10 @@ def _counts(masks: Sequence[NDArray[np.bool_]]) -> Floats:
     return counts
 
 
-def _mask_panel(axes: Axes, counts: Floats, found: Sequence[Place], most: int) -> Any:
+def _mask_panel(axes: Axes, counts: Floats, places: Sequence[Place], most: int) -> Any:
     image = axes.imshow(counts, aspect="auto", cmap=style.HEAT, vmin=0, vmax=most, interpolation_stage="data")
-    step = -(-len(found) // 12)
-    axes.set_yticks(range(0, len(found), step), [one.block for one in found][::step])
+    step = -(-len(places) // 12)
+    axes.set_yticks(range(0, len(places), step), [one.block for one in places][::step])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for spine in axes.spines.values():
         spine.set_visible(True)
@@ -120,10 +120,10 @@ def _mask_panel(axes: Axes, counts: Floats, found: Sequence[Place], most: int) -
     return image
 
 
-def _mask_lines(found: Sequence[Place], counts: Floats) -> list[dict[str, Any]]:
+def _mask_lines(places: Sequence[Place], counts: Floats) -> list[dict[str, Any]]:
     return [
         {"matrix": one.name, "block": one.block, "kind": short(one.kind), "component": index, "tasks_on": int(count)}
-        for one, line in zip(found, counts, strict=True) for index, count in enumerate(line) if not math.isnan(count)
+        for one, line in zip(places, counts, strict=True) for index, count in enumerate(line) if not math.isnan(count)
     ]
 
 
@@ -144,22 +144,22 @@ def _active(record: Record, learned: Learned) -> float | None:
 def draw_ranks(record: Record, learned: Learned, path: Path) -> list[Path]:
     """Draw learned rank against intrinsic rank, per kind over blocks and per task over all matrices."""
     frame = ranks(learned)
-    known = bool(frame["intrinsic_rank"].notna().any())
+    with_intrinsic = bool(frame["intrinsic_rank"].notna().any())
     kinds = list(dict.fromkeys(frame["kind"]))
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
     wide, high = 2.25, 1.7
-    missing = [] if known else ["The record holds no spectra of the task vectors, so the intrinsic rank is not drawn."]
+    missing = [] if with_intrinsic else ["The record holds no spectra of the task vectors, so the intrinsic rank is not drawn."]
     sheet = Sheet(
         max(2 * MARGIN + 0.4 + columns * (wide + 0.2), 7.2), rows * (high + 0.42) + (2.35 if len(learned.tasks) <= 8 else 2.9),
         f"Learned rank: {name_of(record)}",
         f"{describe(record)}; upper panels: dots are tasks, lines their mean"
-        + (f"; intrinsic rank: the fewest components with {ENERGY:.0%} of the energy" if known else ""), missing,
+        + (f"; intrinsic rank: the fewest components with {ENERGY:.0%} of the energy" if with_intrinsic else ""), missing,
     )
     for number, kind in enumerate(kinds):
         row, column = divmod(number, columns)
         axes = sheet.axes(MARGIN + 0.4 + column * (wide + 0.2), sheet.top + 0.2 + row * (high + 0.42), wide, high)
-        _by_block(axes, frame[frame["kind"] == kind], known)
+        _by_block(axes, frame[frame["kind"] == kind], with_intrinsic)
         style.heading(axes, kind)
         axes.set_ylim(0, _most(frame))
         if column:
@@ -168,9 +168,9 @@ def draw_ranks(record: Record, learned: Learned, path: Path) -> list[Path]:
             axes.set_ylabel("rank", fontsize=8.5, color=SOFT)
     below = sheet.top + 0.2 + rows * (high + 0.42) + 0.32
     sheet.text(sheet.width / 2, below - 0.42, "block", fontsize=8.5, color=SOFT, ha="center")
-    _by_task(sheet.axes(MARGIN + 0.4, below, sheet.width - 2 * MARGIN - 0.5, 1.45), frame, known)
-    names = ["learned rank", "intrinsic rank"][: 1 + known]
-    squares = [style.square(LEARNED_COLOUR), style.square(INTRINSIC_COLOUR)][: 1 + known]
+    _by_task(sheet.axes(MARGIN + 0.4, below, sheet.width - 2 * MARGIN - 0.5, 1.45), frame, with_intrinsic)
+    names = ["learned rank", "intrinsic rank"][: 1 + with_intrinsic]
+    squares = [style.square(LEARNED_COLOUR), style.square(INTRINSIC_COLOUR)][: 1 + with_intrinsic]
     sheet.legend(sheet.width - MARGIN - 2.6, below - 0.21, squares, names)
     return sheet.save(path, frame)
 
@@ -179,14 +179,14 @@ def _most(frame: pd.DataFrame) -> float:
     return 1.08 * float(np.nanmax(frame[["learned_rank", "intrinsic_rank"]].to_numpy(dtype=float)))
 
 
-def _series(known: bool) -> list[tuple[str, str, str, float]]:
+def _series(with_intrinsic: bool) -> list[tuple[str, str, str, float]]:
     both = [("learned_rank", LEARNED_COLOUR, "o", -0.12), ("intrinsic_rank", INTRINSIC_COLOUR, "D", 0.12)]
-    return both if known else [("learned_rank", LEARNED_COLOUR, "o", 0.0)]
+    return both if with_intrinsic else [("learned_rank", LEARNED_COLOUR, "o", 0.0)]
 
 
-def _by_block(axes: Axes, frame: pd.DataFrame, known: bool) -> None:
+def _by_block(axes: Axes, frame: pd.DataFrame, with_intrinsic: bool) -> None:
     blocks = list(dict.fromkeys(frame["block"]))
-    for column, colour, marker, shift in _series(known):
+    for column, colour, marker, shift in _series(with_intrinsic):
         where = frame["block"].map(blocks.index) + shift
         axes.plot(where, frame[column], marker, color=colour, markersize=2.6, alpha=0.45, markeredgewidth=0)
         means = frame.groupby("block", sort=False)[column].mean()
@@ -198,10 +198,10 @@ def _by_block(axes: Axes, frame: pd.DataFrame, known: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def _by_task(axes: Axes, frame: pd.DataFrame, known: bool) -> None:
+def _by_task(axes: Axes, frame: pd.DataFrame, with_intrinsic: bool) -> None:
     """Per task the median over matrices, the middle half as a thick line and 5 to 95 % as a thin one."""
     tasks = list(dict.fromkeys(frame["task"]))
-    for column, colour, marker, shift in _series(known):
+    for column, colour, marker, shift in _series(with_intrinsic):
         for number, task in enumerate(tasks):
             values = frame.loc[frame["task"] == task, column].dropna()
             low, quarter, middle, three, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])

@@ -73,9 +73,9 @@ def _by_metric(measures: Mapping[str, Measure]) -> str:
     tasks: dict[Measure, list[str]] = {}
     for task, measure in measures.items():
         tasks.setdefault(measure, []).append(task)
-    *few, (most, own) = sorted(tasks.items(), key=lambda entry: len(entry[1]))
+    *few, (most, tasks_of_most) = sorted(tasks.items(), key=lambda entry: len(entry[1]))
     parts = [f"{measure.phrase} for {', '.join(names)}" for measure, names in few]
-    parts.append(f"{most.phrase} for {'the others' if len(own) > 2 else ', '.join(own)}")
+    parts.append(f"{most.phrase} for {'the others' if len(tasks_of_most) > 2 else ', '.join(tasks_of_most)}")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
 

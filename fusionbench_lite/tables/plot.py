@@ -30,7 +30,7 @@ _INK, _SOFT, _FAINT = "#1F2933", "#616E7C", "#E4E7EB"
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#F7FAFC", "#D3E3F0", "#94BCDB", "#4A8AC0", "#1F5A96", "#12386B"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layout:
     """Sizes in inches. Rows are `row` high; `gap` sets the reference rows apart."""
 
@@ -93,7 +93,8 @@ def draw(table: Table, path: str | Path, *, dpi: int = 200) -> None:
     subtitle = textwrap.wrap(table.question, int(width * 12.5))
     header = 0.12 + 0.058 * max(len(task) for task in table.tasks)
     layout = _Layout(
-        labels, len(table.tasks), len(names), sum(reference(table)), len(notes), len(subtitle), max(header, 0.4)
+        labels=labels, tasks=len(table.tasks), rows=len(names), references=sum(reference(table)), notes=len(notes),
+        subtitle=len(subtitle), header=max(header, 0.4),
     )
     figure = Figure(figsize=(layout.width, layout.height), facecolor="white")
     FigureCanvasAgg(figure)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation.measures import Measure, stated
+from fusionbench_lite.evaluation.measures import Measure, measure_of
 from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.tables import schema
 
@@ -80,12 +80,12 @@ class Record:
         A data-free run has nothing to select and knows only "last"; that is what it answers whatever is asked.
         """
         selections: dict[str, dict[str, Any]] = self.data["selections"]
-        found = name if name in selections else "last"
-        return found, selections[found]
+        rule = name if name in selections else "last"
+        return rule, selections[rule]
 
     def measures(self) -> dict[str, Measure]:
         """Name, unit and direction of every task's metric."""
-        return {task: stated(cell) for task, cell in self.data["selections"]["last"]["per_task"].items()}
+        return {task: measure_of(cell) for task, cell in self.data["selections"]["last"]["per_task"].items()}
 
     def correct(self, selection: str) -> dict[str, NDArray[np.bool_]]:
         """Per task, whether each test example was answered correctly: bool [N], in the order of the test split.

@@ -81,21 +81,21 @@ def experiments(results_dir: str | Path) -> list[str]:
 
 def load_records(results_dir: str | Path, rows: Rows) -> list[Record]:
     """The complete records of a manifest; those that are missing are left out (`frame.build` says which)."""
-    found = (records.find(results_dir, key) for key in dict.fromkeys(rows.keys))
-    return [record for record in found if record is not None]
+    looked_up = (records.find(results_dir, key) for key in dict.fromkeys(rows.keys))
+    return [record for record in looked_up if record is not None]
 
 
 def _absent(results_dir: str | Path, experiment: str) -> str:
-    ready, known = experiments(results_dir), _known_experiments()
-    if experiment in known:
+    ready, shipped = experiments(results_dir), _shipped_experiments()
+    if experiment in shipped:
         return (
             f"experiment '{experiment}' has no finished runs in {Path(results_dir)}; "
             f"run python -m fusionbench_lite experiment={experiment} results_dir={Path(results_dir)} first"
         )
-    return f"unknown experiment '{experiment}': {did_you_mean(experiment, {*ready, *known})}"
+    return f"unknown experiment '{experiment}': {did_you_mean(experiment, {*ready, *shipped})}"
 
 
-def _known_experiments() -> set[str]:
+def _shipped_experiments() -> set[str]:
     try:
         root = experiments_dir()
     except InputError:

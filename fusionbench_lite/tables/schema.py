@@ -81,7 +81,7 @@ def _check_selection(selection: Any, tasks: list[str], where: str) -> None:
         raise InputError(f"{where}.per_task holds {sorted(selection['per_task'])}, the tasks are {sorted(tasks)}")
     for task, cell in selection["per_task"].items():
         _check_cell(cell, f"{where}.per_task.{task}")
-    measure = measures.shared(measures.stated(cell) for cell in selection["per_task"].values())
+    measure = measures.shared(measures.measure_of(cell) for cell in selection["per_task"].values())
     if measure is None or selection["average"] is None:
         if measure is not None or selection["average"] is not None:
             wanted = "null where units or directions of the tasks' metrics differ, a number elsewhere"
@@ -115,8 +115,8 @@ def _check_cell(cell: Any, where: str) -> None:
 
 def per_example(cell: Mapping[str, Any]) -> bool:
     """Whether the entry of a task counts right examples; else its metric is one of the whole set."""
-    known = METRICS.get(cell["metric"])
-    return "correct" in cell if known is None else known.per_example
+    metric = METRICS.get(cell["metric"])
+    return "correct" in cell if metric is None else metric.per_example
 
 
 def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
@@ -138,9 +138,9 @@ def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
                         f"result.json counts {cell['correct']}"
                     )
             elif cell["metric"] in METRICS:  # a metric that this version does not know is believed
-                found = METRICS[cell["metric"]].check(*(np.asarray(samples[f"{where}/{p}"]) for p in ("predictions", "labels")))
-                if not math.isclose(found, cell["value"], abs_tol=1e-6):
-                    raise InputError(f"samples.npz: {where} has {cell['metric']} {found}, result.json says {cell['value']}")
+                computed = METRICS[cell["metric"]].check(*(np.asarray(samples[f"{where}/{p}"]) for p in ("predictions", "labels")))
+                if not math.isclose(computed, cell["value"], abs_tol=1e-6):
+                    raise InputError(f"samples.npz: {where} has {cell['metric']} {computed}, result.json says {cell['value']}")
 
 
 def _fields(data: Any, fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:

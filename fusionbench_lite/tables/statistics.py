@@ -96,7 +96,7 @@ def stratified_draws(
     return estimate, draws
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Paired:
     """Two methods on the same test examples: a minus b.
 
@@ -139,5 +139,7 @@ def paired_difference(
         only_a, only_b, examples = only_a + int((a & ~b).sum()), only_b + int((b & ~a).sum()), examples + a.size
     estimate, interval = stratified_bootstrap(strata, level=level, resamples=resamples, seed=seed)
     exact_p, mid_p = mcnemar(only_a, only_b)
-    return Paired(estimate, interval, only_a, only_b, examples, exact_p, mid_p)
+    return Paired(
+        difference=estimate, interval=interval, only_a=only_a, only_b=only_b, examples=examples, exact_p=exact_p, mid_p=mid_p
+    )
 

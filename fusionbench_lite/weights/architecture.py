@@ -11,7 +11,7 @@ from fusionbench_lite.weights.matrices import is_factorised
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """An encoder: `tensors` that are merged, in the order of its state dict, and `constants` that it reads besides.
 

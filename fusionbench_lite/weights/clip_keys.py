@@ -110,8 +110,8 @@ def to_packed(separate: Mapping[str, Tensor], who: str = "the state dict") -> di
 
 def as_layout(visual: Mapping[str, Tensor], layout: str, who: str = "the state dict") -> dict[str, Tensor]:
     """Return an image tower in the wanted layout under its plain names, whichever layout it has."""
-    found = split(visual, who).layout
-    if found == layout:
+    present = split(visual, who).layout
+    if present == layout:
         other = "separate" if layout == "packed" else "packed"
         visual = as_layout(visual, other, who)  # there and back: names and shapes are checked, the bits are the same
     return to_packed(visual, who) if layout == "packed" else to_separate(visual, who)

@@ -46,10 +46,10 @@ class Own:
 
     def buffers(self) -> Iterator[Buffer]:
         for task in self.experts.tasks:
-            yield Buffer((task, self.name), self.experts.layout[self.name].nbytes, False)
+            yield Buffer((task, self.name), self.experts.specs[self.name].nbytes, False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked:
     """θ0 + ρ_t M_t ⊙ τ with one vector τ [flattened] for all tasks, a bit per entry and task, and a factor per task.
 

@@ -97,7 +97,7 @@ class Mixture:
     steps: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """The first or last steps of a run whose tasks run one after another, `steps` of them.
 
@@ -144,7 +144,7 @@ class Cost:
             raise ValueError(f"unknown kind of steps {self.kind!r}: {did_you_mean(self.kind, KINDS)}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
     """The run that a method's cost is asked of: `tasks` experts of an `architecture`, checked hyperparameters `h`, `steps`.
 

@@ -53,14 +53,14 @@ def cached(
     if folder is None or min(matrix.shape) < SMALLEST or matrix.device.type != "cpu":
         return compute()
     path = folder / f"{_digest(matrix)}.{kind}.safetensors"
-    found = _read(path, shapes)
-    if found is None:
-        found = compute()
+    factors = _read(path, shapes)
+    if factors is None:
+        factors = compute()
         try:
-            _write(path, found)
+            _write(path, factors)
         except InputError as error:
             log.warning("a decomposition could not be kept: %s", error)
-    return found
+    return factors
 
 
 def _digest(matrix: Tensor) -> str:

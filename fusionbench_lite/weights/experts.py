@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.combinations import combined
-from fusionbench_lite.weights.layout import StateDict, check_same, layouts, tied_names, work_dtype
+from fusionbench_lite.weights.specs import StateDict, check_same, specs_of, tied_names, work_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class Experts:
     read, so that a file behind a lazy mapping is read once. Arithmetic happens in `work_dtype(name)`: float32, or
     float64 where the base is float64. Nothing handed out shares memory with the inputs where it could be modified.
 
-    Attributes: `tasks`, the task names in order; `layout`, shape and dtype by name; `names`, the floating-point
+    Attributes: `tasks`, the task names in order; `specs`, shape and dtype by name; `names`, the floating-point
     tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage.
     Tensors with no dimension or no element, and integer buffers, are not listed: they stay as they are in `pretrained`.
 
@@ -37,14 +37,14 @@ class Experts:
             raise MergeError(f"experts must map task names to state dicts, got {type(experts).__name__}")
         if not experts:
             raise MergeError("no experts were given: a merge needs at least one {task: state dict}")
-        self.layout = layouts(pretrained, "pretrained")
+        self.specs = specs_of(pretrained, "pretrained")
         self.pretrained = pretrained
         self.by_task = experts
         self.tasks = list(experts)
         for task, weights in experts.items():
-            check_same(self.layout, who := f"expert {task!r}", layouts(weights, who))
-        self.floating = [name for name, layout in self.layout.items() if layout.dtype.is_floating_point]
-        self.names = [name for name in self.floating if self.layout[name].shape and self.layout[name].numel]
+            check_same(self.specs, who := f"expert {task!r}", specs_of(weights, who))
+        self.floating = [name for name, spec in self.specs.items() if spec.dtype.is_floating_point]
+        self.names = [name for name in self.floating if self.specs[name].shape and self.specs[name].numel]
         self.tied = tied_names(pretrained, experts)
         self._checked: set[tuple[str | None, str]] = set()
 
@@ -53,7 +53,7 @@ class Experts:
 
     def work_dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which the tensor is merged."""
-        return work_dtype(self.layout[name].dtype)
+        return work_dtype(self.specs[name].dtype)
 
     @property
     def device(self) -> torch.device:
@@ -61,17 +61,17 @@ class Experts:
         declared = getattr(self.pretrained, "device", None)
         if isinstance(declared, torch.device):
             return declared
-        if callable(getattr(self.pretrained, "layout", None)) or not self.layout:
+        if callable(getattr(self.pretrained, "spec", None)) or not self.specs:
             return torch.device("cpu")
-        return self.pretrained[next(iter(self.layout))].device
+        return self.pretrained[next(iter(self.specs))].device
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor, without reading it."""
-        return self.layout[name].shape
+        return self.specs[name].shape
 
     def numel(self, name: str) -> int:
         """Return the number of elements of the tensor, without reading it."""
-        return self.layout[name].numel
+        return self.specs[name].numel
 
     def base(self, name: str) -> Tensor:
         """Return the pretrained tensor θ0 in the work dtype."""
@@ -117,7 +117,7 @@ class Experts:
 
     def new(self, name: str) -> Tensor:
         """Return a new tensor of the work dtype whose values are yet to be written, flattened."""
-        device = self.device if callable(getattr(self.pretrained, "layout", None)) else self.pretrained[name].device
+        device = self.device if callable(getattr(self.pretrained, "spec", None)) else self.pretrained[name].device
         return torch.empty(self.numel(name), dtype=self.work_dtype(name), device=device)
 
     def filled(self, name: str, pieces: Iterable[tuple[slice, Tensor]]) -> Tensor:
@@ -163,7 +163,7 @@ class Experts:
         has a largest singular value of about e (√m + √n).
         """
         base = self.base(name)
-        size = torch.finfo(self.layout[name].dtype).eps * float(torch.linalg.vector_norm(base, dtype=torch.float64))
+        size = torch.finfo(self.specs[name].dtype).eps * float(torch.linalg.vector_norm(base, dtype=torch.float64))
         return size * sum(math.sqrt(side) for side in base.shape) / math.sqrt(base.numel())
 
     def check_unread(self) -> None:
@@ -180,7 +180,7 @@ class Experts:
         if names.issuperset(self.names):
             return
         self.by_task = {
-            task: weights if callable(getattr(weights, "layout", None)) else {name: weights[name] for name in sorted(names)}
+            task: weights if callable(getattr(weights, "spec", None)) else {name: weights[name] for name in sorted(names)}
             for task, weights in self.by_task.items()
         }
 

@@ -53,9 +53,9 @@ def svd(matrix: Tensor, what: str) -> Components:
 
     size = min(matrix.shape)
     shapes = {"left": (matrix.shape[0], size), "values": (size,), "right": (matrix.shape[1], size)}
-    found = cached(matrix, "svd", shapes, compute)
+    factors = cached(matrix, "svd", shapes, compute)
     # In one memory layout, on which the bits of later products may depend, whether computed or read.
-    return found["left"].contiguous(), found["values"], found["right"].contiguous().T
+    return factors["left"].contiguous(), factors["values"], factors["right"].contiguous().T
 
 
 def decompose(matrix: Tensor, what: str) -> Components:
@@ -83,11 +83,11 @@ def top_singular(matrix: Tensor, rank: int, what: str, watch: Watch | None = Non
         weights, vectors = _eigh(_lower_gram(precise), what)
         return {"weights": weights.flip(0), "vectors": vectors.flip(1)[:, :rank].clone(memory_format=torch.contiguous_format)}
 
-    found = cached(matrix, "gram", {"weights": (min(matrix.shape),), "vectors": (min(matrix.shape), rank)}, compute)
+    gram = cached(matrix, "gram", {"weights": (min(matrix.shape),), "vectors": (min(matrix.shape), rank)}, compute)
     if watch is not None:
-        watch(found["weights"])
+        watch(gram["weights"])
     # In one memory layout, on which the bits of the product may depend, whether computed or read.
-    weights, vectors = found["weights"][:rank].clamp_min(0), found["vectors"][:, :rank].contiguous()
+    weights, vectors = gram["weights"][:rank].clamp_min(0), gram["vectors"][:, :rank].contiguous()
     present = weights > NULL_RATIO * weights[:1]
     values = torch.where(present, weights.sqrt(), 0.0)
     left = (precise @ vectors).mul_(torch.where(present, 1 / values.clamp_min(1e-300), 0.0))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.layout import Layout, StateDict, layouts, tied_names, work_dtype
 from fusionbench_lite.weights.lora_files import FOLD, AdapterFile, is_adapter, read_config
-from fusionbench_lite.weights.lora_layout import Pair, check_shape, find, fit, replacements, sort_keys
+from fusionbench_lite.weights.lora_pairs import Pair, check_shape, find, fit, replacements, sort_keys
+from fusionbench_lite.weights.specs import StateDict, TensorSpec, specs_of, tied_names, work_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +36,14 @@ class LoraExpert(Mapping[str, "Tensor"]):
         self,
         file: AdapterFile,
         pretrained: StateDict,
-        layout: Mapping[str, Layout],
+        specs: Mapping[str, TensorSpec],
         pairs: Mapping[str, Pair],
         replaced: Mapping[str, str],
         shifts: Mapping[str, tuple[str, float]],
     ) -> None:
         self.folder = file.folder
         self.changed = frozenset((*pairs, *replaced, *shifts))
-        self._file, self._pretrained, self._layout = file, pretrained, layout
+        self._file, self._pretrained, self._specs = file, pretrained, specs
         self._pairs, self._replaced, self._shifts = pairs, replaced, shifts
 
     def __iter__(self) -> Iterator[str]:
@@ -72,9 +72,9 @@ class LoraExpert(Mapping[str, "Tensor"]):
             value = value.to(work) + self._file.read(key, base.device, work) * scale
         return value.to(base.dtype)
 
-    def layout(self, name: str) -> Layout:
+    def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype without reading the tensor."""
-        return self._layout[name]
+        return self._specs[name]
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return (L [m, r], R [r, n]) with τ = L·R for the stored weight [m, n], in the work dtype; L holds the scale.
@@ -82,12 +82,12 @@ class LoraExpert(Mapping[str, "Tensor"]):
         (s·B, A), or (s·Aᵀ, Bᵀ) where the weight is stored as [in, out] (GPT-2's Conv1D, embeddings). None where τ is
         not such a product: tensors without LoRA, convolutions, weights that the adapter also replaces as a whole.
         """
-        pair, layout = self._pairs.get(name), self._layout[name]
-        if pair is None or len(layout.shape) != 2 or name in self._replaced:
+        pair, spec = self._pairs.get(name), self._specs[name]
+        if pair is None or len(spec.shape) != 2 or name in self._replaced:
             return None
-        from_file = callable(getattr(self._pretrained, "layout", None))  # asking it for the device would read the weight
+        from_file = callable(getattr(self._pretrained, "spec", None))  # asking it for the device would read the weight
         device = torch.device("cpu") if from_file else self._pretrained[name].device
-        left, right = (self._file.read(key, device, work_dtype(layout.dtype)) for key in (pair.b, pair.a))
+        left, right = (self._file.read(key, device, work_dtype(spec.dtype)) for key in (pair.b, pair.a))
         return (right.T * pair.scale, left.T) if pair.transposed else (left * pair.scale, right)
 
 
@@ -104,22 +104,22 @@ def read_adapter(folder: str | os.PathLike[str], pretrained: StateDict) -> LoraE
     file = AdapterFile(Path(folder))
     config = read_config(file)
     modules, whole = sort_keys(file)
-    layout, tied = layouts(pretrained, "pretrained"), tied_names(pretrained, {})
+    specs, tied = specs_of(pretrained, "pretrained"), tied_names(pretrained, {})
     pairs: dict[str, Pair] = {}
     shifts: dict[str, tuple[str, float]] = {}
     for module in modules:
-        weight = find(file, module.a, f"{module.name}.weight", layout)
-        pair = fit(file, config, module, weight, layout)
+        weight = find(file, module.a, f"{module.name}.weight", specs)
+        pair = fit(file, config, module, weight, specs)
         first = tied.get(weight, weight)
-        for name in (weight, *(other for other in layout if other != weight and tied.get(other, other) == first)):
+        for name in (weight, *(other for other in specs if other != weight and tied.get(other, other) == first)):
             if name in pairs:
                 raise file.error(f"{pairs[name].a!r} and {pair.a!r} both change {name!r} of the pretrained model: {FOLD}")
             pairs[name] = pair
         if module.bias is not None:
-            bias = find(file, module.bias, f"{module.name}.bias", layout)
-            check_shape(file, module.bias, bias, layout)
+            bias = find(file, module.bias, f"{module.name}.bias", specs)
+            check_shape(file, module.bias, bias, specs)
             shifts[bias] = (module.bias, pair.scale)
-    return LoraExpert(file, pretrained, layout, pairs, replacements(file, whole, layout), shifts)
+    return LoraExpert(file, pretrained, specs, pairs, replacements(file, whole, specs), shifts)
 
 
 def _product(b: Tensor, a: Tensor) -> Tensor:

@@ -66,16 +66,16 @@ class _Search:
             self.counts[first:] += torch.bincount(digits, minlength=_BINS - first).cpu()
             return
         # Few keys match, and the counters are as long as a block: keys wait for each other, in memory that stays in one place.
-        found = _matching(keys, remaining, self.prefix) >> (remaining - _DIGIT)
+        slots = _matching(keys, remaining, self.prefix) >> (remaining - _DIGIT)
         if self.pending is None:
-            self.pending = torch.empty(_BINS, dtype=found.dtype, device=found.device)
-        if self.waiting + len(found) > _BINS:
+            self.pending = torch.empty(_BINS, dtype=slots.dtype, device=slots.device)
+        if self.waiting + len(slots) > _BINS:
             self._count_pending()
-        if len(found) > _BINS:
-            self._add(found)
+        if len(slots) > _BINS:
+            self._add(slots)
         else:
-            self.pending[self.waiting : self.waiting + len(found)] = found
-            self.waiting += len(found)
+            self.pending[self.waiting : self.waiting + len(slots)] = slots
+            self.waiting += len(slots)
 
     def _count_pending(self) -> None:
         if self.pending is not None and self.waiting:

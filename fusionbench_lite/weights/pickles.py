@@ -90,15 +90,15 @@ def _from_archive(archive: zipfile.ZipFile, nbytes: int) -> Any:
     storages: dict[str, Storage] = {}
 
     def persistent(pid: Any) -> Any:
-        found = storage_of(pid)
-        if not isinstance(found, Storage):
-            return found
-        if found.key not in storages:
-            if f"{top}data/{found.key}" not in entries:
-                raise Refused(f"it lacks its storage {_shown(found.key)}")
-            found.content = bytearray(archive.read(f"{top}data/{found.key}"))  # checks the sum that the archive keeps
-            storages[found.key] = found
-        return storages[found.key]
+        storage = storage_of(pid)
+        if not isinstance(storage, Storage):
+            return storage
+        if storage.key not in storages:
+            if f"{top}data/{storage.key}" not in entries:
+                raise Refused(f"it lacks its storage {_shown(storage.key)}")
+            storage.content = bytearray(archive.read(f"{top}data/{storage.key}"))  # checks the sum that the archive keeps
+            storages[storage.key] = storage
+        return storages[storage.key]
 
     return load(io.BytesIO(archive.read(f"{top}data.pkl")), persistent, _storage_in_pickle)
 
@@ -118,8 +118,8 @@ def _old_format(stream: Any) -> Any:
     storages: dict[str, Storage] = {}
 
     def persistent(pid: Any) -> Any:
-        found = storage_of(pid)
-        return storages.setdefault(found.key, found) if isinstance(found, Storage) else found
+        storage = storage_of(pid)
+        return storages.setdefault(storage.key, storage) if isinstance(storage, Storage) else storage
 
     root = load(stream, persistent, _storage_in_pickle)
     keys = load(stream, _no_persistent, _no_storage)
@@ -159,19 +159,19 @@ def _no_storage(content: Any) -> Storage:
 def _collect(root: Any, nbytes: int) -> PickledModule:
     """Return the tensors of the unpickled object; `nbytes` is the size of its file."""
     if isinstance(root, Stub):
-        found, attributes = dict(_walk(root)), _plain(root.state if isinstance(root.state, Mapping) else {})
+        tensors, attributes = dict(_walk(root)), _plain(root.state if isinstance(root.state, Mapping) else {})
         kind, name = "module", root.cls.name
     elif isinstance(root, dict):
-        found = {str(key): value for key, value in root.items() if isinstance(value, PickledTensor)}
+        tensors = {str(key): value for key, value in root.items() if isinstance(value, PickledTensor)}
         attributes, kind, name = _plain(root), "state_dict", ""
-        strange = [key for key, value in root.items() if str(key) not in found and key not in attributes]
+        strange = [key for key, value in root.items() if str(key) not in tensors and key not in attributes]
         if strange:
             raise Refused(f"it is no state dict: its entry {_shown(str(strange[0]))} is neither a tensor nor a plain value")
     else:
         raise Refused(f"it holds a {type(root).__name__}, neither a module nor a state dict")
-    if not found:
+    if not tensors:
         raise Refused("it holds no tensors")
-    return PickledModule(kind, name, _made(found, nbytes), attributes)
+    return PickledModule(kind, name, _made(tensors, nbytes), attributes)
 
 
 def _plain(state: Mapping[Any, Any]) -> dict[str, Any]:
@@ -214,10 +214,10 @@ def _shown(name: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _made(found: Mapping[str, PickledTensor], nbytes: int) -> dict[str, Tensor]:
+def _made(pickled_by_name: Mapping[str, PickledTensor], nbytes: int) -> dict[str, Tensor]:
     bases: dict[int, Tensor] = {}
     total, out = 0, {}
-    for name, pickled in found.items():
+    for name, pickled in pickled_by_name.items():
         storage = pickled.storage
         dtype = getattr(torch, storage.dtype)
         if storage.content is None or len(storage.content) != storage.numel * dtype.itemsize:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.layout import Layout, StateDict, layouts
+from fusionbench_lite.weights.specs import StateDict, TensorSpec, specs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class PlacedWeights(Mapping[str, "Tensor"]):
         self.source, self.place = source, place
         self.device = torch.empty(0, device=device).device  # with its number: cuda is cuda:0
         self._held: dict[str, Tensor] = {}
-        self._layouts: dict[str, Layout] = {}
+        self._specs: dict[str, TensorSpec] = {}
         if callable(getattr(source, "factors", None)):
             self.factors = self._factors
 
@@ -44,12 +44,12 @@ class PlacedWeights(Mapping[str, "Tensor"]):
             self._held[name] = _in_memory(read) if self.place == "cpu" or self.device.type == "cpu" else read.to(self.device)
         return self._held[name].to(self.device)
 
-    def layout(self, name: str) -> Layout:
+    def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype without reading the tensor where the source can tell."""
-        if name not in self._layouts:
-            declared = getattr(self.source, "layout", None)
-            self._layouts = {name: declared(name)} | self._layouts if callable(declared) else layouts(self.source, "weights")
-        return self._layouts[name]
+        if name not in self._specs:
+            declared = getattr(self.source, "spec", None)
+            self._specs = {name: declared(name)} | self._specs if callable(declared) else specs_of(self.source, "weights")
+        return self._specs[name]
 
     def drop_held(self) -> None:
         """Let go of what is held in memory."""
@@ -57,8 +57,8 @@ class PlacedWeights(Mapping[str, "Tensor"]):
 
     def _factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return the factors of a low-rank adapter on the device."""
-        found: tuple[Tensor, Tensor] | None = self.source.factors(name)  # type: ignore[attr-defined]
-        return None if found is None else (found[0].to(self.device), found[1].to(self.device))
+        factors: tuple[Tensor, Tensor] | None = self.source.factors(name)  # type: ignore[attr-defined]
+        return None if factors is None else (factors[0].to(self.device), factors[1].to(self.device))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.source)

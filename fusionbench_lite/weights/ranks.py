@@ -67,9 +67,9 @@ class Ranks:
         """Return what looks whether any of the `rank` kept directions can be turned into each other."""
 
         def watch(weights: Tensor) -> None:
-            found = _equal_to_the_next(weights, operations)[: max(rank - 1, 0)].nonzero()
-            if len(found):
-                self.bases.add((what, int(found[0]) + 1))
+            equal = _equal_to_the_next(weights, operations)[: max(rank - 1, 0)].nonzero()
+            if len(equal):
+                self.bases.add((what, int(equal[0]) + 1))
 
         return watch
 

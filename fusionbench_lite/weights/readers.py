@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.layout import Layout, StateDict
+from fusionbench_lite.weights.specs import StateDict, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
             raise _unreadable(file, error) from error
         return tensor
 
-    def layout(self, name: str) -> Layout:
+    def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype from the header of the file."""
         from safetensors import SafetensorError, safe_open
 
@@ -69,7 +69,7 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
             raise _unreadable(self._files[name], error) from error
         if dtype not in _DTYPES:
             raise MergeError(f"{self._files[name]}: {name!r} has dtype {dtype}, which no method here merges: convert it first")
-        return Layout(shape, getattr(torch, _DTYPES[dtype]))
+        return TensorSpec(shape, getattr(torch, _DTYPES[dtype]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -114,10 +114,10 @@ def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
         return [path], {}
     index = path / INDEX
     if not index.exists():
-        found = sorted(path.glob("*.safetensors"))
-        if not found:
+        shards = sorted(path.glob("*.safetensors"))
+        if not shards:
             raise MergeError(f"{path} holds no .safetensors file; convert other formats first")
-        return found, {}
+        return shards, {}
     try:
         places = dict(json.loads(index.read_text())["weight_map"].items())
         files = {name: path / name for name in places.values()}
@@ -128,7 +128,7 @@ def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
         if name in ("", "..") or Path(name).name != name:
             raise MergeError(f"{index} lists {name!r} outside its own directory: the index is not to be trusted")
         if not file.exists():
-            hint = did_you_mean(name, [found.name for found in path.glob("*.safetensors")])
+            hint = did_you_mean(name, [shard.name for shard in path.glob("*.safetensors")])
             raise MergeError(f"{index} lists {name!r}, which is missing: {hint}")
     return list(files.values()), {tensor: files[name] for tensor, name in places.items()}
 
@@ -220,8 +220,8 @@ def check_replaceable(folder: Path, subfolders: Iterable[str] = ()) -> None:
         return
     if not folder.is_dir():
         raise MergeError(f"{folder} is a file: give the path of a directory")
-    for found in sorted(folder.iterdir()):
-        if found.name in subfolders and found.is_dir():
-            check_replaceable(found)
-        elif found.is_dir() or not _WRITTEN.fullmatch(found.name):
-            raise MergeError(f"{folder} would be replaced, but holds {found.name!r}: choose another directory or empty it")
+    for entry in sorted(folder.iterdir()):
+        if entry.name in subfolders and entry.is_dir():
+            check_replaceable(entry)
+        elif entry.is_dir() or not _WRITTEN.fullmatch(entry.name):
+            raise MergeError(f"{folder} would be replaced, but holds {entry.name!r}: choose another directory or empty it")

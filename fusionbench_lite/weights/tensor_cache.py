@@ -28,14 +28,14 @@ def cached(folder: Path, key: Mapping[str, Any], compute: Callable[[], Mapping[s
     """
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-    found = _read(path, text) if path.exists() else None  # first without the lock: a complete cache may be read-only
-    if found is not None:
-        return found
+    content = _read(path, text) if path.exists() else None  # first without the lock: a complete cache may be read-only
+    if content is not None:
+        return content
     with locked(path.with_suffix(".lock")):
         if path.exists():
-            found = _read(path, text)
-            if found is not None:
-                return found
+            content = _read(path, text)
+            if content is not None:
+                return content
             log.warning("%s is damaged: computing it again", path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
         with atomic_file(path) as temporary:

@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(method, tmp_pa
             if not broken["now"]:
                 return whole
             bad = {field: value * torch.nan for field in ("inputs", "known") if (value := getattr(whole, field)) is not None}
-            return part(**{"inputs": whole.inputs, "known": whole.known, "labels": whole.labels, **bad})
+            return part(**{"inputs": whole.inputs, "precomputed": whole.precomputed, "labels": whole.labels, **bad})
 
     monkeypatch.setattr("tests.support.engine_job.Examples", Poisoned)
     with pytest.raises(MergeError, match=r"(task '\w+': the loss is nan|the gradient) at step [67]( is not finite)?;"):

@@ -18,7 +18,7 @@ from fusionbench_lite.adaptation.engine import placement
 from fusionbench_lite.adaptation.engine.parts import Factors, Sum, Vectors
 from fusionbench_lite.adaptation.engine.placement import PLACES, forget, is_mapped, placing, put
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
-from fusionbench_lite.adaptation.learners import components
+from fusionbench_lite.adaptation.learners import component_masks
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.weights.experts import Experts
 from tests.adaptation.test_adapt_engine_resume import same
@@ -89,12 +89,12 @@ def test_the_place_holds_for_the_block_alone(tmp_path):
 
 
 def test_sums_on_disk_are_kept_where_memory_is_short(monkeypatch, tmp_path):
-    monkeypatch.setattr(components.memory, "SHARE", 0.0)
+    monkeypatch.setattr(component_masks.memory, "SHARE", 0.0)
     base = {"a.attn.weight": torch.randn(8, 6)}
     experts = Experts(base, {"one": {"a.attn.weight": torch.randn(8, 6)}})
-    assert not components.Masks(experts, "both", 10.0).keep
+    assert not component_masks.Masks(experts, "both", 10.0).keep
     with placing("disk", tmp_path):
-        assert components.Masks(experts, "both", 10.0).keep
+        assert component_masks.Masks(experts, "both", 10.0).keep
 
 
 # ---------------------------------------------------------------- files
@@ -248,7 +248,7 @@ def test_constants_on_one_device_and_the_model_on_another(case, on_device, monke
     """The second device is a pretence: it tells of operations across devices, not of a GPU's bits."""
     method, given = case[0], dict(case[1])
     if given.pop("keep", True) is False:
-        monkeypatch.setattr(components.memory, "SHARE", 0.0)
+        monkeypatch.setattr(component_masks.memory, "SHARE", 0.0)
     plain = descend(method, torch.device("cpu"), False, **given)
     with Machine(), placing("cpu"):
         there = descend(method, DEVICE, on_device, **given)

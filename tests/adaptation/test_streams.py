@@ -15,9 +15,11 @@ SIZES = {"size": st.integers(1, 60), "batch_size": st.integers(1, 17), "batches"
 
 @given(kind=st.sampled_from(KINDS), step=st.integers(0, 50), seed=st.integers(0, 5), **SIZES)
 def test_a_step_is_a_function_of_its_number(kind, step, seed, size, batch_size, batches):
-    stream = Stream(kind, size, batch_size, batches, seed, "digits")
+    stream = Stream(kind=kind, size=size, batch_size=batch_size, batches=batches, seed=seed, task="digits")
     indices = stream.indices(step)
-    assert np.array_equal(indices, Stream(kind, size, batch_size, batches, seed, "digits").indices(step))
+    assert np.array_equal(indices, Stream(
+        kind=kind, size=size, batch_size=batch_size, batches=batches, seed=seed, task="digits"
+    ).indices(step))
     assert 1 <= len(indices) <= batch_size * batches
     assert indices.min() >= 0
     assert indices.max() < size
@@ -25,18 +27,18 @@ def test_a_step_is_a_function_of_its_number(kind, step, seed, size, batch_size, 
 
 @given(kind=st.sampled_from(["epoch", "cycle", "sequential"]), **SIZES)
 def test_a_pass_sees_every_example_once(kind, size, batch_size, batches):
-    stream = Stream(kind, size, batch_size, 1, 3, "digits")
+    stream = Stream(kind=kind, size=size, batch_size=batch_size, batches=1, seed=3, task="digits")
     per_pass = -(-size // batch_size)
     for turn in range(2):
         seen = np.concatenate([stream.indices(turn * per_pass + step) for step in range(per_pass)])
         assert np.array_equal(np.sort(seen), np.arange(size))
-    several = Stream(kind, size, batch_size, batches, 3, "digits")
+    several = Stream(kind=kind, size=size, batch_size=batch_size, batches=batches, seed=3, task="digits")
     one_by_one = [stream.indices(step) for step in range(2 * batches)]
     assert np.array_equal(several.indices(1), np.concatenate(one_by_one[batches:]))
 
 
 def test_redraw_draws_without_replacement_within_a_step_only():
-    stream = Stream("redraw", 40, 16, 2, 0, "digits")
+    stream = Stream(kind="redraw", size=40, batch_size=16, batches=2, seed=0, task="digits")
     first, second = stream.indices(0), stream.indices(1)
     assert len(set(first.tolist())) == 32
     assert set(first.tolist()) & set(second.tolist())
@@ -44,13 +46,15 @@ def test_redraw_draws_without_replacement_within_a_step_only():
 
 
 def test_cycle_replays_epoch_reshuffles():
-    cycle, epoch = (Stream(kind, 20, 20, 1, 0, "digits") for kind in ("cycle", "epoch"))
+    cycle, epoch = (Stream(kind=kind, size=20, batch_size=20, batches=1, seed=0, task="digits") for kind in ("cycle", "epoch"))
     assert np.array_equal(cycle.indices(0), cycle.indices(1))
     assert not np.array_equal(epoch.indices(0), epoch.indices(1))
 
 
 def test_tasks_and_seeds_have_streams_of_their_own():
-    streams = [Stream("epoch", 30, 30, 1, seed, task).indices(0) for seed in (0, 1) for task in ("a", "b")]
+    streams = [Stream(
+        kind="epoch", size=30, batch_size=30, batches=1, seed=seed, task=task
+    ).indices(0) for seed in (0, 1) for task in ("a", "b")]
     assert len({tuple(indices) for indices in streams}) == 4
 
 

@@ -54,7 +54,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def request(
     tree: Path, cache: Path, family: str, tasks: tuple[str, ...] = TASKS, layout: str = "packed", **changes: object
 ) -> Request:
-    made = Request("vit_b32", TINY, layout, family, tasks, cache, tree / family, tree / "manifests")
+    made = Request(
+        model="vit_b32", size=TINY, layout=layout, family=family, tasks=tasks, cache=cache, dir=tree / family,
+        manifest=tree / "manifests",
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -237,7 +240,9 @@ def test_inventory_tells_what_is_there(tree: Path, tmp_path: Path) -> None:
 def test_inventory_of_the_published_files_needs_no_network(tmp_path: Path) -> None:
     for family, count in {"ta": 8, "tall": 20, "ta_tall": 20, "fusionbench": 20}.items():
         tasks = tuple(families.family_of("tall" if count == 20 else "ta").tasks)
-        items = checkpoints.inventory(Request("vit_l14", clip.SIZES["vit_l14"], "packed", family, tasks, tmp_path))
+        items = checkpoints.inventory(Request(
+            model="vit_l14", size=clip.SIZES["vit_l14"], layout="packed", family=family, tasks=tasks, cache=tmp_path
+        ))
         experts = [item for item in items if item.what == "expert"]
         assert [item.task for item in experts] == list(tasks)
         assert not any(item.present for item in items)

@@ -39,7 +39,10 @@ def hub(mirror: Mirror, tmp_path: Path) -> Mirror:  # noqa: F811
 
 
 def request(tmp_path: Path, family: str, tasks: tuple[str, ...] = TASKS, **changes: object) -> Request:
-    made = Request("vit_b32", TINY, "packed", family, tasks, tmp_path / "cache", None, tmp_path / "manifests")
+    made = Request(
+        model="vit_b32", size=TINY, layout="packed", family=family, tasks=tasks, cache=tmp_path / "cache", dir=None,
+        manifest=tmp_path / "manifests",
+    )
     return dataclasses.replace(made, **changes)
 
 

@@ -40,7 +40,10 @@ def tree(tmp_path: Path) -> Path:
 
 
 def request(tree: Path, family: str, tasks: tuple[str, ...] = TASKS, **changes: object) -> Request:
-    made = Request("vit_b32", TINY, "packed", family, tasks, tree / "cache", tree / family, tree / "manifests")
+    made = Request(
+        model="vit_b32", size=TINY, layout="packed", family=family, tasks=tasks, cache=tree / "cache", dir=tree / family,
+        manifest=tree / "manifests",
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -82,7 +85,7 @@ def test_files_of_another_family(given: str, family: str, parts: tuple[str, ...]
         checkpoints.find(request(tree, family))
 
 
-def write_expert(path: Path, family: str, size: clip.Size) -> None:
+def write_expert(path: Path, family: str, size: clip.ClipSize) -> None:
     state = vision_files.expert_state(size, "mnist", frozen_projection=family == "fusionbench")
     if family == "ta":
         vision_files.write_module_encoder(path, state, size)

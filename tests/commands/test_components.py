@@ -13,7 +13,7 @@ from fusionbench_lite import components as command_line
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.evaluation import components
-from fusionbench_lite.evaluation.components import Start, changes, matrices, start_of
+from fusionbench_lite.evaluation.component_changes import Start, changes, matrices, start_of
 from fusionbench_lite.fields import describe
 from fusionbench_lite.tables import component_pictures, style
 from fusionbench_lite.weights.experts import Experts

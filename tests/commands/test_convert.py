@@ -23,7 +23,9 @@ from tests.support.vision_files import TINY
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models of the command line, small."""
-    monkeypatch.setattr(clip, "SIZES", {"vit_b32": TINY, "vit_b16": clip.Size(32, 8, 32, 2, 2, 16, 24, 1, 2, vocabulary=64)})
+    monkeypatch.setattr(clip, "SIZES", {"vit_b32": TINY, "vit_b16": clip.ClipSize(
+        image=32, patch=8, width=32, layers=2, heads=2, output=16, text_width=24, text_layers=1, text_heads=2, vocabulary=64
+    )})
 
 
 STATE = vision_files.expert_state(TINY, "mnist")

@@ -183,7 +183,7 @@ def test_a_copy_is_made_once_and_read_by_threads_at_once(tmp_path, monkeypatch):
     assert asked == [30]
     assert len(looked) == 2  # before the copy and after it, by the thread that was first
     again, _, _ = split_of(tmp_path)
-    again.prepare()
+    again.copy_ahead()
     assert same(again(29), made(4, 29))
     assert asked == [30]
 
@@ -191,7 +191,7 @@ def test_a_copy_is_made_once_and_read_by_threads_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["no index", "short index", "short bytes", "other index"])
 def test_a_copy_that_is_not_whole_is_made_anew(tmp_path, damage):
     given, _, contents = split_of(tmp_path)
-    given.prepare()
+    given.copy_ahead()
     index, copied = (tmp_path / "cache/t" / name for name in ("encoded.index", "encoded"))
     assert copied.read_bytes() == b"".join(content or b"" for content in contents)
     whole = index.read_bytes()
@@ -209,7 +209,7 @@ def test_a_copy_that_is_not_whole_is_made_anew(tmp_path, damage):
 
 def test_a_damaged_image_of_a_copy_is_read_from_its_source(tmp_path, caplog):
     given, images, contents = split_of(tmp_path)
-    given.prepare()
+    given.copy_ahead()
     copied = tmp_path / "cache/t/encoded"
     content = bytearray(copied.read_bytes())
     at = content.index(contents[12]) + len(contents[12]) // 2
@@ -253,7 +253,7 @@ def test_a_copy_that_cannot_be_written_is_one_line(tmp_path):
     given, _, _ = split_of(tmp_path)
     (tmp_path / "cache/t/encoded").mkdir(parents=True)
     with pytest.raises(InputError, match=r"cannot write .*/t/encoded: Is a directory") as error:
-        given.prepare()
+        given.copy_ahead()
     assert "\n" not in str(error.value)
 
 

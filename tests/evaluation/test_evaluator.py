@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fusionbench_lite.data import TaskData
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation import batches
+from fusionbench_lite.evaluation import passes
 from fusionbench_lite.evaluation.evaluator import Evaluator, average
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
 from tests.conftest import ROOT
 
-SIZE = clip.Size(32, 8, 64, 2, 2, 32, 32, 2, 2)
+SIZE = clip.ClipSize(image=32, patch=8, width=64, layers=2, heads=2, output=32, text_width=32, text_layers=2, text_heads=2)
 CLASSES = {"dtd": 7, "svhn": 10, "mnist": 10}
 
 
@@ -37,11 +37,16 @@ def make(
     for count, (task, classes) in zip((23, 40, 31), CLASSES.items(), strict=True):
         images = numbers.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         labels = numbers.integers(0, classes, count)
-        data[task] = TaskData(task, tuple(map(str, range(classes))), images, labels, images, labels)
+        data[task] = TaskData(
+            name=task, classes=tuple(map(str, range(classes))), train_images=images, train_labels=labels, test_images=images,
+            test_labels=labels,
+        )
         heads[task] = ZeroShotHead(torch.randn(classes, SIZE.output), 100.0)
     if shared:
         data["mnist"] = dataclasses.replace(data["svhn"], name="mnist", test_labels=data["svhn"].test_labels[::-1].copy())
-    evaluator = Evaluator(data, heads, torch.device("cpu"), batch_size, clip.normalise, bf16)
+    evaluator = Evaluator(
+        data=data, heads=heads, device=torch.device("cpu"), batch_size=batch_size, prepare=clip.normalise, bf16=bf16
+    )
     return evaluator, encoder
 
 
@@ -106,10 +111,10 @@ def test_one_example_that_does_not_fit_is_refused():
 
 def test_the_size_on_a_processor_follows_the_images():
     cpu = torch.device("cpu")
-    assert batches.Batches(None, 32 * 32, cpu).size == 250
-    assert batches.Batches(None, 224 * 224, cpu).size == 64
-    assert batches.Batches(None, 10_000 * 10_000, cpu).size == 1
-    assert batches.Batches(5, 224 * 224, cpu).size == 5
+    assert passes.Passes(None, 32 * 32, cpu).size == 250
+    assert passes.Passes(None, 224 * 224, cpu).size == 64
+    assert passes.Passes(None, 10_000 * 10_000, cpu).size == 1
+    assert passes.Passes(5, 224 * 224, cpu).size == 5
 
 
 def test_mixed_precision_runs_the_encoder_in_bf16_and_the_head_in_float32():

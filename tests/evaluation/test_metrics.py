@@ -304,8 +304,8 @@ def test_a_measure_says_how_it_is_read():
         1, 3, " (nats), lower is better", "loss in nats (lower is better)"
     )
     assert (measures.ACCURACY.scale, measures.ACCURACY.axis, measures.ACCURACY.phrase) == (100, " (%)", "accuracy in percent")
-    assert measures.stated({"metric": "accuracy"}) == measures.ACCURACY
-    assert measures.stated({"metric": "loss", "label": "loss", "unit": "nats", "direction": "lower"}) == loss
+    assert measures.measure_of({"metric": "accuracy"}) == measures.ACCURACY
+    assert measures.measure_of({"metric": "loss", "label": "loss", "unit": "nats", "direction": "lower"}) == loss
 
 
 def test_tables_need_neither_torch_nor_scikit_learn():

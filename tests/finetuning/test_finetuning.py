@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import fusionbench_lite as fbl
 from fusionbench_lite.adaptation.streams import Stream
 from fusionbench_lite.data import TaskData
-from fusionbench_lite.finetuning import Settings, Status
-from fusionbench_lite.finetuning.batches import Batches, Epochs, Pool
+from fusionbench_lite.finetuning import FinetuneSettings, Status
+from fusionbench_lite.finetuning.step_images import Epochs, Pool, StepImages
 from fusionbench_lite.models import clip
 from tests.support.finetuning_job import HELD_OUT, IMAGES, SIZE, TASKS, head, pretrained, quick, task_data, train
 
@@ -30,7 +30,7 @@ def entry_of(folder: Path) -> dict[str, Any]:
 
 
 def epoch_rows(task: str, batch: int, step: int) -> np.ndarray:
-    stream = Stream("epoch", IMAGES - HELD_OUT, batch, 1, 0, task)
+    stream = Stream(kind="epoch", size=IMAGES - HELD_OUT, batch_size=batch, batches=1, seed=0, task=task)
     return np.arange(HELD_OUT, IMAGES)[stream.indices(step)]
 
 
@@ -128,7 +128,7 @@ def test_joint_training_is_traditional_mtl(tmp_path):
     path = train(tmp_path, "dtd,svhn", how)
     data = {task: task_data(task) for task in TASKS}
     pools = {task: Pool(entry, np.arange(HELD_OUT, IMAGES), 6) for task, entry in data.items()}
-    batches = Batches(pools, how.crop, 0, clip.normalise, CPU)
+    batches = StepImages(pools, how.crop, 0, clip.normalise, CPU)
     given = {task: [(b[task].inputs, b[task].labels) for (b,) in map(batches, range(8))] for task in TASKS}
     adapted = fbl.adapt(
         "traditional_mtl", clip.build(SIZE, "packed"), pretrained(), dict.fromkeys(TASKS, pretrained()),
@@ -157,7 +157,9 @@ def test_accuracy_rises_and_nothing_given_changes(tmp_path):
     assert model.training
     assert [status.step for status in seen] == list(range(1, 24))
     assert seen[-1].loss < seen[0].loss
-    assert str(Status("dtd", 2, 23, 1.5, 900.4)) == "dtd: step 2/23, loss 1.5000, 900 images/s"
+    assert str(Status(
+        name="dtd", step=2, steps=23, loss=1.5, images_per_second=900.4
+    )) == "dtd: step 2/23, loss 1.5000, 900 images/s"
 
 
 def test_held_out_images_are_never_trained_on(tmp_path):
@@ -166,7 +168,10 @@ def test_held_out_images_are_never_trained_on(tmp_path):
     data = task_data("dtd")
     spoilt = data.train_images.copy()
     spoilt[:HELD_OUT] = 255 - spoilt[:HELD_OUT]
-    other = TaskData("dtd", data.classes, spoilt, data.train_labels, data.test_images, data.test_labels)
+    other = TaskData(
+        name="dtd", classes=data.classes, train_images=spoilt, train_labels=data.train_labels, test_images=data.test_images,
+        test_labels=data.test_labels,
+    )
     second = train(tmp_path / "two", data={"dtd": other})
     assert first.read_bytes() == second.read_bytes()
     assert entry_of(tmp_path / "one")["accuracy"] != entry_of(tmp_path / "two")["accuracy"]
@@ -189,7 +194,7 @@ def test_bf16(tmp_path):
     for precision, folder in (("bf16", tmp_path), ("fp32", tmp_path / "fp32")):
         model, mixed[precision] = clip.build(SIZE, "packed"), []
         model.register_forward_pre_hook(lambda *_, seen=mixed[precision]: seen.append(torch.is_autocast_enabled("cpu")))
-        path = train(folder, model=model, settings=Settings(precision=precision))
+        path = train(folder, model=model, settings=FinetuneSettings(precision=precision))
         (found if precision == "bf16" else exact).update(load_file(path))
     assert mixed["bf16"] == [False, *[True] * (len(mixed["bf16"]) - 1)]  # the first looks at one image, to check the input
     assert not any(mixed["fp32"])
@@ -199,7 +204,7 @@ def test_bf16(tmp_path):
     assert entry_of(tmp_path)["accuracy"]["dtd"] >= 0.95
     losses = [np.genfromtxt(p / "history-dtd.csv", delimiter=",", names=True)["lossdtd"] for p in (tmp_path, tmp_path / "fp32")]
     np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=0.05)
-    (batch,) = Batches({"dtd": Pool(task_data("dtd"), np.arange(HELD_OUT, IMAGES), 12)}, (0.9, 1.0), 0, clip.normalise, CPU)(0)
+    (batch,) = StepImages({"dtd": Pool(task_data("dtd"), np.arange(HELD_OUT, IMAGES), 12)}, (0.9, 1.0), 0, clip.normalise, CPU)(0)
     model = clip.build(SIZE, "packed").eval()
     model.load_state_dict(pretrained())
     with torch.autocast("cpu", torch.bfloat16):
@@ -216,7 +221,7 @@ def test_chunks_change_rounding_alone(tmp_path, tasks, chunk):
 
     def run(name: str, chunk: int | None) -> dict[str, torch.Tensor]:
         how = quick("joint" if "," in tasks else "ta", steps=5, batch=6)
-        path = train(tmp_path / name, tasks, how, Settings(chunk=chunk), **in_float64(tasks.split(",")), normalise=normal)
+        path = train(tmp_path / name, tasks, how, FinetuneSettings(chunk=chunk), **in_float64(tasks.split(",")), normalise=normal)
         return load_file(path)
 
     whole, parts = run("whole", None), run("parts", chunk)
@@ -237,7 +242,7 @@ def test_weights_in_half_precision_are_trained_in_float32(tmp_path):
 
 
 def test_epochs_are_the_engines_streams():
-    epochs, stream = Epochs(23, 5, 3, "dtd"), Stream("epoch", 23, 5, 1, 3, "dtd")
+    epochs, stream = Epochs(23, 5, 3, "dtd"), Stream(kind="epoch", size=23, batch_size=5, batches=1, seed=3, task="dtd")
     for step in (0, 1, 4, 5, 9, 2, 14):
         assert np.array_equal(epochs.rows(step), stream.indices(step))
     assert len(epochs.rows(4)) == 3

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fusionbench_lite.data import TaskData
 from fusionbench_lite.errors import InputError, MergeError
-from fusionbench_lite.finetuning import Settings, Status, zoo
+from fusionbench_lite.finetuning import FinetuneSettings, Status, zoo
 from fusionbench_lite.finetuning.recipes import recipe
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
@@ -50,12 +50,18 @@ def test_a_folder_that_the_user_began(tmp_path):
 
 def without_images() -> TaskData:
     data = task_data("dtd")
-    return TaskData("dtd", data.classes, data.train_images[:0], data.train_labels[:0], data.test_images, data.test_labels)
+    return TaskData(
+        name="dtd", classes=data.classes, train_images=data.train_images[:0], train_labels=data.train_labels[:0],
+        test_images=data.test_images, test_labels=data.test_labels,
+    )
 
 
 def mislabelled(label: int) -> TaskData:
     data = task_data("dtd")
-    return TaskData("dtd", data.classes, data.train_images, data.train_labels * 0 + label, data.test_images, data.test_labels)
+    return TaskData(
+        name="dtd", classes=data.classes, train_images=data.train_images, train_labels=data.train_labels * 0 + label,
+        test_images=data.test_images, test_labels=data.test_labels,
+    )
 
 
 def lacking(name: str) -> dict[str, torch.Tensor]:
@@ -103,8 +109,8 @@ def test_bad_recipes_and_settings(tmp_path, monkeypatch):
         (lambda: recipe("ta", crop=(0.9, 1.1)), r"crop must be two numbers \[a, b\], 0 < a <= b <= 1 or null, got \(0.9, 1.1\)"),
         (lambda: recipe("ta", optimizer="sgd"), "must be one of adamw, adam, got 'sgd'"),
         (lambda: train(tmp_path, how="joined"), "did you mean 'joint'"),
-        (lambda: Settings(precision="bf61"), r"precision must be one of fp32, bf16 \(did you mean 'bf16'\?\), got 'bf61'"),
-        (lambda: Settings(checkpoint_every=0), "fine-tuning: checkpoint_every must be an integer of at least 1, got 0"),
+        (lambda: FinetuneSettings(precision="bf61"), r"precision must be one of fp32, bf16 \(did you mean 'bf16'\?\), got 'bf61'"),
+        (lambda: FinetuneSettings(checkpoint_every=0), "fine-tuning: checkpoint_every must be an integer of at least 1, got 0"),
     }:
         with pytest.raises(InputError, match=message):
             call()
@@ -122,11 +128,12 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
         return clip.normalise(images) * (float("nan") if len(calls) == 9 else 1)
 
     with pytest.raises(MergeError, match=r"task 'dtd': the loss is nan at step 7") as error:
-        train(tmp_path, settings=Settings(checkpoint_every=2), normalise=normalise)  # after two looks: one image, the held-out ones
+        # after two looks: one image, the held-out ones
+        train(tmp_path, settings=FinetuneSettings(checkpoint_every=2), normalise=normalise)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "individual-dtd.safetensors").exists()
     assert load_checkpoint(tmp_path) == 6
-    assert train(tmp_path, settings=Settings(checkpoint_every=2)).exists()
+    assert train(tmp_path, settings=FinetuneSettings(checkpoint_every=2)).exists()
 
 
 def load_checkpoint(folder) -> int:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.finetuning import Settings, zoo
+from fusionbench_lite.finetuning import FinetuneSettings, zoo
 from fusionbench_lite.finetuning.recipes import names, recipe
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
@@ -62,9 +62,9 @@ def test_what_is_there_is_not_trained_again(tmp_path):
     with pytest.raises(InputError, match=r"individual-dtd.safetensors was trained otherwise \(lr 0.001, not 0.002\): overwrite"):
         train(tmp_path, how=quick(lr=2e-3))
     with pytest.raises(InputError, match="seed 0, 23 steps, data or head that differ"):
-        train(tmp_path, settings=Settings(seed=1))
+        train(tmp_path, settings=FinetuneSettings(seed=1))
     before = path.read_bytes()
-    train(tmp_path, settings=Settings(seed=1, overwrite=True))
+    train(tmp_path, settings=FinetuneSettings(seed=1, overwrite=True))
     assert path.read_bytes() != before
 
 

@@ -21,8 +21,8 @@ from torchvision.transforms.functional import resized_crop
 
 from fusionbench_lite.data.vision import decoding
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.finetuning.batches import Batches, Pool
 from fusionbench_lite.finetuning.images import Draws, boxes, crop, cropped, cropped_originals
+from fusionbench_lite.finetuning.step_images import Pool, StepImages
 from tests.support.finetuning_job import task_data
 
 SCALE = (0.9, 1.0)
@@ -244,7 +244,8 @@ def test_originals_take_the_place_of_decoded_images():
     data, rows, device = task_data("dtd"), np.arange(20, 90), torch.device("cpu")
 
     def images(original, crop=SCALE):
-        return Batches({"dtd": Pool(data, rows, 16, original)}, crop, 5, lambda x: x, device).images(7)["dtd"].numpy().astype(int)
+        images = StepImages({"dtd": Pool(data, rows, 16, original)}, crop, 5, lambda x: x, device).images(7)
+        return images["dtd"].numpy().astype(int)
 
     decoded, direct = images(None), images(lambda row: Image.fromarray(data.train_images[row]))
     assert np.abs(decoded - direct).max() <= 1
@@ -255,6 +256,6 @@ def test_originals_take_the_place_of_decoded_images():
 def test_an_image_is_cropped_anew_in_every_epoch():
     pool = {"dtd": Pool(task_data("dtd"), np.array([20]), 1)}
     images = [
-        Batches(pool, SCALE, seed, lambda x: x, torch.device("cpu")).images(step)["dtd"] for seed in (0, 1) for step in range(10)
+        StepImages(pool, SCALE, seed, lambda x: x, torch.device("cpu")).images(step)["dtd"] for seed in (0, 1) for step in range(10)
     ]
     assert len({image.numpy().tobytes() for image in images}) > 12  # a few are whole: no box of the size was found

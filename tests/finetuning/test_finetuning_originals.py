@@ -18,10 +18,10 @@ from fusionbench_lite import finetune
 from fusionbench_lite.data import TaskData, originals
 from fusionbench_lite.data.vision.index import BROKEN, DECODED
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.finetuning.batches import Batches, Epochs, Pool
 from fusionbench_lite.finetuning.folder import content_sha256
 from fusionbench_lite.finetuning.images import boxes, crop
-from fusionbench_lite.finetuning.recipes import Settings, names, recipe
+from fusionbench_lite.finetuning.recipes import FinetuneSettings, names, recipe
+from fusionbench_lite.finetuning.step_images import Epochs, Pool, StepImages
 from fusionbench_lite.models import clip
 from tests.support.finetuning_job import HELD_OUT, IMAGES, STEPS, head, jpegs, pretrained, quick, task_data, train, with_originals
 from tests.support.mirror import Mirror, mirror  # noqa: F401  (a fixture)
@@ -36,9 +36,9 @@ def entry_of(folder: Path) -> dict[str, Any]:
     return entry
 
 
-def batches_of(data: TaskData, threads: int | None = None) -> Batches:
+def batches_of(data: TaskData, threads: int | None = None) -> StepImages:
     pool = Pool(data, np.arange(HELD_OUT, IMAGES), 12, originals(data.train_images))
-    return Batches({"dtd": pool}, (0.9, 1.0), 3, clip.normalise, CPU, threads)
+    return StepImages({"dtd": pool}, (0.9, 1.0), 3, clip.normalise, CPU, threads)
 
 
 def test_a_step_has_the_crops_of_its_rows(tmp_path):
@@ -97,7 +97,7 @@ def test_images_in_memory_are_no_reason_to_differ(tmp_path):
     train(tmp_path, how=quick(images="square", steps=2))
     for images in ("square", "original"):
         with pytest.raises(InputError, match=r"trained otherwise \(seed 0, 2 steps"):
-            train(tmp_path, how=quick(images=images, steps=2), settings=Settings(seed=1))
+            train(tmp_path, how=quick(images=images, steps=2), settings=FinetuneSettings(seed=1))
 
 
 def test_an_expert_of_before_there_was_a_choice_is_one_of_squares(tmp_path):

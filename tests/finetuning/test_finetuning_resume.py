@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fusionbench_lite.finetuning import Settings
+from fusionbench_lite.finetuning import FinetuneSettings
 from tests.conftest import ROOT
 from tests.support import finetuning_job
 from tests.support.finetuning_job import EVERY, STEPS, TASKS, quick, stopping, train
@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_not_used(undisturbed, tmp_path, caplog):
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path, change):
     with pytest.raises(Stopped):
         train(tmp_path / "one", report=stopping(9, "report", stop, setattr))
-    settings = Settings(**change, checkpoint_every=EVERY)
+    settings = FinetuneSettings(**change, checkpoint_every=EVERY)
     first = train(tmp_path / "one", settings=settings)
     assert first.read_bytes() == train(tmp_path / "two", settings=settings).read_bytes()
     assert not list((tmp_path / "one").glob(".*.ckpt"))
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_other_data_is_not_used(undisturbed, tmp_path, monkeypat
 
 
 def test_storing_more_or_less_often_changes_nothing(undisturbed, tmp_path):
-    path = train(tmp_path, settings=Settings(checkpoint_every=1000, evaluate_every=10))
+    path = train(tmp_path, settings=FinetuneSettings(checkpoint_every=1000, evaluate_every=10))
     assert outcome(path) == undisturbed["dtd"]
 
 

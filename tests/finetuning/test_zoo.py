@@ -28,7 +28,9 @@ def _task(name: str) -> TaskData:
     rng = np.random.default_rng(len(name))
     images = rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(20, dtype=np.int64) % 4
-    return TaskData(name, tuple("abcd"), images, labels, images[:8], labels[:8])
+    return TaskData(
+        name=name, classes=tuple("abcd"), train_images=images, train_labels=labels, test_images=images[:8], test_labels=labels[:8]
+    )
 
 
 DATA = {name: _task(name) for name in ("one", "three", "eleven")}

@@ -9,7 +9,7 @@ from fusionbench_lite.models import clip
 from fusionbench_lite.models.architectures import MODELS, architecture, encoder, of_size
 from fusionbench_lite.models.clip_sizes import SIZES
 
-SMALL = clip.Size(64, 16, 48, 3, 3, 24, 24, 2, 2)
+SMALL = clip.ClipSize(image=64, patch=16, width=48, layers=3, heads=3, output=24, text_width=24, text_layers=2, text_heads=2)
 
 
 def test_layouts_have_the_names_and_the_order_of_the_built_encoders():

@@ -66,9 +66,10 @@ def test_names_and_shapes_are_open_clips_and_transformers(name):
     config = open_clip.get_model_config(f"{model}-quickgelu")
     assert config["quick_gelu"]
     vision, text = config["vision_cfg"], config["text_cfg"]
-    assert size == clip.Size(
-        vision["image_size"], vision["patch_size"], vision["width"], vision["layers"], vision["width"] // 64, config["embed_dim"],
-        text["width"], text["layers"], text["heads"], text["context_length"], text["vocab_size"],
+    assert size == clip.ClipSize(
+        image=vision["image_size"], patch=vision["patch_size"], width=vision["width"], layers=vision["layers"],
+        heads=vision["width"] // 64, output=config["embed_dim"], text_width=text["width"], text_layers=text["layers"],
+        text_heads=text["heads"], context=text["context_length"], vocabulary=text["vocab_size"],
     )
     with torch.device("meta"):
         theirs = open_clip.CLIP(**config).state_dict()

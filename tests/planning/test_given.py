@@ -150,7 +150,7 @@ def test_rows_and_the_command_line_of_an_experiment_give():
         "plain": ("method=adamerging_layerwise",), "row": ("method=adamerging_layerwise", "method.clamp=true"),
         "free": ("method=ties_merging", "preset=null"),
     }
-    read = experiment.Experiment("one", "", "", (0, 1), ("preset=fusionbench",), rows)
+    read = experiment.Experiment(name="one", title="", question="", seeds=(0, 1), defaults=("preset=fusionbench",), rows=rows)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         found = experiment.plans(read, ["++seed=5", "experiment=one", "steps=1000"])
     assert [(name, run.seed) for name, row in found.items() for run in row] == [("plain", 5), ("row", 5), ("free", 5)]
@@ -159,7 +159,9 @@ def test_rows_and_the_command_line_of_an_experiment_give():
     assert found["row"][0].settings["steps"] == Sourced(1000, "given")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         free = {"free": rows["plain"]}
-        found = experiment.plans(experiment.Experiment("one", "", "", (0,), ("method.lr=0.1",), free), ["method.lr=0.001"])
+        found = experiment.plans(experiment.Experiment(
+            name="one", title="", question="", seeds=(0,), defaults=("method.lr=0.1",), rows=free
+        ), ["method.lr=0.001"])
     assert found["free"][0].hyperparameters["lr"] == Sourced(0.001, "given")
 
 

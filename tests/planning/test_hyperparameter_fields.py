@@ -38,7 +38,7 @@ def refused(field, value) -> str:
 
 def method_of(field) -> registry.Method:
     hyperparameters = dataclasses.make_dataclass("Hyperparameters", [("x", object, field)], frozen=True)
-    return registry.Method("anything", lambda experts, h: None, hyperparameters)
+    return registry.Method(id="anything", function=lambda experts, h: None, hyperparameters=hyperparameters)
 
 
 def shown(value) -> str:
@@ -223,7 +223,7 @@ def test_names_of_hyperparameters():
     assert method.configure().x == 0.3
     with pytest.raises(MergeError, match="^method 'anything' has no hyperparameter 'xx': did you mean 'x'"):
         method.configure(xx=1)
-    nothing = registry.Method("nothing", lambda experts, h: None, registry.NoHyperparameters)
+    nothing = registry.Method(id="nothing", function=lambda experts, h: None, hyperparameters=registry.NoHyperparameters)
     with pytest.raises(MergeError, match="^method 'nothing' has no hyperparameter 'x': it has none$"):
         nothing.configure(x=1)
 

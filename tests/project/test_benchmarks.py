@@ -80,7 +80,7 @@ def timing(times, peak):
 
 
 def test_goals():
-    job = Job("vit_mini", "adamerging", "engine", "cpu", 1, 0.0)
+    job = Job(model="vit_mini", method="adamerging", variant="engine", device="cpu", threads=1, seconds=0.0)
     rank = dataclasses.replace(job, method="adarank_ta")
     slow = dataclasses.replace(rank, method="adarank_cart", variant="autograd")
     results = {job: timing((1.2, 1.5, 1.1), 5), rank: timing((2.0, 2.0, 9.0), 30), slow: timing((4.0,), 50)}
@@ -93,6 +93,6 @@ def test_goals():
 
 
 def test_a_yardstick_lost_in_noise_decides_nothing():
-    job = Job("vit_mini", "adarank_ta", "engine", "cpu", 1, 0.0)
+    job = Job(model="vit_mini", method="adarank_ta", variant="engine", device="cpu", threads=1, seconds=0.0)
     results = {job: timing((2.0,), 1), dataclasses.replace(job, variant="autograd"): timing((0.9,), 4)}
     assert [goal.verdict for goal in report.goals(results)] == ["UNDECIDED", "PASS"]

@@ -41,7 +41,10 @@ def _leave_the_process_as_it_was():
 
 @pytest.fixture
 def job(tmp_path):
-    return Job("tiny", "packed", 3, "adamerging_layerwise", "cpu", "fp32", "device", None, 2, 2, 5, 2, 1, tmp_path / "scratch")
+    return Job(
+        model="tiny", layout="packed", tasks=3, method="adamerging_layerwise", device="cpu", precision="fp32", place="device",
+        chunk=None, batch_size=2, steps=2, images=5, eval_batch=2, threads=1, scratch=tmp_path / "scratch",
+    )
 
 
 # ---------------------------------------------------------------- what is measured
@@ -125,7 +128,7 @@ def test_experts_are_drawn_by_name():
     assert float(experts.base(name).square().mean().sqrt()) == pytest.approx(BASE, rel=0.05)
     assert float(experts.base("ln_post.weight").mean()) == pytest.approx(1, abs=0.01)
     assert experts.pretrained[name].data_ptr() != experts.pretrained[name].data_ptr()
-    assert list(experts.layout) == list(SHAPES)
+    assert list(experts.specs) == list(SHAPES)
 
 
 def test_the_model_has_the_weights_that_are_merged():

@@ -72,7 +72,7 @@ def test_both_versions_of_doge_make_the_same_steps():
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
 def test_every_case_is_measured(number):
-    measured = measure_merging(MergingJob(number, TINY, 1, 0.0))
+    measured = measure_merging(MergingJob(case=number, size=TINY, threads=1, seconds=0.0))
     case = CASES[number]
     assert set(measured.times) == {"fast", "reference", *(() if case.steps else case.information)}
     assert all(len(times) >= 2 and min(times) > 0 for times in measured.times.values())
@@ -105,9 +105,11 @@ def test_without_room_files_to_files_is_skipped(monkeypatch):
 
 def test_goals():
     times = {"fast": (1.0, 2.0, 4.0), "reference": (4.0, 4.0, 8.0)}
-    ties = Measured(times, {"fast": 30, "reference": 100}, inputs=9, output=1, error=2e-5)
+    ties = Measured(times=times, peaks={"fast": 30, "reference": 100}, inputs=9, output=1, error=2e-5)
     assert CASES[1].method == "ties_merging"
-    found = report.goals({1: ties}, {"task_arithmetic": Streamed(2 << 30, 1, 1.0, 1.0, 1.0, (1.0,), 1)})
+    found = report.goals({1: ties}, {"task_arithmetic": Streamed(
+        peak=2 << 30, resident=1, seconds=1.0, cpu=1.0, on_clock=1.0, reading=(1.0,), inputs=1
+    )})
     assert [goal.value for goal in found] == pytest.approx([0.5, 0.3, 2e-5, 2.0])
     assert [goal.limit for goal in found] == pytest.approx([1 / 3, 0.25, 1e-5, 1.5])
     assert {goal.verdict for goal in found} == {"MISSED"}

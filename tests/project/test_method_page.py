@@ -23,8 +23,7 @@ config.register()
 
 FOLDER = config_dir() / "method"
 PLAN = Experiment(
-    "mini/demo", "Methods", "", (0, 1, 2), ("model=vit_mini", "tasks=mini8"),
-    {
+    name="mini/demo", title="Methods", question="", seeds=(0, 1, 2), defaults=("model=vit_mini", "tasks=mini8"), rows={
         "Ablated": ("method=doge_ta", "method.steps=0"),
         "doGe": ("method=doge_ta",),
         "Two experts": ("method=slerp", "checkpoints.experts=2"),
@@ -134,7 +133,7 @@ def test_a_docstring_that_lacks_something_is_refused(tmp_path):
         """θ = θ0."""
 
     with pytest.raises(InputError, match="method bare: its docstrings lack Cost: sentence, paper"):
-        described(registry.Method("bare", bare, registry.NoHyperparameters), FOLDER)
+        described(registry.Method(id="bare", function=bare, hyperparameters=registry.NoHyperparameters), FOLDER)
     (tmp_path / "tsv_m.yaml").write_text("id: tsv_m\n")
     with pytest.raises(InputError, match="must start with '# python -m fusionbench_lite"):
         described(registry.get("tsv_m"), tmp_path)

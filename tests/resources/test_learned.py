@@ -14,7 +14,7 @@ from fusionbench_lite.models.architectures import of_size
 from fusionbench_lite.resources import Inputs
 from fusionbench_lite.weights.experts import Experts
 
-SIZE = clip.Size(16, 8, 24, 2, 2, 12, 12, 1, 2)
+SIZE = clip.ClipSize(image=16, patch=8, width=24, layers=2, heads=2, output=12, text_width=12, text_layers=1, text_heads=2)
 TASKS = 3
 MATRICES = {"matrices": "attn_mlp"}
 ADAPTIVE = [id for id in registry.names() if registry.get(id, learning=True).adaptive]
@@ -40,7 +40,9 @@ def test_what_is_learned_is_what_the_optimizers_hold(method, values):
     others = of.count - len(of.matrices())
     # Coefficients of tensors that Iso-CTS has no common block of, and that doGe does not merge, are there and change nothing.
     idle = others if method.endswith("iso_cts") else TASKS * others if method == "doge_am" else 0
-    assert Inputs(of, method, TASKS, values).learned + idle == sum(parameter.numel() for parameter in held)
+    assert Inputs(
+        encoder=of, method=method, tasks=TASKS, values=values
+    ).learned + idle == sum(parameter.numel() for parameter in held)
 
 
 def test_modifications_are_learned_before_the_steps():

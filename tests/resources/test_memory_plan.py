@@ -22,8 +22,8 @@ from fusionbench_lite.resources import PHASES, Inputs, Transformer, encoder, est
 from fusionbench_lite.weights.experts import Experts
 from tests.conftest import ROOT
 
-MIDDLE = clip.Size(224, 32, 384, 6, 6, 256, 256, 2, 4)
-SMALL = clip.Size(64, 16, 48, 3, 3, 24, 24, 2, 2)
+MIDDLE = clip.ClipSize(image=224, patch=32, width=384, layers=6, heads=6, output=256, text_width=256, text_layers=2, text_heads=4)
+SMALL = clip.ClipSize(image=64, patch=16, width=48, layers=3, heads=3, output=24, text_width=24, text_layers=2, text_heads=2)
 GIB = 1 << 30
 TOLERANCE = 0.2
 
@@ -79,8 +79,9 @@ def compare(method, values, settings, size, folder, *, tasks=4, batch=4):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     planned = estimate(Inputs(
-        of_size("measured", size, job["layout"]), method, tasks, values, batch_size=batch, chunk=job["chunk"], device="cpu",
-        place=job["place"], experts=job["experts"], classes=(10,) * tasks, eval_batch=job["eval_batch"],
+        encoder=of_size("measured", size, job["layout"]), method=method, tasks=tasks, values=values, batch_size=batch,
+        chunk=job["chunk"], device="cpu", place=job["place"], experts=job["experts"], classes=(10,) * tasks,
+        eval_batch=job["eval_batch"],
     ))
     return planned.peak("cpu"), max(json.loads(done.stdout).values())
 
@@ -160,12 +161,14 @@ def test_operations_of_a_step(method, values):
     def examples(task, size):
         images = torch.rand(size, 3, 64, 64)
         labels = torch.zeros(size, dtype=torch.int64) if procedure.reads_labels else None
-        return Examples(images, procedure.known(task, images), labels)
+        return Examples(images, procedure.precomputed(task, images), labels)
 
     batches = [{task: examples(task, draw.size or 6) for task in experts} for draw in procedure.draws(0)]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         procedure.step(0, batches, lambda *given: None)
-    planned = estimate(Inputs(of_size("small", SMALL, "packed"), method, 3, values, batch_size=6, device="cpu")).flops.step
+    planned = estimate(Inputs(
+        encoder=of_size("small", SMALL, "packed"), method=method, tasks=3, values=values, batch_size=6, device="cpu"
+    )).flops.step
     elements = sum(t.numel() for t in base.values())
     merging = 4 * 3 * elements if method != "traditional_mtl" and "base" not in values else 0  # which torch does not count
     assert abs((planned - merging) / counter.get_total_flops() - 1) < 0.05
@@ -173,7 +176,9 @@ def test_operations_of_a_step(method, values):
 
 def test_operations_of_a_run_are_those_of_its_stages():
     def flops(steps, **values):
-        return estimate(Inputs(of_size("small", SMALL, "packed"), "metamerging", 3, values, batch_size=6, steps=steps)).flops
+        return estimate(Inputs(
+            encoder=of_size("small", SMALL, "packed"), method="metamerging", tasks=3, values=values, batch_size=6, steps=steps
+        )).flops
 
     sizes = {"outer_batch_size": 2, "adapter_batch_size": 9}
     adapters = flops(1, base="task_arithmetic", **sizes).step
@@ -189,20 +194,23 @@ def test_a_stage_that_does_not_run_takes_nothing():
     own, sizes = of_size("middle", MIDDLE, "packed"), {"outer_batch_size": 4, "adapter_batch_size": 256}
 
     def peak(**values):
-        return estimate(Inputs(own, "metamerging", 4, values, batch_size=8, device="cpu")).peak("cpu", "step")
+        return estimate(Inputs(
+            encoder=own, method="metamerging", tasks=4, values=values, batch_size=8, device="cpu"
+        )).peak("cpu", "step")
 
     assert peak(adapters="none", **sizes) == peak(adapters="none", outer_batch_size=4)
     assert peak(adapter_steps=0, **sizes) == peak(adapter_steps=0, outer_batch_size=4) < peak(**sizes)
     assert peak(base="task_arithmetic", **sizes) == peak(base="task_arithmetic", adapter_batch_size=256)
     assert peak(base="task_arithmetic", **sizes) > peak(base="task_arithmetic", adapter_batch_size=1)
-    run = Inputs(own, "metamerging", 4, {"adapter_steps": 5}, batch_size=8, device="cpu", steps=5)
+    run = Inputs(encoder=own, method="metamerging", tasks=4, values={"adapter_steps": 5}, batch_size=8, device="cpu", steps=5)
     assert estimate(run).peak("cpu", "step") < estimate(dataclasses.replace(run, steps=6)).peak("cpu", "step")
 
 
 def test_passes_of_metamerging_are_cut_by_its_widest_batch():
     """Of one task alone, whose adapters read 128 images: a pass of 64 to 8 is tried before images go one by one."""
     inputs = Inputs(
-        of_size("middle", MIDDLE, "packed"), "metamerging", 1, {"outer_batch_size": 4, "adapter_batch_size": 128}, batch_size=8
+        encoder=of_size("middle", MIDDLE, "packed"), method="metamerging", tasks=1,
+        values={"outer_batch_size": 4, "adapter_batch_size": 128}, batch_size=8,
     )
     room = estimate(dataclasses.replace(inputs, chunk=32)).peak("device")
     assert suggest(inputs, room, 64 * GIB).chunk == 32
@@ -212,7 +220,8 @@ def test_passes_of_metamerging_are_cut_by_its_widest_batch():
 def test_how_many_tasks_would_fit(processes):
     """Where a plan is refused it says with how many tasks it would not be, whatever part of them a process reads."""
     inputs = Inputs(
-        of_size("middle", MIDDLE, "packed"), "adamerging_layerwise", 20, batch_size=64, processes=processes, chunk=1
+        encoder=of_size("middle", MIDDLE, "packed"), method="adamerging_layerwise", tasks=20, batch_size=64, processes=processes,
+        chunk=1,
     )
     room = estimate(dataclasses.replace(inputs, tasks=7)).peak("device")
     with pytest.raises(InputError, match="7 tasks would fit"):
@@ -234,14 +243,14 @@ def test_every_adaptive_method_has_a_plan():
     assert all(registry.get(id, learning=True).cost and registry.get(id, learning=True).learned for id in ADAPTIVE)
     for method in registry.names():
         values = dict(registry.get(method, learning=True).defaults)
-        found = estimate(Inputs(encoder("vit_mini"), method, 8, values, classes=(10,) * 8))
+        found = estimate(Inputs(encoder=encoder("vit_mini"), method=method, tasks=8, values=values, classes=(10,) * 8))
         assert all(found.peak("device", phase) > 0 for phase in PHASES)
         assert all(entry.nbytes > 0 and set(entry.phases) <= set(PHASES) for entry in found.entries)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_more_of_anything_is_more_memory(method):
-    given = Inputs(encoder("vit_mini"), method, 8, batch_size=4, eval_batch=2, held_out=1, values=attn(method))
+    given = Inputs(encoder=encoder("vit_mini"), method=method, tasks=8, batch_size=4, eval_batch=2, held_out=1, values=attn(method))
     least = estimate(given).peak("device")
     for change in ({"tasks": 16}, {"batch_size": 64, "held_out": 64}, {"encoder": of_size("middle", MIDDLE, "packed")}):
         assert estimate(dataclasses.replace(given, **change)).peak("device") > least, change
@@ -261,7 +270,7 @@ LARGE = [
 @pytest.mark.parametrize("gpu", [24, 40, 80])
 def test_twenty_tasks_of_the_largest_model_fit(method, gpu):
     room = int(0.93 * gpu * GIB)
-    given = Inputs(encoder("vit_l14"), method, 20, values=attn(method), classes=(50,) * 20)
+    given = Inputs(encoder=encoder("vit_l14"), method=method, tasks=20, values=attn(method), classes=(50,) * 20)
     found = suggest(given, room, 96 * GIB)
     assert found.estimate.peak("device") <= room
     assert found.estimate.peak("cpu") <= 96 * GIB
@@ -270,7 +279,7 @@ def test_twenty_tasks_of_the_largest_model_fit(method, gpu):
 
 
 def test_the_first_place_that_fits():
-    given = Inputs(encoder("vit_l14"), "adamerging_layerwise", 20)
+    given = Inputs(encoder=encoder("vit_l14"), method="adamerging_layerwise", tasks=20)
     assert suggest(given, 141 * GIB, 96 * GIB).place == "device"
     assert suggest(given, 22 * GIB, 96 * GIB).place == "cpu"
     assert suggest(given, 22 * GIB, 8 * GIB).place == "disk"
@@ -278,7 +287,7 @@ def test_the_first_place_that_fits():
 
 
 def test_nothing_fits():
-    given = Inputs(encoder("vit_l14"), "adamerging_layerwise", 20)
+    given = Inputs(encoder=encoder("vit_l14"), method="adamerging_layerwise", tasks=20)
     with pytest.raises(InputError, match=r"merging_layerwise on vit_l14 with 20 tasks needs .*GPU memory against 3.00") as told:
         suggest(given, 3 * GIB, 96 * GIB)
     assert "\n" not in str(told.value)
@@ -289,7 +298,7 @@ def test_nothing_fits():
 
 
 def test_lines_say_what_is_where():
-    given = Inputs(encoder("vit_l14"), "adarank_cart", 20, place="cpu", chunk=16, classes=(10,) * 20)
+    given = Inputs(encoder=encoder("vit_l14"), method="adarank_cart", tasks=20, place="cpu", chunk=16, classes=(10,) * 20)
     text = "\n".join(lines(estimate(given)))
     assert text.isascii()
     for part in ("vit_l14 with 20 tasks", "singular components", "30.0", "peak on device", "peak on cpu", "a step", "16 images"):
@@ -302,6 +311,6 @@ def test_unknown_settings():
         ({"precision": "fp61"}, "unknown precision 'fp61'"),
     ):
         with pytest.raises(InputError, match=match):
-            estimate(Inputs(encoder("vit_mini"), "adarank_ta", 8, **change))
+            estimate(Inputs(encoder=encoder("vit_mini"), method="adarank_ta", tasks=8, **change))
     with pytest.raises(InputError, match="unknown model 'vit_b31': did you mean 'vit_b32'"):
         encoder("vit_b31")

@@ -14,10 +14,10 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip
 from tests.support.helpers import State, rng
 
-TINY = clip.Size(image=16, patch=8, width=16, layers=2, heads=2, output=8, text_width=16, text_layers=2, text_heads=2)
+TINY = clip.ClipSize(image=16, patch=8, width=16, layers=2, heads=2, output=8, text_width=16, text_layers=2, text_heads=2)
 
 
-def images(count: int = 4, seed: int = 0, size: clip.Size = TINY) -> Tensor:
+def images(count: int = 4, seed: int = 0, size: clip.ClipSize = TINY) -> Tensor:
     return torch.randn(count, 3, size.image, size.image, generator=rng(seed))
 
 
@@ -32,7 +32,7 @@ def fill(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def packed_weights(seed: int = 1, size: clip.Size = TINY) -> State:
+def packed_weights(seed: int = 1, size: clip.ClipSize = TINY) -> State:
     return {name: tensor.clone() for name, tensor in fill(clip.build(size, "packed"), seed).state_dict().items()}
 
 
@@ -73,7 +73,7 @@ def weights_in(layout: str, packed: State) -> State:
     return packed if layout == "packed" else separated(packed)
 
 
-def loaded(layout: str, packed: State, size: clip.Size = TINY) -> nn.Module:
+def loaded(layout: str, packed: State, size: clip.ClipSize = TINY) -> nn.Module:
     model = clip.build(size, layout)
     model.load_state_dict(weights_in(layout, packed))
     return model.eval()

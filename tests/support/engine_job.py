@@ -19,7 +19,7 @@ import torch
 
 from fusionbench_lite import registry
 from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
-from fusionbench_lite.adaptation.engine.fit import Settings, fit
+from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.base.processes import own_tasks
 from fusionbench_lite.evaluation.results import TaskResult
@@ -85,7 +85,7 @@ def job(
 
     def examples(task: str, rows: slice) -> Examples:
         labels = torch.arange(64)[rows] % 5 if procedure.reads_labels else None
-        return Examples(inputs[task][rows], procedure.known(task, inputs[task][rows]), labels)
+        return Examples(inputs[task][rows], procedure.precomputed(task, inputs[task][rows]), labels)
 
     def batches_of(step: int) -> list[dict[str, Examples]]:
         if step == stop_at:
@@ -103,7 +103,7 @@ def job(
         return {task: examples(task, slice(48, None)) for task in tasks}
 
     evaluations, trajectory = Evaluations(predict, 10, steps, held_out), Trajectory(5)
-    settings = Settings(checkpoint=checkpoint, checkpoint_every=4, precision=precision)
+    settings = FitSettings(checkpoint=checkpoint, checkpoint_every=4, precision=precision)
     module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
     kept = ("values", "held_out_losses", "predictions", "chosen", "learned")
     return {

@@ -27,13 +27,13 @@ from fusionbench_lite.data.vision.cache import Decoded
 from fusionbench_lite.data.vision.images import Deferred, Images, Opened
 from fusionbench_lite.data.vision.originals import SplitOriginals
 from fusionbench_lite.data.vision.packed import Parquet
-from fusionbench_lite.finetuning import Settings, finetune
+from fusionbench_lite.finetuning import FinetuneSettings, finetune
 from fusionbench_lite.finetuning.recipes import Recipe, recipe
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
 from tests.support.vision_data import write_parquet
 
-SIZE = clip.Size(32, 16, 32, 2, 4, 16, 32, 1, 2)
+SIZE = clip.ClipSize(image=32, patch=16, width=32, layers=2, heads=4, output=16, text_width=32, text_layers=1, text_heads=2)
 TASKS = ("dtd", "svhn")
 IMAGES, HELD_OUT, CLASSES, STEPS, EVERY = 90, 20, 4, 23, 4
 
@@ -51,7 +51,10 @@ def task_data(task: str, images: int = IMAGES, size: int = 32) -> TaskData:
     labels = np.arange(images) % CLASSES
     prototypes = stream.integers(0, 256, (CLASSES, size, size, 3))
     pictures = np.clip(prototypes[labels] + stream.normal(0, 40, (images, size, size, 3)), 0, 255).astype(np.uint8)
-    return TaskData(task, tuple("abcd"), pictures, labels, pictures[:8], labels[:8])
+    return TaskData(
+        name=task, classes=tuple("abcd"), train_images=pictures, train_labels=labels, test_images=pictures[:8],
+        test_labels=labels[:8],
+    )
 
 
 def jpegs(task: str, images: int = IMAGES) -> list[bytes]:
@@ -73,7 +76,10 @@ def with_originals(folder: Path, task: str, contents: list[bytes | None] | None 
     decoded = Decoded(folder / "pictures" / task, Parquet([file], "image"), about, 32)
     deferred = Deferred(lambda: IMAGES, 32, lambda: Opened(decoded, np.arange(IMAGES), plain.train_labels))
     images: Any = Images(deferred, lambda: f"pictures of {task}", SplitOriginals(deferred))
-    return TaskData(task, plain.classes, images, plain.train_labels, plain.test_images, plain.test_labels), decoded
+    return TaskData(
+        name=task, classes=plain.classes, train_images=images, train_labels=plain.train_labels, test_images=plain.test_images,
+        test_labels=plain.test_labels,
+    ), decoded
 
 
 def head(task: str, width: int = SIZE.output, classes: int = CLASSES) -> ZeroShotHead:
@@ -84,7 +90,9 @@ def quick(name: str = "ta", **changes: Any) -> Recipe:
     return recipe(name, **{"lr": 1e-3, "batch": 12, "steps": STEPS, "warmup": 4, **changes})
 
 
-def train(folder: Path, tasks: str = "dtd", how: Recipe | None = None, settings: Settings | None = None, **arguments: Any) -> Path:
+def train(
+    folder: Path, tasks: str = "dtd", how: Recipe | None = None, settings: FinetuneSettings | None = None, **arguments: Any
+) -> Path:
     """Fine-tune on one task, or on several whose names are joined by a comma; "dtd originals" crops those of dtd."""
     tasks, _, originals = tasks.partition(" ")
     names = tasks.split(",")
@@ -95,7 +103,7 @@ def train(folder: Path, tasks: str = "dtd", how: Recipe | None = None, settings:
         "model": arguments.pop("model", None) or clip.build(SIZE, "packed"), **arguments,
     }
     how = how or quick("joint" if len(names) > 1 else "ta", **({"batch": 6} if len(names) > 1 else {}))
-    settings = settings or Settings(checkpoint_every=EVERY, evaluate_every=10)
+    settings = settings or FinetuneSettings(checkpoint_every=EVERY, evaluate_every=10)
     return finetune(
         given.pop("model"), given.pop("pretrained"), given.pop("heads"), given.pop("data"), how, settings, folder=folder, **given
     )
@@ -104,11 +112,11 @@ def train(folder: Path, tasks: str = "dtd", how: Recipe | None = None, settings:
 def stopping(step: int, where: str, stop: Callable[[], None], patch: Callable[[Any, str, Any], None]) -> Callable[[Any], None]:
     """Return a report, and patch what is needed, so that `stop` is called at a step."""
     from fusionbench_lite.adaptation.engine import fit
-    from fusionbench_lite.finetuning.batches import Batches
+    from fusionbench_lite.finetuning.step_images import StepImages
 
     if where == "read":
-        read = Batches._read
-        patch(Batches, "_read", lambda self, number: stop() if number == step else read(self, number))
+        read = StepImages._read
+        patch(StepImages, "_read", lambda self, number: stop() if number == step else read(self, number))
     if where == "save":
         save = torch.save
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before torchvision)
 from fusionbench_lite.models import clip
-from fusionbench_lite.models.clip import Size
+from fusionbench_lite.models.clip import ClipSize
 
 State = dict[str, Tensor]
 
@@ -72,7 +72,7 @@ class Legacy:
                 else:
                     sys.modules[name] = module
 
-    def encoder(self, entries: State, size: Size) -> nn.Module:
+    def encoder(self, entries: State, size: ClipSize) -> nn.Module:
         """The image encoder of the release with these entries."""
         make = self.open_clip
         visual = make["VisualTransformer"]()
@@ -98,7 +98,7 @@ class Legacy:
         encoder.load_state_dict(entries)
         return encoder
 
-    def _block(self, size: Size) -> nn.Module:
+    def _block(self, size: ClipSize) -> nn.Module:
         make, block = self.open_clip, self.open_clip["ResidualAttentionBlock"]()
         block.ln_1, block.attn = make["LayerNorm"](size.width), nn.MultiheadAttention(size.width, size.heads)
         block.ln_attn, block.ln_2 = nn.Identity(), make["LayerNorm"](size.width)
@@ -107,7 +107,7 @@ class Legacy:
         block.mlp = nn.Sequential(OrderedDict(parts))
         return block
 
-    def _transform(self, size: Size, train: bool) -> Any:
+    def _transform(self, size: ClipSize, train: bool) -> Any:
         from torchvision import transforms as T
 
         bicubic = T.InterpolationMode.BICUBIC

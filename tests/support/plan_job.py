@@ -21,11 +21,11 @@ from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.placed import PlacedWeights
 from fusionbench_lite.weights.readers import SafetensorsWeights
 
-TINY = clip.Size(64, 32, 64, 2, 2, 64, 64, 2, 2)
+TINY = clip.ClipSize(image=64, patch=32, width=64, layers=2, heads=2, output=64, text_width=64, text_layers=2, text_heads=2)
 CLASSES = 10
 
 
-def write(folder: Path, size: clip.Size, layout: str, tasks: int) -> None:
+def write(folder: Path, size: clip.ClipSize, layout: str, tasks: int) -> None:
     """Write a pretrained model and its experts, random ones."""
     from safetensors.torch import save_file
 
@@ -51,7 +51,7 @@ class Phases:
         self.memory.start()
 
 
-def run(folder: Path, size: clip.Size, job: dict[str, Any]) -> dict[str, int]:
+def run(folder: Path, size: clip.ClipSize, job: dict[str, Any]) -> dict[str, int]:
     """Load, build, step and evaluate; return the phases' peaks."""
     phases = Phases()
     model = clip.build(size, job["layout"]).requires_grad_(False)
@@ -72,7 +72,7 @@ def run(folder: Path, size: clip.Size, job: dict[str, Any]) -> dict[str, int]:
 
     def examples(task: str, count: int) -> Examples:
         given = images(count)
-        return Examples(given if procedure.reads_inputs else None, procedure.known(task, given))
+        return Examples(given if procedure.reads_inputs else None, procedure.precomputed(task, given))
 
     def batches(step: int) -> list[dict[str, Examples]]:
         return [{task: examples(task, draw.size or job["batch"]) for task in files} for draw in procedure.draws(step)]
@@ -83,7 +83,7 @@ def run(folder: Path, size: clip.Size, job: dict[str, Any]) -> dict[str, int]:
     with torch.inference_mode():
         for task in files:
             given = images(job["eval_batch"])
-            procedure.encode(task, Examples(given, procedure.known(task, given)))
+            procedure.encode(task, Examples(given, procedure.precomputed(task, given)))
     phases.end("evaluate")
     return phases.peaks
 
@@ -94,9 +94,9 @@ def main(job: dict[str, Any]) -> dict[str, int]:
     warnings.simplefilter("ignore")
     folder = Path(job["folder"])
     write(folder / "tiny", TINY, job["layout"], 2)
-    write(folder / "weights", clip.Size(**job["size"]), job["layout"], job["tasks"])
+    write(folder / "weights", clip.ClipSize(**job["size"]), job["layout"], job["tasks"])
     run(folder / "tiny", TINY, {**job, "eval_batch": 2, "batch": 1})
-    return run(folder / "weights", clip.Size(**job["size"]), job)
+    return run(folder / "weights", clip.ClipSize(**job["size"]), job)
 
 
 if __name__ == "__main__":

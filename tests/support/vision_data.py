@@ -156,7 +156,7 @@ class LocalHub:
         assert kind == "dataset"
         self.fetched.append(f"{repo}:{file}")
         path = self.root / repo / file
-        return Fetched(path, file_sha256(path), "c" * 40, repo, file)
+        return Fetched(path=path, sha256=file_sha256(path), commit="c" * 40, repo=repo, file=file)
 
     def present(self, repo, file, *, kind="model", revision="main", cache, sha256=None, size=None):
         return None

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from fusionbench_lite.checkpoints.families import PACKAGED, family_of
 from fusionbench_lite.models import clip
-from fusionbench_lite.models.clip import Size
+from fusionbench_lite.models.clip import ClipSize
 from tests.support.legacy_modules import Legacy, save
 
 State = dict[str, Tensor]
-TINY = Size(image=32, patch=16, width=32, layers=2, heads=2, output=16, text_width=24, text_layers=1, text_heads=2, vocabulary=64)
+TINY = ClipSize(
+    image=32, patch=16, width=32, layers=2, heads=2, output=16, text_width=24, text_layers=1, text_heads=2, vocabulary=64
+)
 """Milliseconds to write and to read; set `vocabulary` to 49408 where heads are built from prompts."""
 TEXT_FIRST, TEXT_LAST = ("positional_embedding", "text_projection", "logit_scale"), (
     "token_embedding.weight", "ln_final.weight", "ln_final.bias",
@@ -35,7 +37,7 @@ TEXT_FIRST, TEXT_LAST = ("positional_embedding", "text_projection", "logit_scale
 # ---------------------------------------------------------------- weights
 
 
-def base_state(size: Size, seed: int = 0) -> State:
+def base_state(size: ClipSize, seed: int = 0) -> State:
     """A whole CLIP under open_clip's names, in float32 values that float16 can hold, as OpenAI's weights are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -48,7 +50,7 @@ def base_state(size: Size, seed: int = 0) -> State:
     return {name: tensor.half().float() for name, tensor in state.items()}
 
 
-def expert_state(size: Size, task: str, seed: int = 0, spread: float = 0.02, frozen_projection: bool = False) -> State:
+def expert_state(size: ClipSize, task: str, seed: int = 0, spread: float = 0.02, frozen_projection: bool = False) -> State:
     """The base with small differences in the image tower, of the task's own."""
     state = base_state(size, seed)
     generator = torch.Generator().manual_seed(int(hashlib.sha256(f"{seed} {task}".encode()).hexdigest()[:8], 16))
@@ -58,7 +60,7 @@ def expert_state(size: Size, task: str, seed: int = 0, spread: float = 0.02, fro
     return state
 
 
-def head_weight(size: Size, task: str, classes: int, seed: int = 0, norm: float = 100.0) -> Tensor:
+def head_weight(size: ClipSize, task: str, classes: int, seed: int = 0, norm: float = 100.0) -> Tensor:
     """Rows of one norm [classes, output]."""
     generator = torch.Generator().manual_seed(int(hashlib.sha256(f"{seed} head {task}".encode()).hexdigest()[:8], 16))
     return norm * nn.functional.normalize(torch.randn(classes, size.output, generator=generator), dim=1)
@@ -123,7 +125,7 @@ def write_module_head(
         save(legacy.ClassificationHead(normalize, weight), path, container)
 
 
-def write_module_encoder(path: Path, state: State, size: Size, modeling: str = "src.modeling", container: str = "zip") -> None:
+def write_module_encoder(path: Path, state: State, size: ClipSize, modeling: str = "src.modeling", container: str = "zip") -> None:
     """A pickled ImageEncoder with its preprocessing."""
     legacy = Legacy(modeling)
     with legacy.importable():
@@ -141,7 +143,7 @@ def classes_of(task: str, variant: str = "tall") -> int:
 
 
 def write_ta(
-    root: Path, model: str, tasks: tuple[str, ...], size: Size, seed: int = 0, *, container: str = "zip", heads: bool = True,
+    root: Path, model: str, tasks: tuple[str, ...], size: ClipSize, seed: int = 0, *, container: str = "zip", heads: bool = True,
     zeroshot: bool = True, spread: float = 0.02,
 ) -> None:
     """<root>/ViT-B-32/{zeroshot.pt, head_MNIST.pt, MNIST/finetuned.pt}: the tree of Task Arithmetic and of its hub copy."""
@@ -157,7 +159,7 @@ def write_ta(
 
 
 def write_tall(
-    root: Path, model: str, tasks: tuple[str, ...], size: Size, seed: int = 0, *, heads: bool = True, zeroshot: bool = True,
+    root: Path, model: str, tasks: tuple[str, ...], size: ClipSize, seed: int = 0, *, heads: bool = True, zeroshot: bool = True,
     model_name: bool = False, spread: float = 0.02, folder: str | None = None,
 ) -> None:
     """<root>/single_task/ViT-B-32/{head_MNISTVal.pt, MNISTVal/nonlinear_finetuned.pt}; `folder` spells the model's otherwise."""
@@ -175,7 +177,7 @@ def write_tall(
 
 
 def write_fusionbench(
-    root: Path, model: str, tasks: tuple[str, ...], size: Size, seed: int = 0, *, prefixed: bool = True, spread: float = 0.02
+    root: Path, model: str, tasks: tuple[str, ...], size: ClipSize, seed: int = 0, *, prefixed: bool = True, spread: float = 0.02
 ) -> None:
     """<root>/tanganke/clip-vit-base-patch32_mnist/{config.json, model.safetensors}; `prefixed` as transformers 4 writes them."""
     family = family_of("fusionbench")
@@ -187,7 +189,7 @@ def write_fusionbench(
         (folder / "config.json").write_text(json.dumps(vision_config(size), indent=1))
 
 
-def vision_config(size: Size) -> dict[str, Any]:
+def vision_config(size: ClipSize) -> dict[str, Any]:
     """The config.json of a vision tower."""
     return {
         "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "hidden_act": "quick_gelu",
@@ -196,7 +198,7 @@ def vision_config(size: Size) -> dict[str, Any]:
     }
 
 
-def write_timm(root: Path, model: str, size: Size, seed: int = 0, *, form: str = "safetensors") -> None:
+def write_timm(root: Path, model: str, size: ClipSize, seed: int = 0, *, form: str = "safetensors") -> None:
     """<root>/timm/vit_base_patch32_clip_224.openai/open_clip_model.safetensors, or with form="bin" open_clip_pytorch_model.bin."""
     folder = root / family_of("ta").bases[model].repo
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +209,7 @@ def write_timm(root: Path, model: str, size: Size, seed: int = 0, *, form: str =
         save(OrderedDict(state), folder / "open_clip_pytorch_model.bin")
 
 
-def write_openai(root: Path, model: str, size: Size, seed: int = 0, *, form: str = "bin") -> None:
+def write_openai(root: Path, model: str, size: ClipSize, seed: int = 0, *, form: str = "bin") -> None:
     """<root>/openai/clip-vit-base-patch32/pytorch_model.bin, or with form="safetensors" model.safetensors; a whole CLIPModel."""
     folder = root / family_of("fusionbench").bases[model].repo
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,14 @@ from fusionbench_lite.tables.records import Record
 from tests.support import vision_data, vision_files
 from tests.support.mirror import Mirror
 
-SMALL = clip.Size(224, 56, 48, 2, 3, 24, 32, 1, 2)
+SMALL = clip.ClipSize(image=224, patch=56, width=48, layers=2, heads=3, output=24, text_width=32, text_layers=1, text_heads=2)
 """Few tokens and a narrow encoder; images, prompts and vocabulary are of full size."""
 TASKS = {"mnist": (40, 30), "dtd": (94, 47), "svhn": (30, 40), "stl10": (30, 20)}
 """Training and test images by task; stl10 is none of Task Arithmetic's eight."""
 STANDARD = tuple(task for task in TASKS if task != "stl10")
 
 
-def fill(mirror: Mirror, size: clip.Size, model: str = "vit_b32", sizes: Mapping[str, tuple[int, int]] = TASKS) -> None:
+def fill(mirror: Mirror, size: clip.ClipSize, model: str = "vit_b32", sizes: Mapping[str, tuple[int, int]] = TASKS) -> None:
     """Put base models, experts of every family and the images of the tasks on the mirror."""
     tasks = tuple(sizes)
     models, standard = mirror.root / "models", tuple(task for task in tasks if task in STANDARD)

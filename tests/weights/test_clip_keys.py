@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip
-from fusionbench_lite.models.clip import Size
+from fusionbench_lite.models.clip import ClipSize
 from fusionbench_lite.weights import clip_keys
 from tests.support import vision_files
 from tests.support.vision_files import TINY
 
 SIZES = [
-    TINY, dataclasses.replace(TINY, width=48, heads=3, layers=3, output=40), Size(28, 7, 64, 1, 4, 64, 32, 2, 4, vocabulary=50),
+    TINY, dataclasses.replace(TINY, width=48, heads=3, layers=3, output=40), ClipSize(
+        image=28, patch=7, width=64, layers=1, heads=4, output=64, text_width=32, text_layers=2, text_heads=4, vocabulary=50
+    ),
 ]
 
 
-def visual(size: Size, seed: int = 0) -> dict[str, torch.Tensor]:
+def visual(size: ClipSize, seed: int = 0) -> dict[str, torch.Tensor]:
     state = vision_files.base_state(size, seed)
     return {name[7:]: tensor for name, tensor in state.items() if name.startswith("visual.")}
 
@@ -30,7 +32,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return set(a) == set(b) and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
 
 
-def outputs(size: Size, layout: str, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def outputs(size: ClipSize, layout: str, state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     model = clip.build(size, layout)
     model.load_state_dict(state, strict=True)
     with torch.inference_mode():
@@ -38,7 +40,7 @@ def outputs(size: Size, layout: str, state: dict[str, torch.Tensor], images: tor
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_towers_agree(size: Size) -> None:
+def test_towers_agree(size: ClipSize) -> None:
     state, images = visual(size), torch.randn(3, 3, size.image, size.image, generator=torch.Generator().manual_seed(1))
     packed, separate = (outputs(size, "packed", state, images), outputs(size, "separate", clip_keys.to_separate(state), images))
     assert float((packed - separate).abs().max()) < 1e-5

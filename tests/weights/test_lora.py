@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import fusionbench_lite as fbl
-from fusionbench_lite.weights.layout import Layout
 from fusionbench_lite.weights.lora import is_adapter, read_adapter
 from fusionbench_lite.weights.readers import SafetensorsWeights
+from fusionbench_lite.weights.specs import TensorSpec
 from tests.support.helpers import same_bits, snapshot
 from tests.support.lora_files import PREFIX, base_state, draw, factors, linear_tensors, write_adapter
 
@@ -36,7 +36,7 @@ def test_folded_in_the_work_dtype_and_rounded_once(tmp_path, dtype, stored):
     work = torch.float64 if dtype == torch.float64 else torch.float32
     for name, value in expert.items():
         assert (value.dtype, value.shape) == (base[name].dtype, base[name].shape)
-        assert expert.layout(name) == Layout(tuple(value.shape), value.dtype)
+        assert expert.spec(name) == TensorSpec(tuple(value.shape), value.dtype)
         if name in expert.changed:
             a, b = (tensors[f"{PREFIX}{name.removesuffix('.weight')}.lora_{part}.weight"].to(work) for part in "AB")
             assert torch.equal(value, (base[name].to(work) + b @ a * 3.0).to(dtype))

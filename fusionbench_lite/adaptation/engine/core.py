@@ -54,20 +54,20 @@ class MergedEncoder:
         self.model = context.model
         self.parametrisation = parametrisation
         self.chunk = context.chunk
-        known = self.model.state_dict()
+        of_model = self.model.state_dict()
         experts = parametrisation.experts
         follow = aliases(self.model, experts)
         parametrisation.tie(follow)
         self.leaves = {
             name: torch.empty(
-                part.origin.shape, dtype=experts.layout[name].dtype, device=known[name].device, requires_grad=True
+                part.origin.shape, dtype=experts.specs[name].dtype, device=of_model[name].device, requires_grad=True
             )
             for name, part in parametrisation.parts.items()
-            if name in known and name not in follow
+            if name in of_model and name not in follow
         }
         self._constants = {
-            name: experts.pretrained[name].to(known[name].device) for name in experts.layout
-            if name in known and name not in self.leaves and name not in follow
+            name: experts.pretrained[name].to(of_model[name].device) for name in experts.specs
+            if name in of_model and name not in self.leaves and name not in follow
         }
         experts.drop_held()
 
@@ -122,8 +122,8 @@ class MergedEncoder:
             objective = objective.around(self._mean_logits(inputs, segments, size, objective))
         for features, pieces in self._forward(inputs, segments, size):
             total: Any = 0
-            for task, rows, own, count in pieces:
-                loss = objective(task, features[rows], batch[task].part(own.start, own.stop)).sum() / count
+            for task, rows, examples, count in pieces:
+                loss = objective(task, features[rows], batch[task].part(examples.start, examples.stop)).sum() / count
                 losses[task] = losses[task] + loss.detach()
                 total = total + (loss if weights is None else weights[task] * loss)
             if torch.is_grad_enabled():
@@ -152,12 +152,12 @@ class MergedEncoder:
 
 def pieces_of(segments: list[Segment], start: int, size: int) -> list[Piece]:
     """Return whose the `size` examples from `start` on are, of inputs of several tasks."""
-    found = []
+    pieces = []
     for task, low, high in segments:
         first, last = max(low - start, 0), min(high - start, size)
         if first < last:
-            found.append((task, slice(first, last), slice(first + start - low, last + start - low), high - low))
-    return found
+            pieces.append((task, slice(first, last), slice(first + start - low, last + start - low), high - low))
+    return pieces
 
 
 def in_groups(
@@ -172,8 +172,8 @@ def in_groups(
     learnables = list(learnables)
     for inputs, segments in concatenated(batch):
         undo = restoring(learnables if torch.is_grad_enabled() else [])
-        found, chunk = in_chunks(functools.partial(compute, inputs, segments), size_of(inputs), chunk, undo)
-        losses |= found
+        group_losses, chunk = in_chunks(functools.partial(compute, inputs, segments), size_of(inputs), chunk, undo)
+        losses |= group_losses
     return losses, chunk
 
 

@@ -76,8 +76,8 @@ class Evaluations(Callback):
     def results(self, step: int) -> dict[str, TaskResult]:
         """The results of an evaluation, by task."""
         return {
-            task: TaskResult(_restored(found), _restored(self.labels[task]), self.metrics[task])
-            for task, found in self.predictions[step].items()
+            task: TaskResult(_restored(predictions), _restored(self.labels[task]), self.metrics[task])
+            for task, predictions in self.predictions[step].items()
         }
 
     @property
@@ -95,8 +95,8 @@ class Evaluations(Callback):
         self.values[step] = {task: results[task].value for task in module.tasks}
         self.predictions[step] = {task: _stored(results[task].predictions) for task in module.tasks}
         if self.held_out is not None:
-            own = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
-            everyone = gathered(own)
+            losses = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
+            everyone = gathered(losses)
             self.held_out_losses[step] = sum(everyone[task] for task in module.tasks)
         for rule, chosen in self.chosen.items():
             if chosen == step and rule != "last":

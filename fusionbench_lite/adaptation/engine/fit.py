@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """How an adaptation runs, none of which changes its result on one device.
 
     `checkpoint`: file to resume from and to save to, every `checkpoint_every` steps; None saves nothing. `devices`
@@ -41,7 +41,7 @@ class Settings:
 
 
 def fit(
-    procedure: Procedure, batches_of: Callable[[int], Sequence[Batch]], steps: int, settings: Settings | None = None,
+    procedure: Procedure, batches_of: Callable[[int], Sequence[Batch]], steps: int, settings: FitSettings | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Adaptation:
     """Run a procedure for `steps` steps and return the module that holds it, resumed from the checkpoint if there is one.
@@ -49,7 +49,7 @@ def fit(
     `batches_of(step)` returns this process's tasks' examples for each of `procedure.draws(step)`. Raises MergeError for
     a loss or a gradient that is not finite.
     """
-    settings = settings or Settings()
+    settings = settings or FitSettings()
     module = Adaptation(procedure)
     checkpoint = settings.checkpoint
     callbacks = list(callbacks)
@@ -69,7 +69,7 @@ def fit(
     return module
 
 
-def _devices(settings: Settings) -> dict[str, Any]:
+def _devices(settings: FitSettings) -> dict[str, Any]:
     """Return the trainer's device arguments; a launcher such as torchrun has already decided the number."""
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
     nodes = int(os.environ.get("WORLD_SIZE", devices)) // devices

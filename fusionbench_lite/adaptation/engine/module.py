@@ -92,9 +92,9 @@ class Adaptation(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
 
-    def _shared_losses(self, own: Mapping[str, Tensor]) -> dict[str, float]:
-        like = next(iter(own.values())) if own else torch.zeros((), device=self.device)
-        losses = torch.stack([own.get(task, torch.zeros_like(like)).detach() for task in self.tasks])
+    def _shared_losses(self, mine: Mapping[str, Tensor]) -> dict[str, float]:
+        like = next(iter(mine.values())) if mine else torch.zeros((), device=self.device)
+        losses = torch.stack([mine.get(task, torch.zeros_like(like)).detach() for task in self.tasks])
         return dict(zip(self.tasks, self._sum_over_devices(losses).tolist(), strict=True))
 
     def _share_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -102,10 +102,10 @@ class Adaptation(lightning.LightningModule):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         present = torch.tensor([float(p.requires_grad and p.grad is not None) for p in parameters], device=parameters[0].device)
-        for parameter, found in zip(parameters, self._sum_over_devices(present).tolist(), strict=True):
-            if found:
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self._sum_over_devices(own)
+        for parameter, has_gradient in zip(parameters, self._sum_over_devices(present).tolist(), strict=True):
+            if has_gradient:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self._sum_over_devices(gradient)
 
     def _sum_over_devices(self, tensor: Tensor) -> Tensor:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -76,8 +76,8 @@ class Parametrisation(nn.Module):
         for name, merged in gradients.items():
             row = self.rows[name]
             with unmixed(merged.device):
-                own = self.parts[name].pull_back(coefficients[row], merged)
-            gradient[row] += own.to(gradient.device)
+                slope = self.parts[name].pull_back(coefficients[row], merged)
+            gradient[row] += slope.to(gradient.device)
         if self.clamp:
             gradient *= (self.coefficients >= 0) & (self.coefficients <= 1)
         self.coefficients.grad = gradient if self.coefficients.requires_grad else None

@@ -31,19 +31,19 @@ class Update(Protocol):
 class Examples:
     """Some examples of one task, first dimension B.
 
-    `inputs` is None where the procedure does not read them; `known` is what `Procedure.known` returned for them;
+    `inputs` is None where the procedure does not read them; `precomputed` is what `Procedure.precomputed` returned for them;
     `labels` [B] are there where the procedure reads labels.
     """
 
     inputs: Inputs | None = None
-    known: Tensor | None = None
+    precomputed: Tensor | None = None
     labels: Tensor | None = None
 
     def __len__(self) -> int:
         if self.inputs is not None:
             return size_of(self.inputs)
-        assert self.known is not None
-        return len(self.known)
+        assert self.precomputed is not None
+        return len(self.precomputed)
 
     def part(self, first: int, last: int) -> Examples:
         """Return some of the examples in a row."""
@@ -55,8 +55,8 @@ class Examples:
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Examples:
         inputs = None if self.inputs is None else each(function, self.inputs)
-        known, labels = (None if tensor is None else function(tensor) for tensor in (self.known, self.labels))
-        return Examples(inputs, known, labels)
+        precomputed, labels = (None if tensor is None else function(tensor) for tensor in (self.precomputed, self.labels))
+        return Examples(inputs, precomputed, labels)
 
 
 Batch = Mapping[str, Examples]
@@ -90,7 +90,7 @@ class Context:
 class Procedure:
     """An adaptive method at work. Subclasses hold `experts`, and in `learnables` exactly what they learn.
 
-    Class attributes say what a step reads: `reads_inputs` is False where `known` suffices; `reads_labels` marks a
+    Class attributes say what a step reads: `reads_inputs` is False where `precomputed` suffices; `reads_labels` marks a
     supervised method; `split` is the split of the data, of which it reads at most `most` examples a task (None: all);
     `updates_per_batch`: the several batches that a run may be set
     to take per step are updates of their own instead of one larger batch.
@@ -117,7 +117,7 @@ class Procedure:
         """Return the optimizers, whose state is saved and restored."""
         raise NotImplementedError
 
-    def known(self, task: str, inputs: Inputs) -> Tensor | None:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor | None:
         """Return what frozen networks say about inputs, [B, ...]: computed once per example and cached by a run."""
         return None
 

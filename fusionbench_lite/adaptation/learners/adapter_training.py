@@ -18,7 +18,7 @@ from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters:
     """What adapters are, `place`, `rank`, `loss` and `seed` as in `Bottlenecks`, and how they are trained: by Adam with `lr`,
     on `batch_size` examples of a task, None for the run's."""
@@ -53,7 +53,7 @@ class AdapterTraining(Procedure):
         self._of_adapters = torch.optim.Adam(self.adapters.parameters(), lr=self.settings.lr)
         return (self._of_adapters,)
 
-    def known(self, task: str, inputs: Inputs) -> Tensor:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return the expert's features."""
         return self.frozen.run(self.frozen.expert(task), inputs)
 

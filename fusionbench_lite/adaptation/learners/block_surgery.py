@@ -59,7 +59,7 @@ class BlockSurgery(Procedure):
         self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr)
         return (self._optimizer,)
 
-    def known(self, task: str, inputs: Inputs) -> Tensor:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return the expert's means over tokens behind every block and its features, side by side [B, Σ d]."""
 
         def everything(weights: Mapping[str, Tensor], part: Inputs) -> Tensor:
@@ -99,22 +99,22 @@ class BlockSurgery(Procedure):
         for start in range(0, len(whole), size):
             part = whole if size >= len(whole) else whole.part(start, start + size)
             assert part.inputs is not None
-            rows = {task: own for task, _, own, _ in pieces_of(segments, start, size)}
-            sizes = [own.stop - own.start for own in rows.values()]
-            known = torch.cat([_known(batch[task])[own] for task, own in rows.items()])
-            each = self._distances(self._adapted(part.inputs, list(zip(rows, sizes, strict=True))), known)
+            rows = {task: rows_of_task for task, _, rows_of_task, _ in pieces_of(segments, start, size)}
+            sizes = [rows_of_task.stop - rows_of_task.start for rows_of_task in rows.values()]
+            targets = torch.cat([_targets(batch[task])[rows_of_task] for task, rows_of_task in rows.items()])
+            each = self._distances(self._adapted(part.inputs, list(zip(rows, sizes, strict=True))), targets)
             total: Any = 0
-            for task, own in zip(rows, torch.split(each, sizes), strict=True):
-                loss = own.sum() / len(batch[task])
+            for task, rows_of_task in zip(rows, torch.split(each, sizes), strict=True):
+                loss = rows_of_task.sum() / len(batch[task])
                 losses[task] = losses[task] + loss.detach()
                 total = total + loss
             if torch.is_grad_enabled():
                 total.backward(inputs=list(self.learnables.parameters()))
         return losses
 
-    def _distances(self, outputs: list[Tensor], known: Tensor) -> Tensor:
+    def _distances(self, outputs: list[Tensor], of_experts: Tensor) -> Tensor:
         """Return each example's loss [B]: Σ over blocks and the features of the mean |difference| to the expert's."""
-        targets = torch.split(known.to(self.frozen.dtype), [output.shape[-1] for output in outputs], dim=1)
+        targets = torch.split(of_experts.to(self.frozen.dtype), [output.shape[-1] for output in outputs], dim=1)
         pairs = zip(outputs, targets, strict=True)
         return torch.stack([(output.to(target.dtype) - target).abs().mean(1) for output, target in pairs]).sum(0)
 
@@ -174,6 +174,6 @@ class BlockSurgery(Procedure):
         return self.frozen.state_dict()
 
 
-def _known(examples: Examples) -> Tensor:
-    assert examples.known is not None
-    return examples.known
+def _targets(examples: Examples) -> Tensor:
+    assert examples.precomputed is not None
+    return examples.precomputed

@@ -97,9 +97,9 @@ class Bottlenecks(nn.Module):
     def loss(self, weights: Mapping[str, Tensor], phi: Phi, examples: Examples) -> Tensor:
         """Return the distance between the adapted features and the expert's, which are what is known of examples."""
         assert examples.inputs is not None
-        assert examples.known is not None
+        assert examples.precomputed is not None
         features = self.features(weights, phi, examples.inputs)
-        difference = features - examples.known.to(features.dtype)
+        difference = features - examples.precomputed.to(features.dtype)
         return difference.square().mean() if self.kind == "mse" else torch.linalg.vector_norm(difference, dim=-1).mean()
 
     def features(self, weights: Mapping[str, Tensor], phi: Phi, inputs: Inputs) -> Tensor:
@@ -123,13 +123,13 @@ class Bottlenecks(nn.Module):
             for row, task in enumerate(self.tasks) for place, values in enumerate(stacked)
         }
 
-    def accept(self, state: dict[str, Any], prefix: str, own: str) -> None:
-        """Put the weights of a state dict that `named` returned where this module, under the key `own`, looks for them."""
+    def accept(self, state: dict[str, Any], prefix: str, attribute: str) -> None:
+        """Put the weights of a state dict that `named` returned where this module, under the key `attribute`, looks for them."""
         for part, group in self.parts.items():
             for number in range(len(list(group.parameters()))):
                 names = [f"{prefix}{task}/{number}/{part}" for task in self.tasks]
                 if all(name in state for name in names):
-                    state[f"{prefix}{own}.parts.{part}.{number}"] = torch.stack([state.pop(name) for name in names])
+                    state[f"{prefix}{attribute}.parts.{part}.{number}"] = torch.stack([state.pop(name) for name in names])
 
 
 def portions(examples: Examples, size: int) -> Iterator[tuple[Examples, float]]:

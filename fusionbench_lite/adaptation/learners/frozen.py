@@ -12,7 +12,7 @@ from fusionbench_lite.adaptation.engine.core import call, in_chunks
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
 from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.layout import StateDict, work_dtype
+from fusionbench_lite.weights.specs import StateDict, work_dtype
 
 Forward = Callable[[Mapping[str, Tensor], Inputs], Tensor]
 """`forward(weights, inputs)` returns [B, ...]: something about examples, from a model with these weights."""
@@ -26,7 +26,7 @@ class Frozen:
         self.chunk = context.chunk
         self.experts = experts
         self._whole = dict(base)
-        self._names = [name for name in self.model.state_dict() if name in experts.layout]
+        self._names = [name for name in self.model.state_dict() if name in experts.specs]
         self._device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         self.base = self._on_device(base)
         self._expert: tuple[str, dict[str, Tensor]] | None = None
@@ -39,7 +39,7 @@ class Frozen:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which adapters of this model learn: float64 where the model has float64 weights, else float32."""
-        wide = any(self.experts.layout[name].dtype == torch.float64 for name in self._names)
+        wide = any(self.experts.specs[name].dtype == torch.float64 for name in self._names)
         return work_dtype(torch.float64 if wide else torch.float32)
 
     def zero(self) -> Tensor:
@@ -65,8 +65,8 @@ class Frozen:
             parts = [whole.part(start, start + size).inputs for start in range(0, len(whole), size)]
             return torch.cat([forward(weights, part) for part in parts if part is not None])
 
-        found, self.chunk = in_chunks(compute, len(whole), self.chunk)
-        return found
+        outputs, self.chunk = in_chunks(compute, len(whole), self.chunk)
+        return outputs
 
     def features(self, weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Return the model's features with these weights."""
@@ -82,12 +82,12 @@ class Frozen:
 
     def _on_device(self, weights: StateDict) -> dict[str, Tensor]:
         tied = self.experts.tied
-        found: dict[str, Tensor] = {}
+        moved: dict[str, Tensor] = {}
         for name in self._names:
             first = tied.get(name, name)
-            if first not in found:
-                found[first] = weights[first].detach().to(self._device)
-        return {name: found[tied.get(name, name)] for name in self._names}
+            if first not in moved:
+                moved[first] = weights[first].detach().to(self._device)
+        return {name: moved[tied.get(name, name)] for name in self._names}
 
 
 def linear_start(numbers: Tensor) -> Tensor:

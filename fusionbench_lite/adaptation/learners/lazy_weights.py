@@ -74,9 +74,9 @@ class LazyModel:
         self._bytes: tuple[int, int] | None = None
         self._in_turn = False
         for prefix, module in list(self.model.named_modules()):
-            own = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-            found = {name: vectors[key] for name in own if (key := f"{prefix}.{name}".lstrip(".")) in vectors}
-            for name, vector in found.items():
+            direct = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+            present = {name: vectors[key] for name in direct if (key := f"{prefix}.{name}".lstrip(".")) in vectors}
+            for name, vector in present.items():
                 origin = getattr(module, name).detach()
                 _apply_to_states(module, name, origin, vector, self.gates)
                 _make_lazy(module, name, origin, vector, self.gates, self._summed)
@@ -91,10 +91,10 @@ class LazyModel:
 
     def _together(self, examples: Examples) -> Tensor:
         assert examples.inputs is not None
-        assert examples.known is not None
+        assert examples.precomputed is not None
         if not self._in_turn and len(examples) > 1:
             try:
-                features: Tensor = torch.vmap(self._one)(examples.inputs, examples.known)
+                features: Tensor = torch.vmap(self._one)(examples.inputs, examples.precomputed)
                 return features
             except torch.OutOfMemoryError:
                 raise
@@ -102,7 +102,7 @@ class LazyModel:
                 log.warning("examples run one by one: %s cannot be vectorised: %s", type(self.model).__name__, error)
                 self._in_turn = True
         each = (examples.part(start, start + 1) for start in range(len(examples)))
-        return torch.stack([self._one(_first(one.inputs), _first(one.known)) for one in each])
+        return torch.stack([self._one(_first(one.inputs), _first(one.precomputed)) for one in each])
 
     def _one(self, inputs: Any, gates: Tensor) -> Tensor:
         """Return the features [d] of one example without the dimension of examples."""
@@ -149,22 +149,22 @@ def _apply_to_states(module: nn.Module, name: str, origin: Tensor, vectors: Vect
     left, right, scale = vectors.left, vectors.right, vectors.scale
 
     def linear(inputs: Tensor) -> Tensor:
-        own = nn.functional.linear(inputs, right.to(inputs.dtype))
-        change = nn.functional.linear(scale(own, gates.values), left.to(inputs.dtype))
+        inner = nn.functional.linear(inputs, right.to(inputs.dtype))
+        change = nn.functional.linear(scale(inner, gates.values), left.to(inputs.dtype))
         return nn.functional.linear(inputs, origin, module.bias) + change  # type: ignore[arg-type]
 
     def projection(inputs: Tensor) -> Tensor:
-        own = scale(nn.functional.linear(inputs, right.to(inputs.dtype)), gates.values)
+        inner = scale(nn.functional.linear(inputs, right.to(inputs.dtype)), gates.values)
         bias = module.in_proj_bias
-        return nn.functional.linear(inputs, origin, bias) + nn.functional.linear(own, left.to(inputs.dtype))  # type: ignore[arg-type]
+        return nn.functional.linear(inputs, origin, bias) + nn.functional.linear(inner, left.to(inputs.dtype))  # type: ignore[arg-type]
 
     def convolution(inputs: Tensor) -> Tensor:
-        own = inputs @ left.to(inputs.dtype)
-        return inputs @ origin + cast(Tensor, module.bias) + scale(own, gates.values) @ right.to(inputs.dtype)
+        inner = inputs @ left.to(inputs.dtype)
+        return inputs @ origin + cast(Tensor, module.bias) + scale(inner, gates.values) @ right.to(inputs.dtype)
 
     def embedding(inputs: Tensor) -> Tensor:
-        own = nn.functional.embedding(inputs, left)
-        return nn.functional.embedding(inputs, origin) + (scale(own, gates.values) @ right).to(origin.dtype)
+        inner = nn.functional.embedding(inputs, left)
+        return nn.functional.embedding(inputs, origin) + (scale(inner, gates.values) @ right).to(origin.dtype)
 
     if isinstance(module, nn.MultiheadAttention):
         if name == "in_proj_weight" and module.bias_k is None and not module.add_zero_attn:

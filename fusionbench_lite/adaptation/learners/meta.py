@@ -18,7 +18,7 @@ from fusionbench_lite.adaptation.learners.bottlenecks import Phi, portions
 from fusionbench_lite.weights.experts import Experts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """The steps on raw: `steps` of them, each after `inner_steps` of the adapters with `inner_lr`, and with the `second`-order
     part of the gradient, on `batch_size` examples of a task, None for the run's. `adam`, else plain gradient descent."""
@@ -147,11 +147,11 @@ class Meta(AdapterTraining):
         """Add -α times the gradients of ⟨∂L/∂φ, v⟩ in W and in φ to those of the leaves."""
         leaves = [*self.encoder.leaves.values(), *phi]
         for part, share in [(examples, 1.0)] if graph is not None else portions(examples, size):
-            found: Sequence[Tensor] | None = graph
-            if found is None:
+            gradients: Sequence[Tensor] | None = graph
+            if gradients is None:
                 loss = self.adapters.loss(self.encoder.weights, phi, part) * share
-                found = torch.autograd.grad(loss, phi, create_graph=True)
-            products = [(gradient * v).sum() for gradient, v in zip(found, direction, strict=True)]
+                gradients = torch.autograd.grad(loss, phi, create_graph=True)
+            products = [(gradient * v).sum() for gradient, v in zip(gradients, direction, strict=True)]
             (-self.first.inner_lr * torch.stack(products).sum()).backward(inputs=leaves)  # type: ignore[no-untyped-call]
 
     def _forget(self) -> None:

@@ -96,8 +96,8 @@ def cheaper_factored(tokens: int, tasks: int) -> bool:
 def factored(states: Tensor, gates: Tensor, weight: Tensor, vectors: Tensor, transposed: bool) -> Tensor:
     """Return x_b W0ᵀ + Σ_t g_bt (x_b τ_tᵀ), [B, N, out], without a weight per example."""
     pattern = "bni,tio->btno" if transposed else "bni,toi->btno"
-    own = torch.einsum(pattern, states, vectors.to(states.dtype))
-    mixed = torch.einsum("bt,btno->bno", gates.to(states.dtype), own)
+    of_tasks = torch.einsum(pattern, states, vectors.to(states.dtype))
+    mixed = torch.einsum("bt,btno->bno", gates.to(states.dtype), of_tasks)
     base = weight.to(states.dtype)
     return mixed + states @ (base if transposed else base.T)
 

@@ -59,13 +59,13 @@ class ParetoMerging(Descent):
             losses = self._accumulate(batches[0], preference)
             self.parametrisation.pull_back(self.encoder.gradients())
         else:
-            own = own_tasks(self.tasks)
+            here = own_tasks(self.tasks)
             with unmixed(self.parametrisation.coefficients.device):
                 values = self.distances.measure()
                 weights = self._weights(values, preference)
-                weights *= weights.new_tensor([task in own for task in self.tasks])
+                weights *= weights.new_tensor([task in here for task in self.tasks])
                 self.distances.pull_back(weights)
-            losses = {task: values[self.tasks.index(task)] for task in own}
+            losses = {task: values[self.tasks.index(task)] for task in here}
         update(losses, self._optimizer)
         return losses
 

@@ -55,7 +55,7 @@ class FeatureSurgery(Procedure):
         self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr, fused=True)
         return (self._optimizer,)
 
-    def known(self, task: str, inputs: Inputs) -> Tensor:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return the features of the merged model and of the task's expert, [B, 2, d]."""
         pair = [self.frozen.run(weights, inputs) for weights in (self.frozen.base, self.frozen.expert(task))]
         features = torch.stack(pair, dim=1)
@@ -75,13 +75,13 @@ class FeatureSurgery(Procedure):
             losses = self._differentiate(batch, key, 0)
             update(losses or {self.tasks[0]: self.frozen.zero()}, self._optimizer)
             return losses
-        found: dict[str, Tensor] = {}
+        all_losses: dict[str, Tensor] = {}
         for number, task in enumerate(self.tasks):
             group = 0 if self.grouping == "shared" else number
             losses = self._differentiate({task: batch[task]} if task in batch else {}, key, group)
             update(losses or {task: self.frozen.zero()}, self._optimizer)
-            found |= losses
-        return found
+            all_losses |= losses
+        return all_losses
 
     def _differentiate(self, batch: Batch, key: tuple[int, ...], group: int) -> dict[str, Tensor]:
         """Set the gradients of a group of adapters for the batch, those of the others to zero; return each task's loss.
@@ -105,10 +105,10 @@ class FeatureSurgery(Procedure):
     def _noise(self, batch: Batch, key: tuple[int, ...]) -> Tensor | None:
         drawn = []
         for task, examples in batch.items():
-            own = self.adapter.noise(task, self._features(examples)[:, 0].shape, key)
-            if own is None:
+            noise = self.adapter.noise(task, self._features(examples)[:, 0].shape, key)
+            if noise is None:
                 return None
-            drawn.append(own.to(self.frozen.device, self.frozen.dtype))
+            drawn.append(noise.to(self.frozen.device, self.frozen.dtype))
         return pad_sequence(drawn, batch_first=True)
 
     @torch.no_grad()
@@ -121,8 +121,8 @@ class FeatureSurgery(Procedure):
             return self.adapter.differentiate(self._values(list(batch)), merged, expert, share, noise)
 
     def _features(self, examples: Examples) -> Tensor:
-        assert examples.known is not None
-        return examples.known.to(self.frozen.dtype)
+        assert examples.precomputed is not None
+        return examples.precomputed.to(self.frozen.dtype)
 
     def _values(self, tasks: list[str]) -> dict[str, Tensor]:
         """Return the adapters' weights of some tasks, [n, ...]; of one task where they are updated in turn."""
@@ -139,8 +139,8 @@ class FeatureSurgery(Procedure):
         if self._weights:
             with unmixed(features.device):
                 features = self.adapter.adapt(self._values([task]), features[None])[0]
-        assert examples.known is not None
-        return features.to(examples.known.dtype)
+        assert examples.precomputed is not None
+        return features.to(examples.precomputed.dtype)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each task's loss, without noise."""
@@ -148,11 +148,11 @@ class FeatureSurgery(Procedure):
 
     def learned(self) -> dict[str, Tensor]:
         """Return the weights of every task's adapter, `TASK/PART`; `/PART` of one for all."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for part, group in self._weights.items():
             whole = torch.cat([value.detach().cpu() for value in group])
-            found |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}
-        return found
+            tensors |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}
+        return tensors
 
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights that the adapters sit on."""

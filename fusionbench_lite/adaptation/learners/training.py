@@ -16,7 +16,7 @@ from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Course:
     """How weights are trained.
 
@@ -51,12 +51,13 @@ class Training(Procedure):
 
     def __init__(self, experts: Experts, course: Course, context: Context) -> None:
         self.experts, self.course, self.context, self.chunk = experts, course, context, context.chunk
-        known = context.model.state_dict()
-        names = [name for name in experts.names if name in known and name not in course.frozen]
+        of_model = context.model.state_dict()
+        names = [name for name in experts.names if name in of_model and name not in course.frozen]
         self.weights = {name: nn.Parameter(experts.base(name).clone()) for name in names}
         self.learnables = nn.ParameterDict({name.replace(".", "/"): tensor for name, tensor in self.weights.items()})
         self.objective = objective("cross_entropy", context.heads)
-        self._constants = {name: experts.pretrained[name] for name in experts.layout if name in known and name not in self.weights}
+        fixed = [name for name in experts.specs if name in of_model and name not in self.weights]
+        self._constants = {name: experts.pretrained[name] for name in fixed}
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """The course's optimizer, whose learning rate `step` sets."""
@@ -92,8 +93,8 @@ class Training(Procedure):
         return result
 
     def _current(self) -> dict[str, Tensor]:
-        own = {name: tensor.to(self.experts.layout[name].dtype) for name, tensor in self.weights.items()}
-        return {**own, **self._constants}
+        current = {name: tensor.to(self.experts.specs[name].dtype) for name, tensor in self.weights.items()}
+        return {**current, **self._constants}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return each task's loss; with gradients enabled, add their sum's gradient to the weights.
@@ -112,8 +113,8 @@ class Training(Procedure):
         for start in range(0, len(whole), size):
             features = self.encode("", whole.part(start, start + size))
             total = torch.zeros((), device=features.device)
-            for task, rows, own, count in pieces_of(segments, start, size):
-                loss = self.objective(task, features[rows], batch[task].part(own.start, own.stop)).sum() / count
+            for task, rows, examples, count in pieces_of(segments, start, size):
+                loss = self.objective(task, features[rows], batch[task].part(examples.start, examples.stop)).sum() / count
                 losses[task] = loss.detach() + losses.get(task, 0.0)
                 total = total + loss
             if torch.is_grad_enabled():

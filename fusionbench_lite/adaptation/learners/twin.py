@@ -87,7 +87,7 @@ class Twin(Procedure):
         if context.example is not None:
             one = Examples(context.example).part(0, 1).inputs
             assert one is not None
-            self.known(experts.tasks[0], one)
+            self.precomputed(experts.tasks[0], one)
         elif context.steps:
             raise MergeError("twin_merging finds the width of its router by running a batch, and there is none: add batches")
 
@@ -109,7 +109,7 @@ class Twin(Procedure):
         sides = [side.to(self.frozen.device, differences.dtype) for side in (torch.cat(left, 1), torch.cat(right))]
         return LowRank(sides[0], sides[1], len(self.tasks))
 
-    def known(self, task: str, inputs: Inputs) -> Tensor:
+    def precomputed(self, task: str, inputs: Inputs) -> Tensor:
         """Return what the router reads, [B, d]; the first call makes the router, whose width that is."""
         features = self.frozen.run(self.frozen.base, inputs, self._summary)
         if not isinstance(self.learnables, Router):
@@ -132,15 +132,15 @@ class Twin(Procedure):
         (batch,) = batches
         for parameter in self.learnables.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        logits, own = self._logits(batch, step)
+        logits, rows_of = self._logits(batch, step)
         if self.of_tasks:
-            losses = self._of_tasks(logits, own)
+            losses = self._of_tasks(logits, rows_of)
             if losses:
                 torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         else:
             gates = torch.softmax(logits, dim=-1)
             leaf = gates.detach().requires_grad_()
-            losses = {task: self._entropy(task, batch[task], leaf, rows) for task, rows in own.items()}
+            losses = {task: self._entropy(task, batch[task], leaf, rows) for task, rows in rows_of.items()}
             if leaf.grad is not None:
                 gates.backward(leaf.grad)  # type: ignore[no-untyped-call]
         losses = {task: loss.detach() for task, loss in losses.items()} or {self.tasks[0]: self.frozen.zero()}
@@ -150,16 +150,16 @@ class Twin(Procedure):
     @torch.no_grad()
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each task's loss with the router as it is in evaluation."""
-        logits, own = self._logits(batch, None)
+        logits, rows_of = self._logits(batch, None)
         if self.of_tasks:
-            return self._of_tasks(logits, own)
+            return self._of_tasks(logits, rows_of)
         gates = torch.softmax(logits, dim=-1)
-        return {task: self._entropy(task, batch[task], gates, rows) for task, rows in own.items()}
+        return {task: self._entropy(task, batch[task], gates, rows) for task, rows in rows_of.items()}
 
     def _logits(self, batch: Batch, step: int | None) -> tuple[Tensor, dict[str, slice]]:
         """Return the router's logits for the examples of all tasks in order, and the rows of this process's tasks."""
-        known = {task: examples.known for task, examples in batch.items() if examples.known is not None}
-        features = gathered(known, Tensor.cpu)
+        precomputed = {task: examples.precomputed for task, examples in batch.items() if examples.precomputed is not None}
+        features = gathered(precomputed, Tensor.cpu)
         present = [task for task in self.tasks if task in features]
         rows, start = {}, 0
         for task in present:
@@ -167,15 +167,15 @@ class Twin(Procedure):
             start += len(features[task])
         if step is not None and start < 2:
             raise MergeError(f"a step has {start} example: batch normalisation in the router needs 2 or more: add examples")
-        own = {task: rows[task] for task in present if task in batch}
+        rows_of = {task: rows[task] for task in present if task in batch}
         like = self.frozen.device
-        return self.learnables(torch.cat([features[task].to(like) for task in present]), step), own
+        return self.learnables(torch.cat([features[task].to(like) for task in present]), step), rows_of
 
-    def _of_tasks(self, logits: Tensor, own: Mapping[str, slice]) -> dict[str, Tensor]:
+    def _of_tasks(self, logits: Tensor, rows_of: Mapping[str, slice]) -> dict[str, Tensor]:
         """Return the parts of the mean cross entropy with the numbers of the tasks."""
         log_probabilities = torch.log_softmax(logits, dim=-1)
         return {
-            task: -log_probabilities[rows, self.tasks.index(task)].sum() / len(logits) for task, rows in own.items()
+            task: -log_probabilities[rows, self.tasks.index(task)].sum() / len(logits) for task, rows in rows_of.items()
         }
 
     def _entropy(self, task: str, examples: Examples, gates: Tensor, rows: slice) -> Tensor:
@@ -196,15 +196,15 @@ class Twin(Procedure):
             return total
 
         most = self.mixture.fitting(inputs, gates)
-        found, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), restoring([gates]))
-        return found
+        losses, self.chunk = in_chunks(compute, len(examples), min(self.chunk or most, most), restoring([gates]))
+        return losses
 
     def encode(self, task: str, examples: Examples) -> Tensor:
         """Return features of the mixtures, the same for every task."""
         assert examples.inputs is not None
-        known = self.known(task, examples.inputs) if examples.known is None else examples.known
+        precomputed = self.precomputed(task, examples.inputs) if examples.precomputed is None else examples.precomputed
         with torch.no_grad():
-            gates = torch.softmax(self.learnables(known, None), dim=-1)
+            gates = torch.softmax(self.learnables(precomputed, None), dim=-1)
             return self.mixture.encode(examples.inputs, gates, self.chunk)
 
     def learned(self) -> dict[str, Tensor]:

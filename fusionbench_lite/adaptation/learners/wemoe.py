@@ -68,26 +68,26 @@ class RoutedEncoder(MergedEncoder):
         return features
 
 
-def linear_layers(model: nn.Module, name: str, known: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Return the linear layers of the perceptron `name` that have weights in `known`, by full name.
+def linear_layers(model: nn.Module, name: str, weights: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return the linear layers of the perceptron `name` that have weights in `weights`, by full name.
 
     Raises MergeError where there is none.
     """
-    found = {
+    layers = {
         f"{name}.{path}".rstrip("."): module for path, module in model.get_submodule(name).named_modules()
-        if is_linear(module) and f"{name}.{path}".rstrip(".") + ".weight" in known
+        if is_linear(module) and f"{name}.{path}".rstrip(".") + ".weight" in weights
     }
-    if not found:
+    if not layers:
         raise MergeError(f"{name!r} of {type(model).__name__} has no linear layer among the weights: it cannot be routed")
-    return found
+    return layers
 
 
 def _mix(model: nn.Module, name: str, frozen: Frozen, gates: Gates) -> None:
     """Replace the linear layers of a perceptron by mixed ones."""
     experts = frozen.experts
-    for path, module in linear_layers(model, name, experts.layout).items():
+    for path, module in linear_layers(model, name, experts.specs).items():
         weight, vectors = _mixture_of(f"{path}.weight", frozen)
-        bias = _mixture_of(f"{path}.bias", frozen) if f"{path}.bias" in experts.layout else (None, None)
+        bias = _mixture_of(f"{path}.bias", frozen) if f"{path}.bias" in experts.specs else (None, None)
         mixed = MixedLinear(gates, weight, vectors, *bias, transposed=not isinstance(module, nn.Linear))
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, mixed)
@@ -136,7 +136,7 @@ class Routing(Procedure):
 
     def _router(self, model: nn.Module, name: str) -> Router:
         """Return the router of a perceptron, as wide as what its first linear layer reads."""
-        path, first = next(iter(linear_layers(model, name, self.experts.layout).items()))
+        path, first = next(iter(linear_layers(model, name, self.experts.specs).items()))
         width = self.experts.shape(f"{path}.weight")[1 if isinstance(first, nn.Linear) else 0]
         hidden, output = (
             (INITIAL * normal((rows, width), self.seed, "wemoe", name, part).double()).to(self.frozen.device, self.frozen.dtype)

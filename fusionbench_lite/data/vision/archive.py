@@ -90,31 +90,31 @@ class PublishedArchive:
     def split(self, split: str) -> Split:
         """Return a split, after fetching and unpacking the archive where that is still to be done; raises InputError."""
         hashes = self._unpacked()
-        found = LayoutSource(self.task, self.local, self.root).split(split)
+        read = LayoutSource(self.task, self.local, self.root).split(split)
         files = tuple((f"{self.archive.url}:{member.name}", hashes[member.path]) for member in self.members[split])
-        return dataclasses.replace(found, where=f"archive {self.archive.url} (MD5 {self.archive.md5}), {split}", files=files)
+        return dataclasses.replace(read, where=f"archive {self.archive.url} (MD5 {self.archive.md5}), {split}", files=files)
 
     def present(self) -> Mapping[str, str] | None:
         """Return the SHA-256 of the unpacked files by path where all are there and sound, else None. Makes no request."""
         try:
             noted = json.loads((self.root / _CONTENTS).read_text(encoding="utf-8"))
-            known = {member.path: str(noted[member.path]) for member in self._all()}
+            sums = {member.path: str(noted[member.path]) for member in self._all()}
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        sound = (web.is_sound(self.root / one.path, known[one.path], one.size, self.cache) for one in self._all())
-        return known if all(sound) else None
+        sound = (web.is_sound(self.root / one.path, sums[one.path], one.size, self.cache) for one in self._all())
+        return sums if all(sound) else None
 
     def _all(self) -> list[Member]:
         return [member for split in self.members.values() for member in split]
 
     def _unpacked(self) -> Mapping[str, str]:
-        found = self.present()
-        if found is not None:
-            return found
+        sums = self.present()
+        if sums is not None:
+            return sums
         with locked(self.root.parent / ".locks" / f"{self.root.name}.lock"):
-            found = self.present()  # another process may have unpacked it meanwhile
-            if found is not None:
-                return found
+            sums = self.present()  # another process may have unpacked it meanwhile
+            if sums is not None:
+                return sums
             path = web.fetch(self.file, self.cache, self.report)
             with atomic_directory(self.root) as folder:
                 hashes = self._unpack(path, folder)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
-Prepare = Callable[["Image", int], "Image"]
+Alter = Callable[["Image", int], "Image"]
 _PASSES = 3
 _NAMED = 3
 
@@ -42,14 +42,14 @@ _NAMED = 3
 class Decoded:
     """The squares of one split, uint8 [N, size, size, 3], decoded when they are first wanted.
 
-    `about` is everything that decides the content; it is written beside the files for people to read. `prepare(image, row)`
+    `about` is everything that decides the content; it is written beside the files for people to read. `alter(image, row)`
     changes an image before it is cut.
     """
 
     def __init__(
-        self, folder: Path, encoded: Encoded, about: Mapping[str, Any], size: int = decoding.SIZE, prepare: Prepare | None = None
+        self, folder: Path, encoded: Encoded, about: Mapping[str, Any], size: int = decoding.SIZE, alter: Alter | None = None
     ) -> None:
-        self.folder, self.encoded, self.about, self.size, self.prepare = folder, encoded, dict(about), size, prepare
+        self.folder, self.encoded, self.about, self.size, self.alter = folder, encoded, dict(about), size, alter
         self.row_bytes = size * size * 3
         self.index = Index(folder / "index", len(encoded))
         self._verified = np.zeros(len(encoded), np.bool_)
@@ -109,8 +109,8 @@ class Decoded:
     def broken(self, rows: Rows | tuple[()] = ()) -> InputError:
         """Return the error that names every image that is known to be BROKEN, and `rows`, which were found to be elsewhere."""
         every = np.arange(len(self))
-        known = every[self.index.states(every) == BROKEN]
-        return self.refusal(np.union1d(known, np.array(rows, np.int64)), f"at least {{}} of {len(self)}")
+        rows_before = every[self.index.states(every) == BROKEN]
+        return self.refusal(np.union1d(rows_before, np.array(rows, np.int64)), f"at least {{}} of {len(self)}")
 
     def read(self, rows: Rows) -> NDArray[np.uint8]:
         """Return rows, uint8 [n, size, size, 3]; each is checked against its CRC the first time this process reads it.
@@ -185,7 +185,7 @@ class Decoded:
         pixels, index = files
         try:
             image = opener()
-            square = decoding.square(image if self.prepare is None else self.prepare(image, row), self.size)
+            square = decoding.square(image if self.alter is None else self.alter(image, row), self.size)
         except decoding.CorruptImage as error:
             log.warning("%s cannot be decoded: %s", self.encoded.name(row), error)
             square = None

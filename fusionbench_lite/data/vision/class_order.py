@@ -16,7 +16,7 @@ _LISTS = Path(__file__).parent
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})", re.DOTALL)
 
 
-def ordered(folder: Path, found: Sequence[str], task: Task) -> tuple[str, ...]:
+def ordered(folder: Path, folders: Sequence[str], task: Task) -> tuple[str, ...]:
     """Return the class folders in the order of the labels.
 
     Their names are compared with the prompts' and with other known ones (class_names.yaml) without case, signs and numbers in
@@ -24,22 +24,23 @@ def ordered(folder: Path, found: Sequence[str], task: Task) -> tuple[str, ...]:
     for names that are neither, for a number of folders that is not that of the classes, and where only most of the names are
     known, naming those that are missing or unknown.
     """
-    known = _known(task)
-    missing, extra, labels = min((_matched(found, known, key) for key in (plain, _without_number)), key=lambda match: len(match[0]))
+    accepted = _accepted_names(task)
+    matches = (_matched(folders, accepted, key) for key in (plain, _without_number))
+    missing, extra, labels = min(matches, key=lambda match: len(match[0]))
     if not missing and not extra:
-        return tuple(sorted(found, key=lambda name: labels[name]))
+        return tuple(sorted(folders, key=lambda name: labels[name]))
     if 2 * len(missing) < task.classes:
         _refuse(folder, missing, extra, task.name)
-    if len(found) != task.classes:
+    if len(folders) != task.classes:
         raise InputError(
-            f"{folder} has {len(found)} class folders ({_some(found)}), but task {task.name!r} has {task.classes} classes: "
-            f"{'add' if len(found) < task.classes else 'remove'} some, or choose the data set of the same variant"
+            f"{folder} has {len(folders)} class folders ({_some(folders)}), but task {task.name!r} has {task.classes} classes: "
+            f"{'add' if len(folders) < task.classes else 'remove'} some, or choose the data set of the same variant"
         )
-    numbers = _numbers(found)
+    numbers = _numbers(folders)
     if numbers is None:
         raise _unknown(folder, "class folders", extra, task)
     _check_numbers(folder, "class folders", numbers, task)
-    return tuple(name for _, name in sorted(zip(numbers, found, strict=True)))
+    return tuple(name for _, name in sorted(zip(numbers, folders, strict=True)))
 
 
 def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
@@ -48,10 +49,10 @@ def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
         return
     numbers = _numbers(names)
     if numbers is None:
-        missing, extra, labels = _matched(names, _known(task), _without_number)
+        missing, extra, labels = _matched(names, _accepted_names(task), _without_number)
         if not missing and not extra and all(labels[name] == label for label, name in enumerate(names)):
             return
-        raise _unknown(path, "class names", _matched(names, _known(task), plain)[1], task)
+        raise _unknown(path, "class names", _matched(names, _accepted_names(task), plain)[1], task)
     _check_numbers(path, "classes", numbers, task)
     moved = next((label for label, number in enumerate(numbers) if number != label + min(numbers)), None)
     if moved is not None:
@@ -61,34 +62,34 @@ def check_labels(path: Path, names: Sequence[str], task: Task) -> None:
         )
 
 
-def _known(task: Task) -> list[list[str]]:
+def _accepted_names(task: Task) -> list[list[str]]:
     """Return, in the order of the labels, how each class of a task may be spelled."""
-    known = [list(names) for names in spellings(task.name, task.variant)]
-    if len(task.folders) == len(known):
-        known = [[*names, folder] for names, folder in zip(known, task.folders, strict=True)]
-    return known
+    accepted = [list(names) for names in spellings(task.name, task.variant)]
+    if len(task.folders) == len(accepted):
+        accepted = [[*names, folder] for names, folder in zip(accepted, task.folders, strict=True)]
+    return accepted
 
 
 def _matched(
-    found: Sequence[str], known: Sequence[Sequence[str]], key: Callable[[str], str]
+    folders: Sequence[str], accepted: Sequence[Sequence[str]], key: Callable[[str], str]
 ) -> tuple[list[str], list[str], dict[str, int]]:
     """Return classes that no folder names, folders that name no class or one that another folder names, and the others' labels."""
     places: dict[str, int] = {}
     doubtful = {""}
-    for place, names in enumerate(known):
+    for place, names in enumerate(accepted):
         for name in map(key, names):
             if places.setdefault(name, place) != place:
                 doubtful.add(name)
     labels: dict[str, int] = {}
     extra: list[str] = []
-    for name in found:
+    for name in folders:
         label = None if key(name) in doubtful else places.get(key(name))
         if label is None or label in labels.values():
             extra.append(name)
         else:
             labels[name] = label
     there = set(labels.values())
-    return [names[0] for place, names in enumerate(known) if place not in there], extra, labels
+    return [names[0] for place, names in enumerate(accepted) if place not in there], extra, labels
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:

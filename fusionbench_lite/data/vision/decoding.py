@@ -124,6 +124,6 @@ def version() -> dict[str, Any]:
     import PIL
     from PIL import features
 
-    known = {*features.modules, *features.codecs, *features.features}
-    codecs = {codec: features.version(codec) for codec in _CODECS if codec in known}
+    supported = {*features.modules, *features.codecs, *features.features}
+    codecs = {codec: features.version(codec) for codec in _CODECS if codec in supported}
     return {"preprocessing": VERSION, "pillow": PIL.__version__, "codecs": codecs}

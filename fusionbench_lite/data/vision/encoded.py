@@ -42,7 +42,7 @@ class Encoded(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
     """One split of a task: images, labels int64 [N], and what they are.
 
@@ -127,14 +127,14 @@ def identities(root: Path, paths: Iterable[Path], labels: NDArray[np.int64], *ru
     identity, fingerprint = (hashlib.sha256(repr(rule).encode()) for _ in range(2))
     for path in paths:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}; put it back or choose another source") from error
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe waits for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe waits for ever
             raise InputError(f"{path} is no regular file: remove it, or put the image there")
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-        identity.update(repr((str(root), name, found.st_size, found.st_mtime_ns)).encode())
-        fingerprint.update(repr((name, found.st_size)).encode())
+        identity.update(repr((str(root), name, status.st_size, status.st_mtime_ns)).encode())
+        fingerprint.update(repr((name, status.st_size)).encode())
     for digest in (identity, fingerprint):
         digest.update(labels.tobytes())
     return identity.hexdigest(), fingerprint.hexdigest()

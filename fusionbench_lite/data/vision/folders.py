@@ -49,7 +49,8 @@ class ArchiveSource:
         encoded = Arrays(len(images), lambda row: images[row], f"{path.name} {split}_images")
         content = self.fingerprint(split)
         return Split(
-            f"{path}, {split}", encoded, labels, classes, content, content, ((path.name, content.split()[0]),), exact=False
+            where=f"{path}, {split}", encoded=encoded, labels=labels, classes=classes, identity=content, fingerprint=content,
+            files=((path.name, content.split()[0]),), exact=False,
         )
 
 
@@ -83,7 +84,10 @@ class FolderSource:
         numbers = checked_labels(np.array(labels), self.task.classes, str(folder))
         identity, fingerprint = identities(folder, paths, numbers, classes)
         notes = (f"{self.task.name}: {others} files in {folder} are no images and were left out.",) if others else ()
-        return Split(str(folder), Files(paths), numbers, None, identity, fingerprint, exact=False, notes=notes)
+        return Split(
+            where=str(folder), encoded=Files(paths), labels=numbers, classes=None, identity=identity, fingerprint=fingerprint,
+            exact=False, notes=notes,
+        )
 
     def classes(self, split: str) -> tuple[str, ...]:
         """Return the class folders of a split in the order of the labels; raises InputError where they do not give one."""
@@ -121,6 +125,6 @@ def class_names(task: Task) -> list[tuple[str, ...]]:
     """Return lists of class names in the order of the labels: the prompts of the task's variant, others, the dataset's own."""
     content = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))[task.prompts]
     variants = content.get("variants", {})
-    own = variants.get(task.variant, content)["classnames"]
-    others = [entry["classnames"] for entry in (content, *variants.values()) if len(entry["classnames"]) == len(own)]
-    return [tuple(own), *(tuple(names) for names in (*others, task.folders) if names and names != own)]
+    prompted = variants.get(task.variant, content)["classnames"]
+    others = [entry["classnames"] for entry in (content, *variants.values()) if len(entry["classnames"]) == len(prompted)]
+    return [tuple(prompted), *(tuple(names) for names in (*others, task.folders) if names and names != prompted)]

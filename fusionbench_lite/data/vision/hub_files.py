@@ -39,11 +39,11 @@ class HubSource:
         """Return the files of a split in order; raises InputError where there are none or not all."""
         listing = hub.tree(self.hub.repo, kind="dataset", cache=self.cache)
         name = {"train": self.hub.train, "test": self.hub.test}.get(split, split)
-        found = _tars(listing, self.hub, name) if self.hub.format == "tar" else _parquets(listing, self.hub, name)
-        if not found:
+        chosen = _tars(listing, self.hub, name) if self.hub.format == "tar" else _parquets(listing, self.hub, name)
+        if not chosen:
             there = ", ".join(entry.path for entry in listing[:5]) or "nothing"
             raise InputError(f"dataset {self.hub.repo} has no files of split {name!r} (it holds {there}, ...): name another source")
-        return found
+        return chosen
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of names, sizes and checksums of the files of a split, without fetching them."""
@@ -73,7 +73,8 @@ class HubSource:
         content = hashlib.sha256(repr([(entry.file, entry.sha256) for entry in fetched]).encode()).hexdigest()
         files = tuple((f"{entry.repo}@{entry.commit or 'unknown'}:{entry.file}", entry.sha256) for entry in fetched)
         return Split(
-            where, images, checked_labels(raw, self.task.classes, where), classes, content, self.fingerprint(split), files
+            where=where, encoded=images, labels=checked_labels(raw, self.task.classes, where), classes=classes, identity=content,
+            fingerprint=self.fingerprint(split), files=files,
         )
 
 
@@ -107,8 +108,8 @@ def _parquets(listing: Sequence[Entry], source: Hub, split: str) -> list[Entry]:
 
 def _tars(listing: Sequence[Entry], source: Hub, split: str) -> list[Entry]:
     folder = f"{source.folder}/{split}/".lstrip("/")
-    found = [entry for entry in listing if entry.path.startswith(folder) and entry.path.endswith(".tar")]
-    return sorted(found, key=lambda entry: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", entry.path)])
+    tars = [entry for entry in listing if entry.path.startswith(folder) and entry.path.endswith(".tar")]
+    return sorted(tars, key=lambda entry: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", entry.path)])
 
 
 def _no_repository(task: Task) -> str:

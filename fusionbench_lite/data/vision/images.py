@@ -86,7 +86,7 @@ class Images:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype)
 
-    def prepare(self, rows: Any = slice(None), report: Report | None = None) -> None:
+    def decode_ahead(self, rows: Any = slice(None), report: Report | None = None) -> None:
         """Decode rows into the cache ahead of reading them, with all threads and every storage unit read once."""
         opened = self._deferred.opened
         opened.decoded.ensure(np.atleast_1d(opened.rows[rows]).reshape(-1), report)

@@ -49,14 +49,15 @@ class Index:
             self._entries[present:] = 0
             return True
         rows = np.arange(self.count)
-        found = np.zeros(self.count, _ENTRY)
+        stored = np.zeros(self.count, _ENTRY)
         whole = min(len(content) // _ENTRY.itemsize, self.count)
-        found[:whole] = np.frombuffer(content, _ENTRY, whole)
-        good = (found == 0) | ((found == _packed(rows, found >> np.uint64(48), found & np.uint64(0xFFFFFFFF))) & (rows < present))
-        good &= (found >> np.uint64(48)) <= BROKEN
-        found[~good] = 0
-        known = np.where(rows < present, self._entries, np.uint64(0))
-        self._entries = np.where((found == 0) & good, known, found)
+        stored[:whole] = np.frombuffer(content, _ENTRY, whole)
+        packed = _packed(rows, stored >> np.uint64(48), stored & np.uint64(0xFFFFFFFF))
+        good = (stored == 0) | ((stored == packed) & (rows < present))
+        good &= (stored >> np.uint64(48)) <= BROKEN
+        stored[~good] = 0
+        remembered = np.where(rows < present, self._entries, np.uint64(0))
+        self._entries = np.where((stored == 0) & good, remembered, stored)
         whole_file = bool(good.all()) and whole == self.count
         if not whole_file:
             lost = int((~good).sum()) + self.count - whole

@@ -53,7 +53,9 @@ class LayoutSource:
             classes = None
         identity, fingerprint = identities(self.root, used, labels, self.task.name, split)
         notes = (self.local.note,) if self.local.note else ()
-        return Split(where, images, labels, classes, identity, fingerprint, notes=notes)
+        return Split(
+            where=where, encoded=images, labels=labels, classes=classes, identity=identity, fingerprint=fingerprint, notes=notes
+        )
 
     def _own(self, paths: list[Path]) -> list[Path]:
         """Return the files that are the task's, by the names in its archive: other splits may lie in the same folder.
@@ -129,9 +131,9 @@ def _labels(dataset: Any, root: Path, split: str) -> NDArray[Any]:
         with h5py.File(root / "pcam" / dataset._FILES[split]["targets"][0]) as file:
             return np.asarray(file["y"]).reshape(-1).astype(np.int64)
     for field in ("targets", "_labels", "labels"):
-        found = getattr(dataset, field, None)
-        if found is not None:
-            return np.asarray(found)
+        listed = getattr(dataset, field, None)
+        if listed is not None:
+            return np.asarray(listed)
     for field in ("_samples", "samples"):
         entries = getattr(dataset, field, None)
         if entries:
@@ -165,8 +167,8 @@ def _resisc45(folder: Path, split: str, task: Task) -> Found:
 
 def _eurosat(folder: Path, split: str, task: Task) -> Found:
     """EuroSAT: 270 images of each class for the test split and 270 for validation, drawn with a seed; the others train."""
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    classes = ordered(folder, found, task)
+    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = ordered(folder, folders, task)
     paths: list[Path] = []
     labels: list[int] = []
     for number, name in enumerate(classes):

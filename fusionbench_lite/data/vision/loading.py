@@ -13,13 +13,13 @@ import numpy as np
 from fusionbench_lite.base import randomness
 from fusionbench_lite.data.arrays import TaskData
 from fusionbench_lite.data.vision import decoding, tasks
-from fusionbench_lite.data.vision.cache import Decoded, Prepare, Report
+from fusionbench_lite.data.vision.cache import Alter, Decoded, Report
 from fusionbench_lite.data.vision.encoded import Rows, Split
 from fusionbench_lite.data.vision.folders import class_names
 from fusionbench_lite.data.vision.images import Deferred, Images, Labels, Opened
 from fusionbench_lite.data.vision.index import BROKEN
 from fusionbench_lite.data.vision.originals import SplitOriginals
-from fusionbench_lite.data.vision.sources import Source, Sources, find, local_source
+from fusionbench_lite.data.vision.sources import ImageSource, Sources, find, local_source
 from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import file_sha256
@@ -34,33 +34,33 @@ def load(task: str, sources: Sources, report: Report | None = None, size: int = 
     The test split is fetched and decoded whole, or `sources.limit` rows of it; the training split is fetched when it is first
     read, and its rows are decoded as they are read. Raises InputError for anything missing, damaged or of the wrong size.
     """
-    known = tasks.task(task, sources.variant, sources.tasks_file)
-    split = _checked(known, find(known, sources, sources.split, report).split(sources.split), sources.split)
-    decoded = _decoded(known, sources, split, sources.split, size, generated=_is_generated(sources))
+    entry = tasks.task(task, sources.variant, sources.tasks_file)
+    split = _checked(entry, find(entry, sources, sources.split, report).split(sources.split), sources.split)
+    decoded = _decoded(entry, sources, split, sources.split, size, generated=_is_generated(sources))
     rows = spaced(len(split.labels), sources.limit)
-    test = _sound(known, sources, split, decoded, rows, report)
-    train = _train(known, sources, size, report, own=not split.exact)
+    test = _sound(entry, sources, split, decoded, rows, report)
+    train_images, train_labels = _train(entry, sources, size, report, local_only=not split.exact)
     crcs = decoded.index.checksums(test.rows)
     whole = Deferred(lambda: len(test.rows), size, lambda: test)
     return TaskData(
-        task, class_names(known)[0], *train,
-        Images(whole, lambda: hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()), test.labels,  # type: ignore[arg-type]
-        files=dict(split.files), source=split.where,
+        name=task, classes=class_names(entry)[0], train_images=train_images, train_labels=train_labels,
+        test_images=Images(whole, lambda: hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()),  # type: ignore[arg-type]
+        test_labels=test.labels, files=dict(split.files), source=split.where,
         caveats=(
-            *known.caveats, *split.notes, *_size_caveats(known, split), *_corruption_caveats(sources),
-            *_left_out(known, split, np.setdiff1d(rows, test.rows)),
+            *entry.caveats, *split.notes, *_size_caveats(entry, split), *_corruption_caveats(sources),
+            *_left_out(entry, split, np.setdiff1d(rows, test.rows)),
         ),
     )
 
 
-def _train(task: Task, sources: Sources, size: int, report: Report | None, own: bool) -> tuple[Any, Any]:
+def _train(task: Task, sources: Sources, size: int, report: Report | None, local_only: bool) -> tuple[Any, Any]:
     """Return images and labels of the training split, which is opened when it is first read.
 
-    `own`: the test images are the user's own, and so have the training images to be. A missing training split has length 0.
+    `local_only`: the test images are the user's own, and so have the training images to be. A missing training split has length 0.
     """
 
-    def place() -> Source:
-        if own and local_source(task, sources, "train") is None:
+    def place() -> ImageSource:
+        if local_only and local_source(task, sources, "train") is None:
             raise InputError(f"task {task.name!r} has no training images below {sources.data_dir}: put them into {task.name}/train")
         return find(task, sources, "train", report)
 
@@ -113,15 +113,15 @@ def spaced(size: int, limit: int | None) -> Rows:
 
 def _decoded(task: Task, sources: Sources, split: Split, name: str, size: int, generated: bool = False) -> Decoded:
     about: dict[str, Any] = {"task": task.name, "split": name, "source": split.identity, "size": size, **decoding.version()}
-    prepare: Prepare | None = None
+    alter: Alter | None = None
     if generated and sources.corruption is not None:
         about |= {
             "corruption": sources.corruption, "severity": sources.severity, "seed": sources.seed, "code": _corruption_version(),
         }
-        prepare = _corruption(task, sources)
+        alter = _corruption(task, sources)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     about |= {"where": split.where, "images": len(split.labels)}
-    return Decoded(sources.cache / "images" / f"{task.name}-{name}-{key}", split.encoded, about, size, prepare)
+    return Decoded(sources.cache / "images" / f"{task.name}-{name}-{key}", split.encoded, about, size, alter)
 
 
 def _is_generated(sources: Sources) -> bool:

@@ -41,7 +41,7 @@ class SplitOriginals:
         self._singles: Encoded | Copied | None = None
         self._lock = threading.Lock()
 
-    def prepare(self) -> None:
+    def copy_ahead(self) -> None:
         """Copy what has to be copied; raises InputError where files cannot be read or written."""
         self._source()
 

@@ -74,8 +74,8 @@ class Parquet:
 
 
 def _bytes(cell: Any) -> bytes | None:
-    found: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
-    return found
+    content: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content
 
 
 @contextlib.contextmanager
@@ -139,11 +139,11 @@ class Tar:
         wanted = {image, *_SUFFIXES}
         for number, path in enumerate(self.paths):
             for key, members in _examples(path).items():
-                found = next((suffix for suffix in members if suffix in wanted), None)
-                if found is None or label not in members:
+                suffix_of_image = next((suffix for suffix in members if suffix in wanted), None)
+                if suffix_of_image is None or label not in members:
                     raise InputError(f"{path}: {key} has {', '.join(members)}, not an image and {label}: take another file")
-                member = members[found]
-                self._places.append((number, member.offset_data, member.size, f"{key}.{found}"))
+                member = members[suffix_of_image]
+                self._places.append((number, member.offset_data, member.size, f"{key}.{suffix_of_image}"))
                 labels.append(_label(path, key, members[label]))
         self.labels = np.array(labels, np.int64)
 

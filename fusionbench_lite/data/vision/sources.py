@@ -81,7 +81,7 @@ class Sources:
         return self.corruption if self.corruption is not None and self.corruption_from == _SPLITS else "test"
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Splits of one task from one place. `exact`: they are the published ones, of the sizes in the table."""
 
     exact: bool
@@ -99,15 +99,15 @@ class Source(Protocol):
         ...
 
 
-def find(task: Task, sources: Sources, split: str, report: Report | None = None) -> Source:
+def find(task: Task, sources: Sources, split: str, report: Report | None = None) -> ImageSource:
     """Return the first source that has a split of a task; raises InputError that says where it was looked for."""
     local = local_source(task, sources, split)
     if local is not None:
         return local
     if split in CORRUPTIONS and (task.hub is None or not task.hub.corrupted):
-        known = [name for name in tasks.names(sources.tasks_file) if _has_corrupted(name, sources)]
+        corrupted = [name for name in tasks.names(sources.tasks_file) if _has_corrupted(name, sources)]
         raise InputError(
-            f"task {task.name!r} has no published split {split!r} (only {', '.join(known)} have): "
+            f"task {task.name!r} has no published split {split!r} (only {', '.join(corrupted)} have): "
             "set data.corruption_from=generated"
         )
     if sources.source == "folder":
@@ -117,7 +117,7 @@ def find(task: Task, sources: Sources, split: str, report: Report | None = None)
     return HubSource(task, sources.cache, report)
 
 
-def local_source(task: Task, sources: Sources, split: str) -> Source | None:
+def local_source(task: Task, sources: Sources, split: str) -> ImageSource | None:
     """Return the first source below data_dir that has a split, None without one."""
     folder = sources.data_dir
     if folder is None or sources.source == "hub":
@@ -126,13 +126,13 @@ def local_source(task: Task, sources: Sources, split: str) -> Source | None:
         raise InputError(f"data_dir {folder} is no folder: name one that is there")
     if any((folder / f"{task.name}{suffix}").exists() for suffix in (".npz", ".json")) and split in ("train", "test"):
         return ArchiveSource(task, folder)
-    candidates: list[Source] = [FolderSource(task, folder)]
+    candidates: list[ImageSource] = [FolderSource(task, folder)]
     if task.local is not None:
         candidates += [LayoutSource(task, task.local, root) for root in (folder, folder / task.name)]
-    found = next((source for source in candidates if source.has(split)), None)
-    if found is None and (folder / task.name).is_dir():
+    chosen = next((source for source in candidates if source.has(split)), None)
+    if chosen is None and (folder / task.name).is_dir():
         log.warning("%s is not a layout that is known: put %s there", folder / task.name, _wanted(task, split))
-    return found
+    return chosen
 
 
 def _has_corrupted(name: str, sources: Sources) -> bool:

@@ -31,15 +31,15 @@ def inventory(task: str, sources: Sources, size: int = decoding.SIZE, trained: i
     The hub is asked for the sizes of files where no list of them is in the cache; without a network they are unknown. Nothing
     is fetched. Raises InputError for an unknown task and for files that are there but not as they should be.
     """
-    known = tasks.task(task, sources.variant, sources.tasks_file)
-    count = min(sources.limit or known.test, known.test)
+    entry = tasks.task(task, sources.variant, sources.tasks_file)
+    count = min(sources.limit or entry.test, entry.test)
     items = [
-        *_split(known, sources, sources.split), *_split(known, sources, "train"),
-        _decoded(known, sources, sources.split, count, size),
+        *_split(entry, sources, sources.split), *_split(entry, sources, "train"),
+        _decoded(entry, sources, sources.split, count, size),
     ]
     if trained is None or trained:
-        count = known.train if trained is None else min(trained, known.train)
-        items.append(_decoded(known, sources, "train", count, size, "" if trained is not None else "at most: those that are read"))
+        count = entry.train if trained is None else min(trained, entry.train)
+        items.append(_decoded(entry, sources, "train", count, size, "" if trained is not None else "at most: those that are read"))
     return items
 
 
@@ -50,7 +50,10 @@ def _decoded(task: Task, sources: Sources, split: str, count: int, size: int, no
     sizes = published if local_source(task, sources, split) is None else ()
     here = any(_complete(path, count, sizes) for path in sorted(folders.glob(f"{task.name}-{split}-*")))
     what = f"decoded {_what(split)}"
-    return Need(what, task.name, "made from them on first use", str(folders), count * size * size * 3, here, note, made=True)
+    return Need(
+        what=what, task=task.name, where="made from them on first use", path=str(folders), nbytes=count * size * size * 3,
+        present=here, note=note, made=True,
+    )
 
 
 def _what(split: str) -> str:
@@ -63,12 +66,18 @@ def _split(task: Task, sources: Sources, split: str) -> list[Need]:
     if isinstance(local, FolderSource):
         local.classes(split)  # a run would refuse them only when other files have been fetched
     if local is not None:
-        return [Need(_what(split), task.name, str(sources.data_dir), str(sources.data_dir), None, True, note)]
+        return [Need(
+            what=_what(split), task=task.name, where=str(sources.data_dir), path=str(sources.data_dir), nbytes=None, present=True,
+            note=note,
+        )]
     try:
         place = find(task, sources, split)
     except InputError as error:
         where = str(sources.data_dir) if sources.data_dir is not None else "data_dir"
-        return [Need(_what(split), task.name, str(error), where, None, False, note, False)]
+        return [Need(
+            what=_what(split), task=task.name, where=str(error), path=where, nbytes=None, present=False, note=note,
+            downloadable=False,
+        )]
     if isinstance(place, PublishedArchive):
         return [_archived(place, split, note)]
     if not isinstance(place, HubSource):
@@ -77,15 +86,20 @@ def _split(task: Task, sources: Sources, split: str) -> list[Need]:
         entries = place.entries(split)
     except InputError as error:
         note = "; ".join(["its size is known with the hub" if hub_offline() else str(error), *([note] if note else [])])
-        return [Need(_what(split), task.name, place.hub.repo, str(sources.cache / "hub"), None, False, note)]
+        return [Need(
+            what=_what(split), task=task.name, where=place.hub.repo, path=str(sources.cache / "hub"), nbytes=None, present=False,
+            note=note,
+        )]
     items = []
     for entry in entries:
-        found = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
-        path = str(found.path if found else sources.cache / "hub")
-        arrived = 0 if found else hub.arrived(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256)
+        fetched = hub.present(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256, size=entry.size)
+        path = str(fetched.path if fetched else sources.cache / "hub")
+        arrived = 0
+        if not fetched:
+            arrived = hub.arrived(place.hub.repo, entry.path, kind="dataset", cache=sources.cache, sha256=entry.sha256)
         items.append(Need(
-            _what(split), task.name, f"{place.hub.repo}:{entry.path}", path, entry.size, found is not None, note,
-            arrived=min(arrived, entry.size or 0),
+            what=_what(split), task=task.name, where=f"{place.hub.repo}:{entry.path}", path=path, nbytes=entry.size,
+            present=fetched is not None, note=note, arrived=min(arrived, entry.size or 0),
         ))
         note = ""
     return items
@@ -96,15 +110,18 @@ def _archived(place: PublishedArchive, split: str, note: str) -> Need:
     what, name, url = _what(split), place.task.name, place.archive.url
     if place.present() is not None:
         size = sum(member.size for member in place.members[split])
-        return Need(what, name, url, str(place.root), size, True, note)
+        return Need(what=what, task=name, where=url, path=str(place.root), nbytes=size, present=True, note=note)
     path = web.place(place.file, place.cache)
     if split == "train":  # hashing the archive once, for the test images, is enough
-        return Need(what, name, url, str(path), 0, path.is_file(), f"in the archive of the test images; {note}")
+        return Need(
+            what=what, task=name, where=url, path=str(path), nbytes=0, present=path.is_file(),
+            note=f"in the archive of the test images; {note}",
+        )
     packed = web.present(place.file, place.cache) is not None
     about = place.archive.about
     arrived = 0 if packed else min(web.arrived(place.file, place.cache), about)
     note = "to be unpacked" if packed else "one archive of both splits, of about this size"
-    return Need(what, name, url, str(path), about, packed, note, arrived=arrived)
+    return Need(what=what, task=name, where=url, path=str(path), nbytes=about, present=packed, note=note, arrived=arrived)
 
 
 def _complete(folder: Path, count: int, sizes: tuple[int, ...]) -> bool:

@@ -64,11 +64,11 @@ class Archive:
             members = getattr(self, split)
             if not isinstance(members, Mapping) or set(members) != {"images", "labels"}:
                 raise InputError(f"{split} of an archive takes the names of two members, images and labels")
-        found = [*self.train.values(), *self.test.values()]
-        for member in found:
+        paths = [*self.train.values(), *self.test.values()]
+        for member in paths:
             _check_member(member)
-        if len({PurePosixPath(member).name for member in found}) < len(found):
-            raise InputError(f"members of an archive have the same name: {', '.join(found)}")
+        if len({PurePosixPath(member).name for member in paths}) < len(paths):
+            raise InputError(f"members of an archive have the same name: {', '.join(paths)}")
 
     @property
     def file(self) -> WebFile:
@@ -76,7 +76,7 @@ class Archive:
         return web_file(self.url, self.md5)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
     """A published layout below data_dir: a torchvision class with arguments per split, or one of this package's readers.
 
@@ -93,7 +93,7 @@ class Local:
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """One task in one data variant.
 
@@ -138,8 +138,8 @@ def task(name: str, variant: str, file: Path | None = None) -> Task:
     if variant not in VARIANTS:
         raise InputError(f"unknown data variant {variant!r}: {did_you_mean(variant, VARIANTS)}")
     base = {key: value for key, value in table[name].items() if key not in VARIANTS}
-    own = table[name].get(variant) or {}
-    entry = {**base, **own, "caveats": [*base.get("caveats", ()), *own.get("caveats", ())]}
+    of_variant = table[name].get(variant) or {}
+    entry = {**base, **of_variant, "caveats": [*base.get("caveats", ()), *of_variant.get("caveats", ())]}
     try:
         return _typed(name, variant, entry)
     except InputError as error:
@@ -176,24 +176,22 @@ def _typed(name: str, variant: str, entry: Mapping[str, Any]) -> Task:
     if archive is not None and "class" not in (local or {}):
         raise InputError("archive is read by the class of torchvision that local names: name one")
     return Task(
-        name, variant, entry["prompts"], entry["classes"], entry["train"], entry["test"],
-        (entry["test"], *entry.get("also_test", ())), Hub(**hub) if hub else None, _local(local) if local else None,
-        entry.get("order") != "free", tuple(entry.get("folders", ())),
-        tuple(" ".join(caveat.split()) for caveat in entry["caveats"]), archive,
-        entry.get("numbers") != "other",
+        name=name, variant=variant, prompts=entry["prompts"], classes=entry["classes"], train=entry["train"], test=entry["test"],
+        test_sizes=(entry["test"], *entry.get("also_test", ())), hub=Hub(**hub) if hub else None,
+        local=_local(local) if local else None, compare_order=entry.get("order") != "free", folders=tuple(entry.get("folders", ())),
+        caveats=tuple(" ".join(caveat.split()) for caveat in entry["caveats"]), archive=archive,
+        numbers_are_labels=entry.get("numbers") != "other",
     )
 
 
 def _local(entry: Mapping[str, Any]) -> Local:
     at = entry["at"]
     return Local(
-        "own" if "reader" in entry else "torchvision",
-        entry.get("reader") or entry["class"],
-        {"train": at, "test": at} if isinstance(at, str) else at,
-        {split: tuple(entry.get(split, ())) for split in ("train", "test")},
-        tuple(entry["labels"]) if "labels" in entry else None,
-        entry.get("offset", 0),
-        " ".join(entry.get("note", "").split()),
+        kind="own" if "reader" in entry else "torchvision", reader=entry.get("reader") or entry["class"],
+        at={"train": at, "test": at} if isinstance(at, str) else at,
+        splits={split: tuple(entry.get(split, ())) for split in ("train", "test")},
+        labels=tuple(entry["labels"]) if "labels" in entry else None, offset=entry.get("offset", 0),
+        note=" ".join(entry.get("note", "").split()),
     )
 
 

@@ -36,14 +36,14 @@ class Clip(SuiteKind):
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve family, layout and the family that one's own experts stand in for."""
-        found = _resolved(wanted)
-        _check_tasks(found)
+        resolved = _resolved(wanted)
+        _check_tasks(resolved)
         given = {name: value for name, value in wanted.data if name != "tasks_file"}  # the file is read where the tasks are
         if given:
             from fusionbench_lite.data.vision import Sources  # late: a line without such settings does not wait for its imports
 
-            Sources(variant_of(found), wanted.cache, wanted.data_dir, **given)
-        return found
+            Sources(variant_of(resolved), wanted.cache, wanted.data_dir, **given)
+        return resolved
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, downloading, converting and decoding what the cache lacks."""
@@ -79,9 +79,9 @@ class Clip(SuiteKind):
         count = len(wanted.tasks)
         classes, tests = (ANY_CLASSES,) * count, (wanted.limit or ANY_TEST,) * count
         if set(wanted.tasks) <= set(vision.names()):
-            known = [vision.task(name, variant_of(wanted)) for name in wanted.tasks]
-            classes = tuple(task.classes for task in known)
-            tests = tuple(min(task.test, wanted.limit or task.test) for task in known)
+            tasks = [vision.task(name, variant_of(wanted)) for name in wanted.tasks]
+            classes = tuple(task.classes for task in tasks)
+            tests = tuple(min(task.test, wanted.limit or task.test) for task in tasks)
         return Extent(classes=classes, test_examples=tests, experts="disk")
 
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:
@@ -104,7 +104,7 @@ KIND = Clip()
 
 
 def _resolved(wanted: Wanted) -> Wanted:
-    name, family, own = wanted.model, wanted.family, wanted.checkpoints
+    name, family, folder = wanted.model, wanted.family, wanted.checkpoints
     if wanted.layout not in (None, *LAYOUTS):
         raise InputError(f"unknown model.layout {wanted.layout!r}: {did_you_mean(str(wanted.layout), LAYOUTS)}")
     if wanted.recipe:
@@ -112,18 +112,18 @@ def _resolved(wanted: Wanted) -> Wanted:
     if family == "embedded":
         raise InputError(f"checkpoints=embedded holds experts of vit_mini, not of {name}: set checkpoints=ta_tall")
     if family == "auto":
-        family = "own" if own is not None and (own / "pretrained.safetensors").is_file() else "ta_tall"
+        family = "own" if folder is not None and (folder / "pretrained.safetensors").is_file() else "ta_tall"
     if family not in FAMILIES:
         raise InputError(f"unknown checkpoints.family {family!r}: {did_you_mean(str(family), ('auto', 'embedded', *FAMILIES))}")
-    if family == "own" and own is None:
+    if family == "own" and folder is None:
         raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
     stated = None
-    if family == "own" and own is not None:
-        from fusionbench_lite.checkpoints.release import release_of  # late: few lines need it
+    if family == "own" and folder is not None:
+        from fusionbench_lite.checkpoints.stated import stated_family  # late: few lines need it
 
-        stated = release_of(own)
-    found = dataclasses.replace(wanted, family=family, stated=stated)
-    return dataclasses.replace(found, layout=layout_of(found))
+        stated = stated_family(folder)
+    chosen = dataclasses.replace(wanted, family=family, stated=stated)
+    return dataclasses.replace(chosen, layout=layout_of(chosen))
 
 
 def _check_tasks(wanted: Wanted) -> None:

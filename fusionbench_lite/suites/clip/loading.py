@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 def load(wanted: Wanted, progress: Progress) -> Suite:
     """Return the suite, downloading, converting and decoding what the cache lacks."""
     device, request, images = device_of(wanted.device), request_of(wanted), sources_of(wanted)
-    found = checkpoints.find(request, progress)
+    weights = checkpoints.find(request, progress)
     data = {task: vision.load(task, images, progress) for task in wanted.tasks}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
-        heads = {task: head(task, data[task], found, request, variant_of(wanted), device) for task in wanted.tasks}
-    pretrained = _placed(found.pretrained, device)
-    model = encoder(wanted, pretrained, found).to(device).eval()
+        heads = {task: head(task, data[task], weights, request, variant_of(wanted), device) for task in wanted.tasks}
+    pretrained = _placed(weights.pretrained, device)
+    model = encoder(wanted, pretrained, weights).to(device).eval()
     head_hashes = {task: checksum("head", {"weight": made.weight}) for task, made in heads.items()}
     evaluator = evaluator_of(wanted, data, heads, device)
     doubts = [f"{warning.message}." for warning in caught if issubclass(warning.category, MergeWarning)]
-    notes = dict.fromkeys((*found.caveats, *(note for entry in data.values() for note in entry.caveats), *doubts))
+    notes = dict.fromkeys((*weights.caveats, *(note for entry in data.values() for note in entry.caveats), *doubts))
     return Suite(
-        family=found.family, tasks=data, data_hashes={task: _test_hash(entry) for task, entry in data.items()},
-        files={**found.files, **{f"head of {task}": sha256 for task, sha256 in head_hashes.items()}},
-        expert_hashes=found.expert_hashes, head_hashes=head_hashes, pretrained=pretrained,
-        experts={task: _placed(path, device) for task, path in found.experts.items()},
-        multitask=_placed(found.multitask, device) if found.multitask is not None else None, model=model, evaluator=evaluator,
-        device=device, sources=found.sources, caveats=tuple(notes), constants=frozenset(constants(found)),
+        family=weights.family, tasks=data, data_hashes={task: _test_hash(entry) for task, entry in data.items()},
+        files={**weights.files, **{f"head of {task}": sha256 for task, sha256 in head_hashes.items()}},
+        expert_hashes=weights.expert_hashes, head_hashes=head_hashes, pretrained=pretrained,
+        experts={task: _placed(path, device) for task, path in weights.experts.items()},
+        multitask=_placed(weights.multitask, device) if weights.multitask is not None else None, model=model, evaluator=evaluator,
+        device=device, sources=weights.sources, caveats=tuple(notes), constants=frozenset(constants(weights)),
         details={"layout": layout_of(wanted)}, by_content=True,
     )
 
@@ -59,19 +59,22 @@ def evaluator_of(
 ) -> Evaluator:
     """Return the evaluator of CLIP models on these images; the heads are moved to the device."""
     placed = {task: made.to(device) for task, made in heads.items()}
-    return Evaluator(data, placed, device, wanted.eval_batch, clip.normalise, wanted.precision == "bf16")
+    return Evaluator(
+        data=data, heads=placed, device=device, batch_size=wanted.eval_batch, prepare=clip.normalise,
+        bf16=wanted.precision == "bf16",
+    )
 
 
-def head(task: str, data: TaskData, found: Found, request: Request, variant: str, device: torch.device) -> ZeroShotHead:
+def head(task: str, data: TaskData, weights: Found, request: Request, variant: str, device: torch.device) -> ZeroShotHead:
     """Return the frozen head of a task: the one its family ships, else one built from the prompts of its classes."""
-    path = found.heads.get(task)
+    path = weights.heads.get(task)
     if path is not None:
         weight = SafetensorsWeights(path)["weight"]
-        rebuilt = _built(task, found.text, request, variant, device) if found.text is not None else None
+        rebuilt = _built(task, weights.text, request, variant, device) if weights.text is not None else None
         return ZeroShotHead(weight, text_heads.shipped(weight, rebuilt, classes=data.num_classes, what=f"the head of {task!r}"))
-    if found.text is None:
+    if weights.text is None:
         raise InputError(f"task {task!r} has no head: put its class embeddings [C, d] into heads.safetensors under that name")
-    rows = _built(task, found.text, request, variant, device)
+    rows = _built(task, weights.text, request, variant, device)
     if len(rows) != data.num_classes:
         raise InputError(
             f"task {task!r}: its prompts name {len(rows)} classes, its data hold {data.num_classes}: one is of another variant"
@@ -86,8 +89,8 @@ def _built(task: str, text: Path, request: Request, variant: str, device: torch.
 
 def _test_hash(data: TaskData) -> str:
     """Return the SHA-256 of what an evaluation reads: training images count where a method reads them."""
-    known = (data.name, data.classes, fingerprint(data.test_images), data.test_labels.tolist())
-    return hashlib.sha256(repr(known).encode()).hexdigest()
+    content = (data.name, data.classes, fingerprint(data.test_images), data.test_labels.tolist())
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _placed(path: Path, device: torch.device) -> PlacedWeights:
@@ -95,13 +98,13 @@ def _placed(path: Path, device: torch.device) -> PlacedWeights:
     return PlacedWeights(SafetensorsWeights(path), device, "disk")
 
 
-def encoder(wanted: Wanted, pretrained: Mapping[str, Tensor], found: Found) -> nn.Module:
+def encoder(wanted: Wanted, pretrained: Mapping[str, Tensor], weights: Found) -> nn.Module:
     """Return the encoder with the pretrained weights, and with those that the family does not merge."""
     model = models.build(wanted.model, layout_of(wanted))
-    model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **constants(found)})
+    model.load_state_dict({**{name: tensor.cpu() for name, tensor in pretrained.items()}, **constants(weights)})
     return model.requires_grad_(False)
 
 
-def constants(found: Found) -> Mapping[str, Tensor]:
+def constants(weights: Found) -> Mapping[str, Tensor]:
     """Return the tensors of the encoder that experts of the family do not have."""
-    return {} if found.constants is None else SafetensorsWeights(found.constants)
+    return {} if weights.constants is None else SafetensorsWeights(weights.constants)

@@ -14,7 +14,7 @@ from fusionbench_lite.base.devices import device_of
 from fusionbench_lite.data import TaskData, vision
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.evaluator import Encode, Evaluation
-from fusionbench_lite.finetuning import Settings, Status, finetune
+from fusionbench_lite.finetuning import FinetuneSettings, Status, finetune
 from fusionbench_lite.finetuning.options import Options, Trained
 from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
@@ -54,17 +54,17 @@ class _Training:
         changes = {name: self.given[name] for name in CHANGES if name in self.given}
         self.recipe: Recipe = recipe_of(self.given.get("recipe") or _recipe(wanted), **changes)
         request, sources = request_of(wanted), sources_of(wanted)
-        self.found: Found = checkpoints.find_base(request, progress)
+        self.base: Found = checkpoints.find_base(request, progress)
         self.data: Mapping[str, TaskData] = {task: vision.load(task, sources, progress) for task in wanted.tasks}
         self.heads: Mapping[str, ZeroShotHead] = {
-            task: loading.head(task, entry, self.found, request, variant_of(wanted), self.device)
+            task: loading.head(task, entry, self.base, request, variant_of(wanted), self.device)
             for task, entry in self.data.items()
         }
-        self.pretrained = dict(SafetensorsWeights(self.found.pretrained))
-        self.constants = dict(loading.constants(self.found))
+        self.pretrained = dict(SafetensorsWeights(self.base.pretrained))
+        self.constants = dict(loading.constants(self.base))
         if self.constants and self.recipe.trained != "tower":  # experts of the family do not have the projection
             self.recipe = recipe_of(self.recipe.name, **changes, trained="tower")
-        self.model = loading.encoder(wanted, self.pretrained, self.found).to(self.device)
+        self.model = loading.encoder(wanted, self.pretrained, self.base).to(self.device)
         self.evaluator = loading.evaluator_of(wanted, self.data, self.heads, self.device)
 
     def run(self) -> tuple[Rows, Path]:
@@ -75,15 +75,15 @@ class _Training:
             path = self._file(tasks)
             rows["traditional_mtl"] = self.evaluator.evaluate(self._encoder(dict(SafetensorsWeights(path))))
             return rows, path.parent
-        own = {}
+        accuracies = {}
         for task in tasks:
             path = self._file([task])
-            own[task] = self.evaluator.task(task, self._encoder(dict(SafetensorsWeights(path))))
-        return rows | {"individual": own}, self._folder()
+            accuracies[task] = self.evaluator.task(task, self._encoder(dict(SafetensorsWeights(path))))
+        return rows | {"individual": accuracies}, self._folder()
 
     def _file(self, tasks: list[str]) -> Path:
         wanted = self.wanted
-        settings = Settings(
+        settings = FinetuneSettings(
             seed=wanted.seed, precision=wanted.precision, chunk=self.options.chunk,
             checkpoint_every=self.given.get("checkpoint_every", CHECKPOINT_EVERY),
             evaluate_every=self.given.get("evaluate_every"), overwrite=self.options.overwrite,
@@ -95,7 +95,7 @@ class _Training:
         return finetune(
             self.model, self.pretrained, {task: self.heads[task] for task in tasks}, {task: self.data[task] for task in tasks},
             self.recipe, settings, folder=self._folder(), model_name=wanted.model, layout=layout_of(wanted),
-            inputs=self.found.files, report=report, validation=self._validation(tasks), constants=self.constants,
+            inputs=self.base.files, report=report, validation=self._validation(tasks), constants=self.constants,
             family=wanted.family,
         )
 

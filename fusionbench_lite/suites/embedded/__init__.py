@@ -36,14 +36,14 @@ class Embedded(SuiteKind):
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve the family: that of the experts trained here, or "own"."""
-        name, own = wanted.model, wanted.checkpoints is not None
+        name, given = wanted.model, wanted.checkpoints is not None
         if wanted.family not in ("auto", "embedded", "own"):
             raise InputError(
                 f"checkpoints={wanted.family} holds experts of CLIP models, not of {name}: set model=vit_b32 or leave it out"
             )
         if wanted.layout:
             raise InputError(f"model {name} has one layout: leave model.layout out")
-        if wanted.family == "own" and not own:
+        if wanted.family == "own" and not given:
             raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
         drawn = tasks_of("mini8")
         for task in wanted.tasks:
@@ -53,7 +53,7 @@ class Embedded(SuiteKind):
                 )
         if about := [key for key, _ in wanted.data if key != "tasks_file"]:
             raise InputError(f"data.{about[0]} is about images of CLIP models, not of {name}: leave it out")
-        return dataclasses.replace(wanted, family="own" if own else "embedded")
+        return dataclasses.replace(wanted, family="own" if given else "embedded")
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, training the experts on first use."""

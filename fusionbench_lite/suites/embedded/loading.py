@@ -31,20 +31,23 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
     base = FILES if any(reads_files(name, wanted.data_dir) for name in wanted.tasks) else DRAWN
     recipe = recipe_with(base, dict(wanted.recipe))
     if wanted.checkpoints is not None:
-        found = zoo.load_from(wanted.checkpoints, list(wanted.tasks), recipe.head_scale)
+        trained = zoo.load_from(wanted.checkpoints, list(wanted.tasks), recipe.head_scale)
     else:
-        found = zoo.load_or_build(wanted.model, data, wanted.cache, seed, recipe, progress)
+        trained = zoo.load_or_build(wanted.model, data, wanted.cache, seed, recipe, progress)
     model = models.build(wanted.model).to(device).eval()
-    heads = {task: head.to(device) for task, head in found.heads.items()}
-    evaluator = Evaluator(_limited(data, wanted.limit), heads, device, wanted.eval_batch, bf16=wanted.precision == "bf16")
+    heads = {task: head.to(device) for task, head in trained.heads.items()}
+    evaluator = Evaluator(
+        data=_limited(data, wanted.limit), heads=heads, device=device, batch_size=wanted.eval_batch,
+        bf16=wanted.precision == "bf16",
+    )
     return Suite(
         family="embedded" if wanted.checkpoints is None else "own files", tasks=evaluator.data,
-        data_hashes={name: entry.sha256 for name, entry in data.items()}, files=found.files,
-        expert_hashes={task: found.files[zoo.expert_file(task)] for task in wanted.tasks},
-        head_hashes=dict.fromkeys(wanted.tasks, found.files["heads.safetensors"]), pretrained=_on(found.pretrained, device),
-        experts={task: _on(weights, device) for task, weights in found.experts.items()},
-        multitask=_on(found.multitask, device) if found.multitask is not None else None, model=model, evaluator=evaluator,
-        device=device, folder=found.path,
+        data_hashes={name: entry.sha256 for name, entry in data.items()}, files=trained.files,
+        expert_hashes={task: trained.files[zoo.expert_file(task)] for task in wanted.tasks},
+        head_hashes=dict.fromkeys(wanted.tasks, trained.files["heads.safetensors"]), pretrained=_on(trained.pretrained, device),
+        experts={task: _on(weights, device) for task, weights in trained.experts.items()},
+        multitask=_on(trained.multitask, device) if trained.multitask is not None else None, model=model, evaluator=evaluator,
+        device=device, folder=trained.path,
     )
 
 

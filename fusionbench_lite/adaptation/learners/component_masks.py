@@ -88,7 +88,7 @@ def decomposed(experts: Experts, name: str, deltas: Tensor, active: int, used: i
     """
     tasks, height, width = deltas.shape
     rank = min(height, width)
-    found = Components(*(deltas.new_empty((tasks, *rest)) for rest in ((rank, height), (rank,), (rank, width))))
+    components = Components(*(deltas.new_empty((tasks, *rest)) for rest in ((rank, height), (rank,), (rank, width))))
 
     def fill(number: int) -> None:
         what = f"{name!r} of expert {experts.tasks[number]!r}"
@@ -98,10 +98,10 @@ def decomposed(experts: Experts, name: str, deltas: Tensor, active: int, used: i
         ranks.cut(what, active, height + width, noise)(values.square())
         if learned:
             ranks.basis(what, numerical_rank(values, noise), height + width)(values.square())
-        found.left[number], found.values[number], found.right[number] = left.T, values, right
+        components.left[number], components.values[number], components.right[number] = left.T, values, right
 
     each(fill, range(tasks))
-    return found
+    return components
 
 
 def whiten_leading(components: Components, active: int, name: str) -> None:

@@ -22,7 +22,7 @@ _LONGEST_NAME = 96
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class HubFile:
     """A file or, for listings, a folder of a repository. `revision` is a branch, a tag or a commit."""
 
     repo: str
@@ -56,7 +56,7 @@ class Source:
         """The repository's path on the hub's site."""
         return KINDS[self.kind] + self.repo
 
-    def at(self, revision: str) -> Source:
+    def at(self, revision: str) -> HubFile:
         """Return the same file at another revision."""
         return dataclasses.replace(self, revision=revision)
 
@@ -89,7 +89,7 @@ class WebFile:
         return self.md5
 
 
-Asked = Source | WebFile
+Asked = HubFile | WebFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Entry:
     sha256: str | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fetched:
     """A file at hand: where it lies, its SHA-256, the commit it belongs to, the repository and the path therein."""
 
@@ -126,8 +126,8 @@ class Fetched:
     file: str
 
 
-def source_of(repo: str, file: str, kind: str, revision: str) -> Source:
-    """Return a checked `Source`; an empty `file` is the whole repository. Raises InputError for names no hub can have."""
+def hub_file(repo: str, file: str, kind: str, revision: str) -> HubFile:
+    """Return a checked `HubFile`; an empty `file` is the whole repository. Raises InputError for names no hub can have."""
     if kind not in KINDS:
         raise InputError(f"{kind!r} is no kind of repository: {did_you_mean(kind, KINDS)}")
     parts = repo.split("/")
@@ -137,7 +137,7 @@ def source_of(repo: str, file: str, kind: str, revision: str) -> Source:
         raise InputError(f"{file!r} is no path inside {kind} {repo}: write it relative to the repository, with forward slashes")
     if not _relative(revision) or re.search(r"\s", revision):
         raise InputError(f"{revision!r} is no revision of {kind} {repo}: give a branch, a tag or a commit of 40 hexadecimal digits")
-    return Source(repo, file, kind, revision)
+    return HubFile(repo, file, kind, revision)
 
 
 def web_file(url: object, md5: object) -> WebFile:
@@ -149,15 +149,15 @@ def web_file(url: object, md5: object) -> WebFile:
         raise InputError(f"{md5!r} is no MD5: write its 32 hexadecimal digits in lower case")
     if not isinstance(url, str) or origin(url) is None or re.search(r"[\s\x00-\x1f]", url):
         raise InputError(f"{url!r} is no address of a file: it starts with http:// or https://")
-    found = WebFile(url, md5)
+    asked = WebFile(url, md5)
     parts = urllib.parse.urlsplit(url)
     if parts.username is not None:
-        raise InputError(f"the address of {found.file!r} holds the name of a user: leave it out")
+        raise InputError(f"the address of {asked.file!r} holds the name of a user: leave it out")
     if parts.query or parts.fragment:
-        raise InputError(f"the address of {found.file!r} goes on after it: leave out what follows ? or #")
-    if not _relative(found.file) or "/" in found.file:
+        raise InputError(f"the address of {asked.file!r} goes on after it: leave out what follows ? or #")
+    if not _relative(asked.file) or "/" in asked.file:
         raise InputError(f"{url!r} names no file: write the address of the file itself")
-    return found
+    return asked
 
 
 def entry_of(row: object) -> Entry:
@@ -174,7 +174,7 @@ def entry_of(row: object) -> Entry:
     return Entry(path, size, sha256)
 
 
-def wanted(asked: Source, sha256: str | None, size: int | None) -> Wanted:
+def wanted(asked: HubFile, sha256: str | None, size: int | None) -> Wanted:
     """Return a checked `Wanted`. Raises InputError for a checksum that is none."""
     if sha256 is not None and not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_PREFIX},64}}", sha256.lower()):
         raise InputError(

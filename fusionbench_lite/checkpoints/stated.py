@@ -12,7 +12,7 @@ MANIFEST = "manifest.json"
 """What fine-tuning writes beside its experts; `family` in it is what is looked for."""
 
 
-def release_of(folder: Path) -> str | None:
+def stated_family(folder: Path) -> str | None:
     """Return the family that the experts of a folder of one's own stand in for, by its manifest; None where none says it.
 
     Raises InputError for a manifest that cannot be read and for a family that there is not.

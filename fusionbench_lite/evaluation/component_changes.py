@@ -86,7 +86,7 @@ def _truncated(
                 left, sizes, right = top_singular(vector, rank_of(ratio, min(vector.shape)), f"{name!r} of expert {task!r}")
                 vector = ((left * sizes) @ right).to(total.dtype)
             total += factor * vector
-        merged[name] = total.to(experts.layout[name].dtype)
+        merged[name] = total.to(experts.specs[name].dtype)
     return merged
 
 
@@ -142,23 +142,23 @@ def gradients(
 ) -> dict[str, dict[str, Tensor]]:
     """Return G_j = ∂L_j/∂W of every task j and matrix; zeros for a matrix that the forward pass does not read."""
     leaves = {name: weights[name].detach().clone().requires_grad_() for name in names}
-    found = {}
+    slopes_of = {}
     for task, (inputs, labels) in batches.items():
         loss = _loss(model, {**weights, **leaves}, heads[task], inputs, labels, objective)
         slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        found[task] = {
+        slopes_of[task] = {
             name: torch.zeros_like(leaf) if slope is None else slope
             for (name, leaf), slope in zip(leaves.items(), slopes, strict=True)
         }
-    return found
+    return slopes_of
 
 
 def _loss(
     model: nn.Module, weights: Mapping[str, Tensor], head: Head, inputs: Inputs,
     labels: Tensor | None, objective: str,
 ) -> Tensor:
-    known = model.state_dict().keys()
-    logits = head(with_weights(model, {name: weights[name] for name in weights if name in known})(inputs))
+    names = model.state_dict().keys()
+    logits = head(with_weights(model, {name: weights[name] for name in weights if name in names})(inputs))
     if objective == "entropy":
         return entropy(logits).mean()
     if labels is None:

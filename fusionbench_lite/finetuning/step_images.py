@@ -67,7 +67,7 @@ class Pool:
         return np.asarray(self.data.train_labels, dtype=np.int64)
 
 
-class Batches:
+class StepImages:
     """`batches(step)` returns one batch of every task, its images cropped and normalised on the device.
 
     A random crop acts on `Pool.original`, where there is one, as in the papers' training. Else it acts on the images of the
@@ -114,11 +114,11 @@ class Batches:
         return {task: self._cropped(task, step, images) for task, (images, _) in self._read(step).items()}
 
     def _read(self, step: int) -> Read:
-        found: Read = {}
+        batches: Read = {}
         for task, pool in self.pools.items():
             rows = pool.rows[self._epochs[task].rows(step)]
-            found[task] = self._images(task, pool, rows, step), pool.labels[rows]
-        return found
+            batches[task] = self._images(task, pool, rows, step), pool.labels[rows]
+        return batches
 
     def _images(self, task: str, pool: Pool, rows: Rows, step: int) -> NDArray[np.uint8]:
         if pool.original is None or self.crop is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 StateDict = Mapping[str, "Tensor"]
 
 
-class Layout(NamedTuple):
+class TensorSpec(NamedTuple):
     """What is known of a tensor before its values are read."""
 
     shape: tuple[int, ...]
@@ -39,29 +39,29 @@ def work_dtype(stored: torch.dtype) -> torch.dtype:
     return torch.float64 if stored == torch.float64 else torch.float32
 
 
-def layouts(weights: StateDict, who: str) -> dict[str, Layout]:
-    """Return the layout of every tensor; mappings that read files know theirs (`layout(name)`) without reading.
+def specs_of(weights: StateDict, who: str) -> dict[str, TensorSpec]:
+    """Return the shape and dtype of every tensor; mappings that read files know theirs (`spec(name)`) without reading.
 
     `who` names the state dict in the error. Raises MergeError for what is no mapping of names to tensors.
     """
     if not isinstance(weights, Mapping):
         raise MergeError(f"{who} must be a state dict, got {type(weights).__name__}")
-    declared = getattr(weights, "layout", None)
-    found = {}
+    declared = getattr(weights, "spec", None)
+    specs = {}
     for name in weights:
         if callable(declared):
-            found[name] = declared(name)
+            specs[name] = declared(name)
             continue
         tensor = weights[name]
         if not isinstance(tensor, torch.Tensor):
             raise MergeError(
                 f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: pass model.state_dict() or a file"
             )
-        found[name] = Layout(tuple(tensor.shape), tensor.dtype)
-    return found
+        specs[name] = TensorSpec(tuple(tensor.shape), tensor.dtype)
+    return specs
 
 
-def check_same(pretrained: Mapping[str, Layout], who: str, weights: Mapping[str, Layout]) -> None:
+def check_same(pretrained: Mapping[str, TensorSpec], who: str, weights: Mapping[str, TensorSpec]) -> None:
     """Compare weights with the pretrained model; raises MergeError for missing or extra keys, shapes and dtypes.
 
     `who` names the weights in the error.
@@ -78,15 +78,15 @@ def check_same(pretrained: Mapping[str, Layout], who: str, weights: Mapping[str,
                 "that it was made from"
             )
     for name, base in pretrained.items():
-        own = weights[name]
-        if own.shape != base.shape:
+        spec = weights[name]
+        if spec.shape != base.shape:
             raise MergeError(
-                f"{who}: {name!r} has shape {own.shape}, the pretrained model {base.shape}; "
+                f"{who}: {name!r} has shape {spec.shape}, the pretrained model {base.shape}; "
                 "was it fine-tuned from another backbone?"
             )
-        if own.dtype != base.dtype:
+        if spec.dtype != base.dtype:
             raise MergeError(
-                f"{who}: {name!r} has dtype {own.dtype}, the pretrained model {base.dtype}; "
+                f"{who}: {name!r} has dtype {spec.dtype}, the pretrained model {base.dtype}; "
                 f"convert it with .to({base.dtype})"
             )
 
@@ -97,7 +97,7 @@ def tied_names(pretrained: StateDict, experts: Mapping[str, StateDict]) -> dict[
     A tie counts where every expert has it too, in storage or in value. Mappings that read files have none: the
     format stores a shared tensor once.
     """
-    if callable(getattr(pretrained, "layout", None)):
+    if callable(getattr(pretrained, "spec", None)):
         return {}
     first: dict[tuple[object, ...], str] = {}
     tied = {}

@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fusionbench_lite.errors import nearest
-from fusionbench_lite.weights.layout import Layout
 from fusionbench_lite.weights.lora_files import FOLD, AdapterConfig, AdapterFile
+from fusionbench_lite.weights.specs import TensorSpec
 
 log = logging.getLogger(__name__)
 
-Layouts = Mapping[str, Layout]
+TensorSpecs = Mapping[str, TensorSpec]
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_B\.bias)")
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Module:
     """The LoRA tensors of one module: the keys of A and B, and of the bias of B where it has one."""
 
@@ -75,17 +75,17 @@ def _module(file: AdapterFile, name: str, keys: Mapping[str, str]) -> Module:
     for part in wanted:
         if part not in keys:
             raise file.error(f"{first!r} has no {part} beside it: save the adapter again")
-    return Module(name, keys[wanted[0]], keys[wanted[1]], keys.get("lora_B.bias"), embedding)
+    return Module(name=name, a=keys[wanted[0]], b=keys[wanted[1]], bias=keys.get("lora_B.bias"), embedding=embedding)
 
 
-def find(file: AdapterFile, key: str, wanted: str, pretrained: Layouts) -> str:
+def find(file: AdapterFile, key: str, wanted: str, pretrained: TensorSpecs) -> str:
     """Return the name in `pretrained` that a key of the adapter is about. Raises MergeError for none and for several."""
-    found = _matches(wanted, pretrained)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = _matches(wanted, pretrained)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise file.error(
-            f"{key!r} may stand for {found[0]!r} or {found[1]!r} of the pretrained model: rename one side, so that the "
+            f"{key!r} may stand for {matches[0]!r} or {matches[1]!r} of the pretrained model: rename one side, so that the "
             "names agree"
         )
     raise file.error(
@@ -94,33 +94,33 @@ def find(file: AdapterFile, key: str, wanted: str, pretrained: Layouts) -> str:
     )
 
 
-def _matches(wanted: str, pretrained: Layouts) -> list[str]:
+def _matches(wanted: str, pretrained: TensorSpecs) -> list[str]:
     """Return the name itself, else the names of `pretrained` that equal it up to a prefix of either."""
     if wanted in pretrained:
         return [wanted]
     return [name for name in pretrained if name.endswith(f".{wanted}") or wanted.endswith(f".{name}")]
 
 
-def replacements(file: AdapterFile, whole: Mapping[str, str], pretrained: Layouts) -> dict[str, str]:
+def replacements(file: AdapterFile, whole: Mapping[str, str], pretrained: TensorSpecs) -> dict[str, str]:
     """Return the keys of fully trained tensors by the name in `pretrained` that they replace; log those without one."""
-    known = {name: key for name, key in whole.items() if _matches(name, pretrained)}
-    skipped = sorted(whole.keys() - known.keys())
+    matched = {name: key for name, key in whole.items() if _matches(name, pretrained)}
+    skipped = sorted(whole.keys() - matched.keys())
     if skipped:
         log.info("adapter %s: skipped %s, which the pretrained model lacks", file.folder, ", ".join(skipped))
-    replaced = {find(file, key, name, pretrained): key for name, key in known.items()}
+    replaced = {find(file, key, name, pretrained): key for name, key in matched.items()}
     for name, key in replaced.items():
         check_shape(file, key, name, pretrained)
     return replaced
 
 
-def check_shape(file: AdapterFile, key: str, name: str, pretrained: Layouts) -> None:
+def check_shape(file: AdapterFile, key: str, name: str, pretrained: TensorSpecs) -> None:
     """Raise MergeError unless the tensor of the adapter has the shape of the pretrained one."""
     ours, theirs = file.shapes[key], pretrained[name].shape
     if ours != theirs:
         raise file.error(f"{key!r} has shape {ours}, {name!r} {theirs}: use the model that the adapter was trained on")
 
 
-def fit(file: AdapterFile, config: AdapterConfig, module: Module, name: str, pretrained: Layouts) -> Pair:
+def fit(file: AdapterFile, config: AdapterConfig, module: Module, name: str, pretrained: TensorSpecs) -> Pair:
     """Check the factors of a module against its weight, and return how to add their product to it."""
     base, rank = pretrained[name], config.rank_of(module.name)
     a, b, shape = file.shapes[module.a], file.shapes[module.b], base.shape
@@ -142,7 +142,7 @@ def fit(file: AdapterFile, config: AdapterConfig, module: Module, name: str, pre
     return Pair(module.a, module.b, config.scale_of(module.name), transposed)
 
 
-def _square_is_transposed(file: AdapterFile, config: AdapterConfig, name: str, pretrained: Layouts) -> bool:
+def _square_is_transposed(file: AdapterFile, config: AdapterConfig, name: str, pretrained: TensorSpecs) -> bool:
     """Say whether a square weight is stored as [in, out]: as its namesakes in other blocks are, else as configured.
 
     One `fan_in_fan_out` stands for all modules of an adapter, and PEFT writes the one of the module it saw last. The

@@ -42,9 +42,9 @@ def inputs_of(batches: Iterable[Any], examples: int | None, *, named: bool = Fal
 
 
 def _inputs(batch: Any) -> Tensor:
-    found = batch
+    inputs = batch
     if isinstance(batch, (tuple, list)) and batch:
-        found = batch[0]
+        inputs = batch[0]
     elif isinstance(batch, Mapping):
         tensors = [value for value in batch.values() if isinstance(value, Tensor)]
         named = [batch[name] for name in _NAMES if name in batch]
@@ -53,8 +53,8 @@ def _inputs(batch: Any) -> Tensor:
                 f"a batch has the entries {', '.join(map(str, batch))}: name the inputs {' or '.join(_NAMES)}, or yield "
                 "one tensor and wrap the model"
             )
-        found = (named or tensors)[0]
-    if not isinstance(found, Tensor) or found.dim() == 0:
-        what = f"{type(found).__name__}" if not isinstance(found, Tensor) else "a tensor without dimensions"
+        inputs = (named or tensors)[0]
+    if not isinstance(inputs, Tensor) or inputs.dim() == 0:
+        what = f"{type(inputs).__name__}" if not isinstance(inputs, Tensor) else "a tensor without dimensions"
         raise MergeError(f"a batch must be a tensor of examples, a tuple that starts with one, or a mapping, got {what}")
-    return found
+    return inputs

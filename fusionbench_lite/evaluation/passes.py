@@ -32,7 +32,7 @@ def earlier_peak(device: torch.device) -> int:
     return _earlier_peaks.get(device, 0)
 
 
-class Batches:
+class Passes:
     """The number of examples in one pass: the one given, or one that is found; halved when memory runs out."""
 
     def __init__(self, size: int | None, pixels: int, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-# make demo    the embedded suite: experts, every method, one table
+# make demo    the embedded suite: experts, 45 rows of methods, one table
 # make test    the tests, but for the slow ones
 # make test-slow  the slow tests, and the laws on more examples, new ones every time
 # make bench   cost of an adaptation step and of merging

@@ -151,7 +151,7 @@ def adamerging_iso_cts(experts: Experts, h: AdaMergingIsoCts) -> Learner:
     """θ_l = θ0_l + σ̄_l (λ_0l U_0l V_0lᵀ + Σ_t λ_tl U_tl V_tlᵀ) for matrices, θ0_l + Σ_t λ_tl τ_tl / T for the rest.
 
     U, V and σ̄ are those of Iso-CTS: a block of common directions, which belongs to no task and has its own λ, and one
-    block per task. The paper tunes λ at this start and does not say how it is learned: the common λ is our reading. λ
+    block per task. The paper tunes λ at this start and does not say how it is learned (docs/decisions.md, D6). λ
     is learned as in adamerging_layerwise without its clamp. Cost: 3 + T eigenproblems of side p per matrix before; per
     step that of adamerging_layerwise with one task vector more.
     """

@@ -1,8 +1,7 @@
 """AdaRank: learned masks on the singular components of the task vectors (Lee et al. 2025).
 
-Released code exists for the TA and CART starts. The TSV-M start follows reading (B) of the specification (§3.5): the
-leading components are whitened as in static TSV-M, the others are held raw with their mask off; with `extra="none"`
-reading (C): the others are not there.
+Released code exists for the TA and CART starts. In the TSV-M start the leading components are whitened as in static TSV-M, and
+the others are held raw with their mask off; with `extra="none"` they are not there (docs/decisions.md, D5).
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""AdaRank on the directions of Iso-CTS: no code or definition was published, this is the specification's reading, §3.5
-(Lee et al. 2025)."""
+"""AdaRank on the directions of Iso-CTS (Lee et al. 2025): no code or definition was published; docs/decisions.md, D6."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def traditional_mtl(experts: Experts, h: TraditionalMtl) -> Learner:
     """θ minimises Σ_t of the mean cross entropy of task t's predictions, from θ0, with AdamW.
 
     The experts are not read; batches are pairs of inputs and labels, heads stay frozen. No paper publishes its recipe:
-    this is the specification's (§12.2), the recipe of the experts with balanced batches. Cost: per step one forward and
+    this is the recipe of the experts with balanced batches (docs/decisions.md, D11). Cost: per step one forward and
     backward pass over a batch of every task; four models in memory.
     """
     from fusionbench_lite.adaptation.learners.training import Course, Training

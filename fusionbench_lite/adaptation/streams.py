@@ -18,7 +18,7 @@ KINDS = ("redraw", "epoch", "cycle", "sequential")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Batches of example indices of one task (specification of the adaptive methods, §1.3).
+    """Batches of example indices of one task (docs/decisions.md, D2).
 
     `redraw`: every step shuffles all examples anew and takes its batches from the front (AdaMerging's code).
     `epoch`: shuffled passes, a new order each pass, the partial last batch kept (AdaRank, FusionBench).

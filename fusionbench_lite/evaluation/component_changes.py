@@ -97,7 +97,7 @@ def changes(
     """Return a line per matrix, task and component with the change of every task's loss when the component is added.
 
     Columns: matrix, task, component, singular_value, first_order/TASK and, for components below `top`, exact/TASK (nan
-    beyond). To first order the change of L_j is λ_t s_r u_rᵀ G_j v_r with G_j = ∂L_j/∂W (specification §1.4, 2).
+    beyond). To first order the change of L_j is λ_t s_r u_rᵀ G_j v_r with G_j = ∂L_j/∂W (docs/decisions.md, D4).
     """
     tasks, frames = experts.tasks, []
     with evaluating(model):

@@ -56,8 +56,8 @@ def finetune(
 ) -> Path:
     """Train on the labelled training images of `data` and return the file of the result in `folder`.
 
-    One task with a recipe of experts gives individual-<task>.safetensors, any number with "joint" (specification of the
-    adaptive methods, §12.2: the sum of the tasks' mean cross entropies) traditional_mtl.safetensors. `model` is run on
+    One task with a recipe of experts gives individual-<task>.safetensors, any number with "joint" (the sum of the tasks'
+    mean cross entropies; docs/decisions.md, D11) traditional_mtl.safetensors. `model` is run on
     its device with `pretrained` and then with the trained weights in place of its own, which stay as they are, as do
     the heads. `normalise` turns uint8 [B, H, W, 3] into the model's inputs, CLIP's own by default. `validation` are the
     training rows of each task that are held out; where it is None and the recipe holds some out, those of

@@ -87,7 +87,7 @@ def merged_vectors(
 
 
 def trim_thresholds(vectors: Vectors, keep: float, virtual_zeros: int = 0) -> Tensor:
-    """Return, per task [T], the magnitude from which an entry is kept (TIES convention, specification §0.4).
+    """Return, per task [T], the magnitude from which an entry is kept (the released code of TIES; docs/decisions.md, D12).
 
     With d coordinates the threshold is the k-th smallest magnitude, k = d - ⌊keep·d⌋; where k is 0 it is 0 and
     nothing is trimmed.

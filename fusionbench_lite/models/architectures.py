@@ -1,6 +1,6 @@
 """The architectures of the encoders by name, from their numbers: names and shapes of tensors. Never imports torch.
 
-Checked against open_clip and transformers in the tests. Specification of the adaptive methods, §0.1.
+Checked against open_clip and transformers in the tests; docs/decisions.md, D13, has what is counted.
 """
 
 from __future__ import annotations

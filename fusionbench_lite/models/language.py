@@ -2,7 +2,7 @@
 
 Each keeps the tensor names of the transformers model it is made of, so that state dicts of checkpoints merge as they
 are, and takes the mapping {input_ids [B, L], attention_mask [B, L]} that a tokenizer gives. Features do not depend on
-padding, on either side. Specification of the adaptive methods, §1.1.
+padding, on either side. Which features: docs/decisions.md, D3.
 """
 
 from __future__ import annotations

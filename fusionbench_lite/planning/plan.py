@@ -103,6 +103,8 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
         if key not in _KEYS:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
     wanted, task_set = _wanted(plain, config.precision.name)
+    if not isinstance(plain["method"], Mapping) or "id" not in plain["method"]:
+        raise InputError(f"no method is named by method={plain['method']}: write method=NAME")
     section = dict(plain["method"])
     method = registry.get(_method_id(section))
     preset = presets.lookup(method.id, wanted, task_set, plain["preset"])

@@ -1,7 +1,4 @@
-"""How much every method learns and keeps, as it declares it, beside what the papers print.
-
-Specification of the adaptive methods, §0.1, §0.2, §7 to §11 and §18.
-"""
+"""How much every method learns and keeps, as it declares it, beside what the papers print (docs/decisions.md, D13)."""
 
 from __future__ import annotations
 

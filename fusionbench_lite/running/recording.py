@@ -95,7 +95,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
 def result(
     plan: Plan, suite: Suite, key: str, outcome: Outcome, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the content of result.json (design section 6)."""
+    """Return the content of result.json (docs/decisions.md, D31)."""
     base = planning.base_of(plan)
     chosen = {**(base.hyperparameters if base else {}), **plan.hyperparameters}
     defaults = {name: setting.value for name, setting in chosen.items() if setting.source == "default"}

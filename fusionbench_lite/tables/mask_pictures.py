@@ -1,6 +1,6 @@
 """Pictures of learned masks: which singular components are on, and how many of them against the intrinsic rank.
 
-As Figures 10 and 4 of AdaRank (Lee et al. 2025); specification of the adaptive methods, §3.6.
+As Figures 10 and 4 of AdaRank (Lee et al. 2025); docs/decisions.md, D7.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def decompose(matrix: Tensor, what: str) -> Components:
 def top_singular(matrix: Tensor, rank: int, what: str, watch: Watch | None = None) -> Components:
     """Return the `rank` leading singular components (U [m, k], s [k], Vᵀ [k, n]) in float64.
 
-    Exact to about 1e-16·(σ_1/σ_i)² through the Gram matrix of the shorter side (specification §0.4); components
+    Exact to about 1e-16·(σ_1/σ_i)² through the Gram matrix of the shorter side (docs/decisions.md, D15); components
     that float64 cannot tell from zero come back as zeros, so k directions may hold fewer than k components. `watch` is
     shown the squares of all singular values.
     """

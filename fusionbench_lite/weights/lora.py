@@ -1,7 +1,6 @@
 """LoRA adapters of the PEFT library as experts: W = W_0 + s·B·A, folded one tensor at a time.
 
-Source: huggingface/peft, `tuners/lora/layer.py` (`get_delta_weight` and `merge`); specification of the data-free
-methods, §18.
+Source: huggingface/peft, `tuners/lora/layer.py` (`get_delta_weight` and `merge`); docs/decisions.md, D16.
 """
 
 from __future__ import annotations

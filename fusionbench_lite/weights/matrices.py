@@ -14,7 +14,7 @@ def is_factorised(name: str, shape: Sequence[int], policy: str) -> bool:
     `attn_mlp`: 2-D, key contains attn or mlp and neither ln nor bias (AdaRank, CART). `all_2d`: 2-D and not
     text_projection (TSV-M, Iso-C). `encoder_linear`: 2-D, key contains encoder and weight but not layer_norm (doGe).
 
-    Every other tensor is treated elementwise. Source: specification of the data-free methods, §15 to §17 and §21.
+    Every other tensor is treated elementwise. Source: the released code of each; docs/decisions.md, D14.
     """
     if len(shape) != 2:
         return False

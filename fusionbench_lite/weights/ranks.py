@@ -1,5 +1,5 @@
 """Rank-deficient task vectors and equal singular values: which methods they make irreproducible, and the stable way out
-(specification §21.6)."""
+(docs/decisions.md, D16)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MetaMerging against a float64 oracle and finite differences (methods_adaptive.md 8), and its laws."""
+"""MetaMerging against a float64 oracle and finite differences (docs/decisions.md, D10), and its laws."""
 
 from __future__ import annotations
 

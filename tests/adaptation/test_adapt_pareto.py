@@ -1,4 +1,4 @@
-"""Pareto Merging against its oracle, its laws (methods_adaptive.md section 14) and what it refuses."""
+"""Pareto Merging against its oracle, its laws and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WEMoE and Twin-Merging against oracles that materialise every example's model (methods_adaptive.md 10, 11), and laws."""
+"""WEMoE and Twin-Merging against oracles that materialise every example's model, and laws."""
 
 from __future__ import annotations
 

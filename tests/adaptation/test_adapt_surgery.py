@@ -1,4 +1,4 @@
-"""Representation surgery against float64 oracles (methods_adaptive.md 7.1 to 7.3), and its laws."""
+"""Representation surgery against float64 oracles, and its laws."""
 
 from __future__ import annotations
 

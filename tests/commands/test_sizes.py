@@ -1,4 +1,4 @@
-"""Sizes of the methods: every figure of the specification, the papers' figures, and those of given hyperparameters."""
+"""Sizes of the methods: counts of the released checkpoints, the papers' figures, and those of given hyperparameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def learned_of(method, of, tasks, **values):
     ],
 )
 def test_inventories(model, tensors, parameters, matrices, tasks, coefficients):
-    """Specification §0.1."""
+    """As counted in the checkpoints (docs/decisions.md, D13)."""
     of = architecture(model)
     assert (of.count, of.parameters, len(of.matrices().values())) == (tensors, parameters, matrices)
     for method in ADAMERGING:
@@ -43,7 +43,7 @@ def test_inventories(model, tensors, parameters, matrices, tasks, coefficients):
 
 
 def test_what_is_read_and_blocks():
-    """Specification §0.1 and §0.2."""
+    """As counted in the checkpoints, block by block (docs/decisions.md, D13)."""
     assert (B32.used, L14.used) == (87_849_216, 303_966_208)
     assert {len(B32.leftovers), len(L14.leftovers)} == {6}
     assert (B32.count - 6, L14.count - 6) == (152, 296)
@@ -58,7 +58,7 @@ def test_what_is_read_and_blocks():
 
 
 def test_coefficients_and_masks():
-    """Specification §0.2 and §18."""
+    """The arithmetic behind figures of AdaMerging and AdaRank (docs/decisions.md, D13)."""
     assert 8 * (B32.count - len(B32.leftovers)) == 1_216
     assert quantity(B32, 8, "", "tensors of complete CLIP") == 302
     assert quantity(L14, 8, "", "tensors of complete CLIP") == 446
@@ -79,7 +79,7 @@ def test_coefficients_and_masks():
 
 
 def test_adapters_and_routers():
-    """Specification §7 to §11 and §18."""
+    """Those of Surgery, SurgeryV2, ProbSurgery, MetaMerging and WEMoE, from their released shapes."""
     assert learned_of("surgery", B32, 8).parts["per task"] == 16_384
     assert learned_of("surgery", L14, 8).parts["per task"] == 24_576
     assert learned_of("surgery", B32, 8).extra == 131_072

@@ -228,7 +228,7 @@ def test_pictures_of_any_mode_are_converted(mode):
     assert np.array_equal(found, corrupt(np.asarray(image.convert("RGB")), "contrast", 1, rng()))
 
 
-def test_parameters_are_those_of_the_specification():
+def test_parameters_are_those_of_cifar_10_c():
     assert tuple(PARAMETERS) == NAMES
     assert NAMES == ("motion_blur", "impulse_noise", "gaussian_noise", "pixelate", "spatter", "contrast", "jpeg_compression")
     assert all(len(values) == 5 for values in PARAMETERS.values())

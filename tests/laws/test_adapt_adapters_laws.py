@@ -1,4 +1,4 @@
-"""Laws that adapters and routers share (methods_adaptive.md section 14)."""
+"""Laws that adapters and routers share (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of Concrete TA and Concrete AM (methods_adaptive.md section 14) and what they refuse."""
+"""Laws of Concrete TA and Concrete AM (docs/decisions.md, D20) and what they refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the adaptive methods (methods_adaptive.md section 14) that need no oracle."""
+"""Laws of the adaptive methods (docs/decisions.md, D20) that need no oracle."""
 
 from __future__ import annotations
 

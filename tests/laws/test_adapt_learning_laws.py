@@ -1,4 +1,4 @@
-"""Laws of what adaptive methods learn: symmetries and the parts that move (methods_adaptive.md section 14)."""
+"""Laws of what adaptive methods learn: symmetries and the parts that move (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of WEMoE and Twin-Merging (methods_adaptive.md section 14): starts, gradients, what batches may not change."""
+"""Laws of WEMoE and Twin-Merging (docs/decisions.md, D20): starts, gradients, what batches may not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of adaptive methods before their first step (methods_adaptive.md section 14)."""
+"""Laws of adaptive methods before their first step (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of DARE (methods_data_free.md, section 4): what is dropped is random, everything else is exact."""
+"""Laws of DARE (Yu et al. 2024): what is dropped is random, everything else is exact."""
 
 from __future__ import annotations
 

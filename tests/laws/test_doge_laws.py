@@ -1,4 +1,4 @@
-"""Algebraic laws of doGe TA (methods_data_free.md, 21.3, 21.7 and 23)."""
+"""Algebraic laws of doGe TA (Wei et al. 2025)."""
 
 from __future__ import annotations
 

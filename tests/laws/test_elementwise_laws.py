@@ -1,4 +1,4 @@
-"""Laws that several elementwise, interpolating or data-light methods share (methods_data_free.md, section 23)."""
+"""Laws that several elementwise, interpolating or data-light methods share (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Algebraic laws of KnOTS and of the numerical-rank modes of TSV-M and Iso-C (methods_data_free.md, 18, 20 and 23)."""
+"""Algebraic laws of KnOTS and of the numerical-rank modes of TSV-M and Iso-C (docs/decisions.md, D16)."""
 
 from __future__ import annotations
 

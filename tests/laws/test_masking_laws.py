@@ -1,4 +1,4 @@
-"""Laws of single elementwise methods: TALL-masks, Consensus, EMR, PCB, Breadcrumbs, MagMax (methods_data_free.md, §5 to §10)."""
+"""Laws of single elementwise methods: TALL-masks, Consensus, EMR, PCB, Breadcrumbs, MagMax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Algebraic laws of the data-free methods (methods_data_free.md, invariants of each section and section 23)."""
+"""Algebraic laws of the data-free methods (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

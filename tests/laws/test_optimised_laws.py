@@ -1,4 +1,4 @@
-"""Algebraic laws of doGe TA, AWD TA and WUDI (methods_data_free.md, invariants of 14, 21, 22 and section 23)."""
+"""Algebraic laws of doGe TA, AWD TA and WUDI (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Algebraic laws of TSV-C, Iso-CTS, STAR, KnOTS and the numerical-rank modes (methods_data_free.md, 15, 17, 19, 20, 23)."""
+"""Algebraic laws of TSV-C, Iso-CTS, STAR, KnOTS and the numerical-rank modes (docs/decisions.md, D20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of Fisher merging, RegMean, MetaGPT, SLERP, NuSLERP and Model Stock (methods_data_free.md, §11 to §13 and §22)."""
+"""Laws of Fisher merging, RegMean, MetaGPT, SLERP, NuSLERP and Model Stock."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def awd_am(
 
 
 def truncated_only(whole: adaptive.Problem) -> adaptive.Problem:
-    """Reading (C): the components that AdaRank on TSV-M starts without do not exist."""
+    """The components that AdaRank on TSV-M starts without do not exist (docs/decisions.md, D5)."""
     for f in whole.factors.values():
         f.left = [u[:, : f.start] for u in f.left]
         f.values = [s[: f.start] for s in f.values]

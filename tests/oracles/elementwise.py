@@ -57,7 +57,7 @@ def ties(taus: PerTask, keep: float = 0.2, reduce: str = "sum", virtual_zeros: i
     return like(merged, next(iter(taus.values())))
 
 
-# ---------------------------------------------------------------- DARE (§4), from an explicit mask
+# ---------------------------------------------------------------- DARE, from an explicit mask
 
 Masks = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -112,7 +112,7 @@ def survivors(merged: State, tau: State, drop_rate: float) -> dict[str, np.ndarr
     return masks
 
 
-# ---------------------------------------------------------------- TALL-masks (§5), Consensus (§6)
+# ---------------------------------------------------------------- TALL-masks, Consensus
 
 
 def localisation_masks(taus: PerTask, merged: Arrays, threshold: float | Mapping[str, float]) -> PerTask:
@@ -164,7 +164,7 @@ def consensus_ties(pretrained: State, experts: Mapping[str, State], **h: object)
     return consensus(pretrained, experts, "ties", **h)
 
 
-# ---------------------------------------------------------------- EMR-Merging (§7)
+# ---------------------------------------------------------------- EMR-Merging
 
 
 def elect(column: list[float]) -> tuple[float, list[bool]]:
@@ -200,7 +200,7 @@ def emr_merging(pretrained: State, experts: Mapping[str, State], rescale: str = 
     }
 
 
-# ---------------------------------------------------------------- PCB-Merging (§8)
+# ---------------------------------------------------------------- PCB-Merging
 
 
 def order_statistic(values: np.ndarray, index: int) -> float:
@@ -255,7 +255,7 @@ def pcb_merging(
     return moved(pretrained, like(mass / np.maximum(sum(weights), 1e-12), shapes), scaling)
 
 
-# ---------------------------------------------------------------- Breadcrumbs (§9), MagMax (§10)
+# ---------------------------------------------------------------- Breadcrumbs, MagMax
 
 
 def middle_of(row: np.ndarray, keep: float, outliers: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Float64 oracle of MetaMerging (methods_adaptive.md 8): autograd through the merge and through every inner step.
+"""Float64 oracle of MetaMerging (docs/decisions.md, D10): autograd through the merge and through every inner step.
 
 theta(raw) = theta0 + sum_k softplus(raw_k) tau_k. Adapters h - (up relu(down h + down_bias) + up_bias) stand after every
 block, on every token, or on the final feature. The target is the expert's final feature.

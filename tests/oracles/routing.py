@@ -1,4 +1,4 @@
-"""Float64 oracles of WEMoE and Twin-Merging (methods_adaptive.md 10, 11): the merged model of each example, materialised.
+"""Float64 oracles of WEMoE and Twin-Merging: the merged model of each example, materialised.
 
 Both learn routers alone: ordinary autograd from the loss through every example's own weights, torch.optim.Adam.
 """

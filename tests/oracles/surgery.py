@@ -1,4 +1,4 @@
-"""Float64 oracles of representation surgery (methods_adaptive.md 7.1 to 7.3): autograd, torch.optim.Adam, explicit loops.
+"""Float64 oracles of representation surgery: autograd, torch.optim.Adam, explicit loops.
 
 The base model is a given merged state dict. An expert's features are the model's with the expert's weights. Every
 step takes one batch of every task, in task order, and makes an Adam step after each.

@@ -13,7 +13,7 @@ import torch
 
 from tests.oracles.data_free import Arrays, State, array, merged_names, task_vectors
 
-# ---------------------------------------------------------------- Fisher (§11), RegMean (§12), MetaGPT (§13)
+# ---------------------------------------------------------------- Fisher, RegMean, MetaGPT
 
 
 def fisher_merging(
@@ -84,7 +84,7 @@ def metagpt(pretrained: State, experts: Mapping[str, State]) -> Arrays:
     return out
 
 
-# ---------------------------------------------------------------- SLERP, NuSLERP, Model Stock (§22)
+# ---------------------------------------------------------------- SLERP, NuSLERP, Model Stock
 
 
 def unit(v: np.ndarray) -> np.ndarray:

@@ -132,6 +132,12 @@ def test_an_id_that_is_given_leaves_the_values_of_other_files_behind():
         plan_of(["++method={id: magmax, keep: 0.1}"])
 
 
+@pytest.mark.parametrize("line", [["~method"], ["~method.id"]])
+def test_a_method_that_is_taken_away_is_missed(line: list[str]):
+    with pytest.raises(InputError, match="write method=NAME"):
+        plan_of(line)
+
+
 def test_a_base_is_given_its_steps_and_nothing_else():
     base = plan.base_of(plan_of(["method=surgery", "method.base=adamerging_layerwise", "method.adaptation.base_steps=400"]))
     assert base is not None

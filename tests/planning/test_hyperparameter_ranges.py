@@ -1,4 +1,4 @@
-"""The range of every hyperparameter of every method, as the specification of the methods has it."""
+"""The range of every hyperparameter of every method, stated once more and on its own (docs/decisions.md, D21)."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_every_method_is_in_the_table():
 
 
 @pytest.mark.parametrize("id", RANGES)
-def test_ranges_are_those_of_the_specification(id):
+def test_ranges_are_those_of_the_table(id):
     assert registry.get(id, learning=True).accepted == RANGES[id]
 
 

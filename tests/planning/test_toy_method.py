@@ -121,10 +121,10 @@ print(*lines(found), sep="\\n")
     assert shown[0].startswith("toy_am on vit_mini with 8 tasks")
 
 
-def test_tables_and_the_page_of_methods_name_it(tree):
+def test_tables_and_the_pages_of_methods_name_it(tree):
     code = """
 from pathlib import Path
-from method_page import page
+from method_page import pages
 from fusionbench_lite.running.experiment import Experiment
 from fusionbench_lite.tables.frame import build, from_records
 from fusionbench_lite.tables.records import read_all
@@ -141,7 +141,7 @@ records = read_all("results")
 table = build(rows, records)
 print(dict(table.frame["family"]))
 print(sorted(from_records(records).frame.index))
-print(page(plan, rows, records, table))
+print(*pages(plan, rows, records, table).values())
 """
     families, names, *shown = python(tree, "-c", code).splitlines()
     assert families == str({"Ours": "Test-time adaptive", "Theirs": "Data-free"})

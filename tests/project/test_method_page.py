@@ -1,4 +1,4 @@
-"""The page of all methods: every method says what the page needs, and the page and the headers say what the records do."""
+"""The pages of the methods: every method says what they need, and they and the headers say what the records do."""
 
 from __future__ import annotations
 
@@ -64,11 +64,17 @@ def results(tmp_path):
 
 
 @pytest.fixture
-def page(results, monkeypatch, generator, tmp_path):
-    """The page that `make docs` writes for these records."""
+def pages(results, monkeypatch, generator, tmp_path):
+    """The pages that `make docs` writes for these records: {file name: text}."""
     monkeypatch.setattr(experiments, "read", lambda name: PLAN)
     generator.main(["--results-dir", str(results), "--experiment", PLAN.name, "--out", str(tmp_path / "docs")])
-    return (tmp_path / "docs" / "methods.md").read_text()
+    return {path.name: path.read_text() for path in sorted((tmp_path / "docs" / "methods").iterdir())}
+
+
+@pytest.fixture
+def page(pages):
+    """All pages in one."""
+    return "\n".join(pages.values())
 
 
 def _cells(page, start):
@@ -78,7 +84,7 @@ def _cells(page, start):
 
 @pytest.mark.parametrize("id", registry.names())
 def test_every_method_says_what_the_page_needs(id):
-    from method_page import described
+    from method_words import described
 
     found = described(registry.get(id), FOLDER)
     assert re.search(r"[θW]", found.formula)
@@ -93,7 +99,7 @@ def test_every_method_says_what_the_page_needs(id):
 
 @pytest.mark.parametrize("id", registry.names())
 def test_the_command_of_every_header_runs_the_method(id):
-    from method_page import described
+    from method_words import described
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         assert plan.resolve(compose("config", overrides=list(described(registry.get(id), FOLDER).arguments))).method == id
@@ -101,7 +107,7 @@ def test_the_command_of_every_header_runs_the_method(id):
 
 @pytest.mark.parametrize("id", registry.names())
 def test_the_experiment_of_all_methods_has_a_row_that_is_the_command(id):
-    from method_page import described, main_row
+    from method_words import described, main_row
 
     assert main_row(described(registry.get(id), FOLDER), experiments.read("mini/methods"))
 
@@ -114,14 +120,14 @@ def test_what_is_accepted_are_the_words_of_the_refusal():
 
 
 def test_explanations_are_read_with_their_names():
-    from method_page import explained
+    from method_words import explained
 
     text = "The settings. `a`: one, with `b` in it; `b`, `c`: of both.\n    `d`: the\n    last.\n\n    More."
     assert explained(text, "`c`: another") == {"a": "one, with `b` in it", "b": "of both", "c": "another", "d": "the last"}
 
 
 def test_a_docstring_that_lacks_something_is_refused(tmp_path):
-    from method_page import described
+    from method_words import described
 
     def bare():
         """θ = θ0."""
@@ -133,10 +139,15 @@ def test_a_docstring_that_lacks_something_is_refused(tmp_path):
         described(registry.get("tsv_m"), tmp_path)
 
 
-def test_the_page_has_every_method_once_in_the_table_and_once_as_a_section(page):
+def test_every_method_is_once_in_the_index_and_once_on_the_page_of_its_family(pages):
+    from method_page import page_of
+
+    assert set(pages) == {"index.md", *(page_of(registry.get(id).family) for id in registry.names())}
     for id in registry.names():
-        assert page.count(f"| [`{id}`](#{id}) |") == 1
-        assert page.count(f"\n## {id}\n") == 1
+        own = page_of(registry.get(id).family)
+        assert pages["index.md"].count(f"| [`{id}`]({own}#{id}) |") == 1
+        assert [name for name, text in pages.items() if f"\n## {id}\n" in text] == [own]
+        assert pages[own].count(f"\n## {id}\n") == 1
 
 
 def test_scores_are_those_of_the_row_that_the_command_runs(page):
@@ -172,13 +183,16 @@ def test_tables_are_regular(page):
         assert len(widths) == 1, block
 
 
-def test_links_lead_to_sections(page):
-    headings = set(re.findall(r"^## (\S+)$", page, re.MULTILINE))
-    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
+def test_links_lead_to_pages_and_sections(pages):
+    links = [link for text in pages.values() for link in re.findall(r"\]\(([^)]+)\)", text)]
+    assert "data-free.md#ties_merging" in links
+    for link in links:
+        name, _, section = link.partition("#")
+        assert f"\n## {section}\n" in pages[name] if section else name in pages, link
 
 
 def test_claims_and_differences_are_about_the_main_rows(results, generator):
-    from method_page import main_rows
+    from method_words import main_rows
 
     rows, table = generator.read(PLAN.name, str(results))
     main = main_rows(PLAN, FOLDER)

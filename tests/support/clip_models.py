@@ -37,7 +37,7 @@ def packed_weights(seed: int = 1, size: clip.ClipSize = TINY) -> State:
 
 
 def separated(packed: State) -> State:
-    """The same weights by transformers' names: table A.4 of the specification, tensor by tensor."""
+    """The same weights by transformers' names: tensor by tensor (docs/decisions.md, D14)."""
     found: State = {}
     top = {
         "class_embedding": "embeddings.class_embedding", "conv1.weight": "embeddings.patch_embedding.weight",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,12 +100,22 @@ def called(entry, arguments: list[str]) -> tuple[int, str]:
     return status, text.getvalue()
 
 
+@functools.cache
+def _filled(base: Path) -> Path:
+    """What the hub of `small` holds, below `base`: made once a process, because it takes longer than most tests."""
+    root = base / "filled"
+    fill(SimpleNamespace(root=root), SMALL)  # type: ignore[arg-type]
+    return root
+
+
 @pytest.fixture
-def small(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
-    """The suite with vit_b32 of a small size."""
+def small(
+    mirror: Mirror, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Suite]:
+    """The suite with vit_b32 of a small size; a test may change any file of its hub."""
     from fusionbench_lite.running import loading
 
     monkeypatch.setitem(clip.SIZES, "vit_b32", SMALL)
-    fill(mirror, SMALL)
+    shutil.copytree(_filled(tmp_path_factory.getbasetemp()), mirror.root, dirs_exist_ok=True)
     yield Suite(mirror, tmp_path)
     loading._latest.clear()

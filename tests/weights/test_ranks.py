@@ -1,4 +1,4 @@
-"""Rank-deficient experts: the warning that names them, and the mode that is stable (specification §21.6)."""
+"""Rank-deficient experts: the warning that names them, and the mode that is stable (docs/decisions.md, D16)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Descent(Procedure):
         self.reads_labels = loss == "cross_entropy"
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (specification of the adaptive methods, §1.2)."""
+        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (Kingma and Ba 2015; docs/decisions.md, D1)."""
         learnable = [parameter for parameter in self.learnables.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(learnable, lr=self.parametrisation.lr)
         return (self._optimizer,)

@@ -43,7 +43,7 @@ def objective(name: str, heads: Mapping[str, Head]) -> Objective:
 
 
 class EntropyOfMean:
-    """The entropy H(z̄) of a batch's mean logits z̄, which FusionBench minimises for GPT-2 and Flan-T5 (spec §1.1).
+    """The entropy H(z̄) of a batch's mean logits z̄, which FusionBench minimises for GPT-2 and Flan-T5 (docs/decisions.md, D3).
 
     It is a loss of a task's batch as a whole. Every example of the batch is given it, so that their mean is the loss.
     """

@@ -36,7 +36,7 @@ class Part(Protocol):
 
 
 class Vectors:
-    """W = θ_o + Σ_t λ_t Δ_t with constant Δ [T, *shape]; ∂L/∂λ_t = ⟨G, Δ_t⟩ (specification 1.4-1)."""
+    """W = θ_o + Σ_t λ_t Δ_t with constant Δ [T, *shape]; ∂L/∂λ_t = ⟨G, Δ_t⟩ (docs/decisions.md, D4)."""
 
     def __init__(self, origin: Tensor, deltas: Tensor) -> None:
         self._flat = put(deltas.flatten(1))  # [T, n]
@@ -77,7 +77,7 @@ class Factors(nn.Module):
     """W = θ_o + Σ_t λ_t U_t diag(b_t ⊙ s_t) V_tᵀ with learned hard masks b (AdaRank, Eq. 5 to 7).
 
     `logits` [T, r] are the mask logits b̃; with m = σ(b̃/κ) the hard mask is b = 1[m > ½], and the gradient of m is
-    passed straight through it. With q_tr = s_tr u_trᵀ G v_tr (specification 1.4-2):
+    passed straight through it. With q_tr = s_tr u_trᵀ G v_tr (docs/decisions.md, D4):
 
         ∂L/∂λ_t = Σ_r b_tr q_tr        ∂L/∂b̃_tr = λ_t q_tr m_tr (1 - m_tr) / κ
 

@@ -55,7 +55,7 @@ class BlockSurgery(Procedure):
         ])
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (specification of the adaptive methods, §1.2)."""
+        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (Kingma and Ba 2015; docs/decisions.md, D1)."""
         self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr)
         return (self._optimizer,)
 

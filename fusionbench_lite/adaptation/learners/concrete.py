@@ -18,7 +18,7 @@ from fusionbench_lite.weights.parallel import each
 
 
 class Masked(nn.Module):
-    """W = θ0 + m̂ ⊙ D with D = Σ_t λ_t τ_t and a mask that all tasks share (specification 1.4-3 and 5.1).
+    """W = θ0 + m̂ ⊙ D with D = Σ_t λ_t τ_t and a mask that all tasks share (Concrete, Tang et al. 2023; docs/decisions.md, D4).
 
     `logits` x are learned, one per entry. A draw u from (0, 1) gives m = σ((log u - log(1 - u) + x) / κ), and
     m̂ = m / mean(m). With a = G ⊙ D and μ = mean(m):

@@ -58,7 +58,7 @@ class Reduction:
     def differentiate(
         self, values: Values, merged: Tensor, expert: Tensor, share: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the losses and the gradients of D and U (specification of the adaptive methods, §7.1)."""
+        """Return the losses and the gradients of D and U, by the chain rule (docs/decisions.md, D4)."""
         inner = torch.relu(merged @ values["down"].mT)
         difference = merged - inner @ values["up"].mT - expert
         share = share / merged.shape[-1]

@@ -53,8 +53,8 @@ class Meta(AdapterTraining):
     """Stage 1, the first steps: φ_k' = φ_k - α ∂L_k/∂φ_k from the same φ_k each time, then a step on raw by Σ_k L_k(φ_k').
     Stage 2: λ stays, Adam on φ. L_k is the distance between the adapted merged model's features and expert k's.
 
-    With v = ∂L'/∂φ' and G = ∂L'/∂W, each inner step, last first, adds its second-order part (specification of the
-    adaptive methods, §8.3): G ← G - α ∂⟨∂L/∂φ, v⟩/∂W and v ← v - α ∂⟨∂L/∂φ, v⟩/∂φ. Tasks run one after another, and
+    With v = ∂L'/∂φ' and G = ∂L'/∂W, each inner step, last first, adds its second-order part (docs/decisions.md,
+    D10): G ← G - α ∂⟨∂L/∂φ, v⟩/∂W and v ← v - α ∂⟨∂L/∂φ, v⟩/∂φ. Tasks run one after another, and
     share the gradient at the merged weights.
     """
 

@@ -105,7 +105,7 @@ def factored(states: Tensor, gates: Tensor, weight: Tensor, vectors: Tensor, tra
 class Mixture(torch.autograd.Function):
     """x_b (W0 + Σ_t g_bt τ_t)ᵀ with the weights of some examples at a time, built anew in the backward pass.
 
-    Only x and g are saved. ∂L/∂x_b = δ_b W_b and ∂L/∂g_bt = ⟨δ_bᵀ x_b, τ_t⟩ (specification of the adaptive methods, §10).
+    Only x and g are saved. ∂L/∂x_b = δ_b W_b and ∂L/∂g_bt = ⟨δ_bᵀ x_b, τ_t⟩ (docs/decisions.md, D4).
     """
 
     @staticmethod

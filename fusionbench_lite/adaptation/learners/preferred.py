@@ -11,7 +11,7 @@ from fusionbench_lite.adaptation.engine.placement import forget
 
 
 class Preferred(nn.Module):
-    """W = θ0 + Σ_t λ_t τ_t + A C Bᵀ with C = Σ_t γ_t C_t (specification, section 9).
+    """W = θ0 + Σ_t λ_t τ_t + A C Bᵀ with C = Σ_t γ_t C_t (Pareto Merging, Chen and Kwok 2025).
 
     `left` A [m, r], `right` B [n, r] and `core` C_t [T, r, r] are learned; γ is `preference` [T]. With G = ∂L/∂W:
 

@@ -51,7 +51,7 @@ class FeatureSurgery(Procedure):
         return [whole] if self.grouping == "together" else [row.clone() for row in torch.split(whole, 1)]
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (specification of the adaptive methods, §1.2)."""
+        """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (Kingma and Ba 2015; docs/decisions.md, D1)."""
         self._optimizer = torch.optim.Adam(self.learnables.parameters(), lr=self.lr, fused=True)
         return (self._optimizer,)
 

@@ -152,7 +152,7 @@ def _tower(raw: Raw, options: Options) -> Result:
 
 
 def _family(raw: Raw, layout: str, rest: dict[str, Tensor]) -> str:
-    """Say which release a file looks like, by its form and by what it holds beside the tower."""
+    """Say which family a file looks like, by its form and by what it holds beside the tower."""
     from fusionbench_lite.weights import clip_keys
 
     if layout == "separate":

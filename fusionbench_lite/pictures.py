@@ -65,7 +65,8 @@ def draw_record(record: Record, folder: Path) -> list[Path]:
     """Draw the pictures of one adaptive run into a folder; says on stderr what the record does not hold."""
     from fusionbench_lite.tables import coefficient_pictures, course_pictures, learned, mask_pictures
 
-    parameters, history, trajectory = learned.read_learned(record), learned.read_history(record), learned.read_trajectory(record)
+    parameters = learned.read_learned(record)
+    history, trajectory = learned.read_history(record), learned.read_trajectory(record)
     written: list[Path] = []
     if parameters is not None and parameters.coefficients:
         order = trajectory.names if trajectory is not None else ()

@@ -137,7 +137,8 @@ def adamerging_cart(experts: Experts, h: AdaMergingCart) -> Learner:
         mean, shape = experts.mean(name), experts.shape(name)
         vectors = experts.stack(name).sub_(mean)
         if is_factorised(name, shape, h.matrices) and ratio < 1:
-            each(functools.partial(_truncate, experts, name, vectors, rank_of(ratio, min(shape)), ranks), range(len(experts)))
+            truncate = functools.partial(_truncate, experts, name, vectors, rank_of(ratio, min(shape)), ranks)
+            each(truncate, range(len(experts)))
         parts[name] = Vectors(mean, vectors)
     ranks.warn()
     return _learner(experts, parts, h)

@@ -100,7 +100,8 @@ def _part(experts: Experts, name: str, h: AdaRankIsoCts, masks: Masks, ranks: Ra
 
     (left, values, right), sizes = directions(experts, name, h.common_fraction, ranks)
     blocks = []
-    for label, origin, first, size, count in (("/common", base, 0, sizes[0], 1), ("", nothing, sizes[0], sizes[1], len(experts))):
+    common, of_tasks = ("/common", base, 0, sizes[0], 1), ("", nothing, sizes[0], sizes[1], len(experts))
+    for label, origin, first, size, count in (common, of_tasks):
         place, active = slice(first, first + size * count), rank_of(h.rank_ratio or 1.0, size)
         components = _components(left[:, place], right[place], float(values.mean()), count, base.dtype)
         held = components.leading(active) if h.top_only else components

@@ -83,7 +83,7 @@ def in_folder(folder: Path, patterns: Iterable[str], kind: str) -> Path | None:
 
 
 def local_head(folder: Path, family: Family, model: str, task: str, expert: Path) -> Path | None:
-    """Return the head of a task in the user's folder: where a release has it, else beside the folder of the expert."""
+    """Return the head of a task in the user's folder: where its publisher has it, else beside the folder of the expert."""
     patterns = local_patterns(family, model, task, "head")
     head = in_folder(folder, patterns, "head")
     return head or in_folder(expert.parent.parent, [pattern.rsplit("/", 1)[-1] for pattern in patterns], "head")

@@ -186,7 +186,8 @@ def _is_input(view: Experts, name: str, tensor: Tensor) -> bool:
     everyone = (view.pretrained, *view.by_task.values())
     # A mapping that reads files hands out new tensors, unless it says that it holds them somewhere.
     in_memory = [weights for weights in everyone if not hasattr(weights, "spec") or getattr(weights, "place", "disk") != "disk"]
-    return any(name in weights and weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory) and tensor.numel() > 0
+    shares = any(name in weights and weights[name].data_ptr() == tensor.data_ptr() for weights in in_memory)
+    return shares and tensor.numel() > 0
 
 
 def _retied(names: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

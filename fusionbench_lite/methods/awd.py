@@ -63,7 +63,8 @@ def redundant_vectors(experts: Experts, h: AwdTa) -> Iterator[tuple[list[str], T
     tensor, flattened, after Adam, which changes it entry by entry."""
     groups = [experts.names] if h.group == "global" else [[name] for name in experts.names]
     for names in groups:
-        products = sum((experts.inner_products(name) for name in names), torch.zeros((len(experts),) * 2, dtype=torch.float64))
+        nothing = torch.zeros((len(experts), len(experts)), dtype=torch.float64)
+        products = sum((experts.inner_products(name) for name in names), nothing)
         if h.optimizer == "adam" and len(experts) > 1:
             yield names, _by_adam(experts, names, products, h)
         else:

@@ -44,7 +44,8 @@ def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]
         for task in experts.tasks:
             rows = experts.task_vector(task, name).reshape(-1, length)  # [rows, length]
             # The order of a few rows at a time: it takes three times the memory of what is ordered.
-            for part, target in zip(*(torch.split(tensor, max(1, BLOCK // length)) for tensor in (rows, total)), strict=True):
+            parts, targets = (torch.split(tensor, max(1, BLOCK // length)) for tensor in (rows, total))
+            for part, target in zip(parts, targets, strict=True):
                 order = part.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + kept]
                 target.scatter_add_(1, order, part.gather(1, order))
         yield name, base + h.scaling * total.reshape(base.shape)

@@ -98,7 +98,8 @@ def directions(experts: Experts, name: str, fraction: float, ranks: Ranks) -> tu
     ranks.note(name, what, numerical_rank(values, noise), common)
     ranks.cut(what, common, sum(experts.shape(name)), noise)(values.square())
     # What the sum has beyond its common directions makes room for those of the tasks.
-    each(functools.partial(_outside, experts, name, left[:, :common], (left, values, right), per_task, ranks), range(len(experts)))
+    outside = functools.partial(_outside, experts, name, left[:, :common], (left, values, right), per_task, ranks)
+    each(outside, range(len(experts)))
     orthonormalise_(left, right, repr(name), experts.work_dtype(name))
     return (left, values, right), [common] + [per_task] * len(experts)
 

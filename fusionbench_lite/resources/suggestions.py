@@ -64,7 +64,8 @@ def _chunks(inputs: Inputs) -> Iterator[int | None]:
 def _fits(estimated: Estimate, device: int, cpu: int, disk: int | None) -> bool:
     if estimated.inputs.device == "cpu":
         device = cpu
-    return estimated.peak("device") <= device and estimated.peak("cpu") <= cpu and (disk is None or estimated.peak("disk") <= disk)
+    on_disk = disk is None or estimated.peak("disk") <= disk
+    return estimated.peak("device") <= device and estimated.peak("cpu") <= cpu and on_disk
 
 
 def _nothing_fits(inputs: Inputs, places: tuple[str, ...], device: int, cpu: int, disk: int | None) -> str:

@@ -138,7 +138,8 @@ def check_samples(data: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
                         f"result.json counts {cell['correct']}"
                     )
             elif cell["metric"] in METRICS:  # a metric that this version does not know is believed
-                computed = METRICS[cell["metric"]].check(*(np.asarray(samples[f"{where}/{p}"]) for p in ("predictions", "labels")))
+                predictions, labels = (np.asarray(samples[f"{where}/{part}"]) for part in ("predictions", "labels"))
+                computed = METRICS[cell["metric"]].check(predictions, labels)
                 if not math.isclose(computed, cell["value"], abs_tol=1e-6):
                     raise InputError(f"samples.npz: {where} has {cell['metric']} {computed}, result.json says {cell['value']}")
 

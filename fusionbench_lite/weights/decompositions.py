@@ -89,7 +89,8 @@ def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] |
         log.warning("%s does not have its checksum: the decomposition is computed again", path)
         return None
     # Columns, of which there may be more or too few, aside.
-    if {name: tensor.shape[:1] for name, tensor in tensors.items()} != {name: shape[:1] for name, shape in shapes.items()} or any(
+    lengths = {name: tensor.shape[:1] for name, tensor in tensors.items()}
+    if lengths != {name: shape[:1] for name, shape in shapes.items()} or any(
         tensor.dim() != len(shapes[name]) or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all())
         for name, tensor in tensors.items()
     ):

@@ -123,7 +123,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Pickl
     if not isinstance(storage, Storage):
         raise Refused(f"it makes a tensor of a {spelled(storage)}")
     numbers = [offset, *size, *stride]
-    if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers) or len(size) != len(stride) or len(size) > 8:
+    sound = all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
+    if not sound or len(size) != len(stride) or len(size) > 8:
         raise Refused("it has a tensor of impossible shape")
     elements, last = 1, offset
     for side, step in zip(size, stride, strict=True):

@@ -41,7 +41,7 @@ class Size:
     tasks: int = 8
 
 
-def _size(of: clip_sizes.Size, images: int) -> Size:
+def _size(of: clip_sizes.ClipSize, images: int) -> Size:
     """Return the size of one of the package's models, for so many images per task and step."""
     return Size(image=of.image, patch=of.patch, width=of.width, layers=of.layers, heads=of.heads, output=of.output, images=images)
 

@@ -12,7 +12,7 @@ import fusionbench_lite as fbl
 from fusionbench_lite import components as command_line
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.evaluation import components
+from fusionbench_lite.evaluation import component_changes
 from fusionbench_lite.evaluation.component_changes import Start, changes, matrices, start_of
 from fusionbench_lite.fields import describe
 from fusionbench_lite.tables import component_pictures, style
@@ -72,7 +72,7 @@ def test_components_add_up_to_the_slope_along_the_task_vector():
     names = matrices(experts, "attn_mlp")
     assert len(names) == 8
     frame = changes(s.model, experts, start, s.heads, batches, names, top=0)
-    slopes = components.gradients(s.model, start.weights, names, s.heads, batches, "entropy")
+    slopes = component_changes.gradients(s.model, start.weights, names, s.heads, batches, "entropy")
     for (name, task), lines in frame.groupby(["matrix", "task"]):
         for other in batches:
             whole = 0.3 * float((slopes[other][name] * experts.task_vector(task, name)).sum())
@@ -108,7 +108,7 @@ def test_nothing_is_modified():
 def test_a_matrix_that_is_not_read_changes_nothing():
     s, _, start, batches = _case()
     frozen = Start({**start.weights, "extra": torch.eye(3, dtype=torch.float64)}, start.origin, start.scaling)
-    slopes = components.gradients(s.model, frozen.weights, ["extra"], s.heads, batches, "entropy")
+    slopes = component_changes.gradients(s.model, frozen.weights, ["extra"], s.heads, batches, "entropy")
     assert all(not slope["extra"].any() for slope in slopes.values())
 
 

@@ -12,7 +12,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import subset
 from fusionbench_lite.evaluation.selection import RULES, choose
 from fusionbench_lite.planning.command_line import plan_of
-from fusionbench_lite.running.adapting import Source, procedure_of
+from fusionbench_lite.running.adapting import Feed, procedure_of
 from fusionbench_lite.running.loading import load
 from fusionbench_lite.tables import frame, records
 
@@ -161,8 +161,8 @@ def test_the_stages_of_metamerging_read_batches_of_their_own_sizes(shared_cache,
     sizes = ["method.outer_batch_size=2", "method.adapter_batch_size=9", "method.adapter_steps=1", "method.inner_steps=2"]
     plan = plan_of(["method=metamerging", *line, *sizes])
     suite = load(plan, lambda *said: None)
-    source = Source(plan, suite, procedure_of(plan, suite))
-    read = [[len(draw["signs"]) for draw in source.batches_of(step, ["signs"])] for step in range(3)]
+    feed = Feed(plan, suite, procedure_of(plan, suite))
+    read = [[len(draw["signs"]) for draw in feed.batches_of(step, ["signs"])] for step in range(3)]
     assert read == [[6, 6, 2], [6, 6, 2], [9]]
 
 

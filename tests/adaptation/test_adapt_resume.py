@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(method, tmp_pa
             whole = super().to(device)
             if not broken["now"]:
                 return whole
-            bad = {field: value * torch.nan for field in ("inputs", "known") if (value := getattr(whole, field)) is not None}
+            bad = {field: value * torch.nan for field in ("inputs", "precomputed") if (value := getattr(whole, field)) is not None}
             return part(**{"inputs": whole.inputs, "precomputed": whole.precomputed, "labels": whole.labels, **bad})
 
     monkeypatch.setattr("tests.support.engine_job.Examples", Poisoned)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from fusionbench_lite.data.vision.encoded import Split
-from fusionbench_lite.data.vision.layouts import LayoutSource
+from fusionbench_lite.data.vision.published_folders import PublishedFolder
 from fusionbench_lite.data.vision.tasks import Archive, Local, Task, unpacked_names
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.hub import web
@@ -85,12 +85,12 @@ class PublishedArchive:
         It takes the labels, and so the archive. Both splits are in it, so that nothing is fetched once there are test images.
         """
         self._unpacked()
-        return LayoutSource(self.task, self.local, self.root).fingerprint(split)
+        return PublishedFolder(self.task, self.local, self.root).fingerprint(split)
 
     def split(self, split: str) -> Split:
         """Return a split, after fetching and unpacking the archive where that is still to be done; raises InputError."""
         hashes = self._unpacked()
-        read = LayoutSource(self.task, self.local, self.root).split(split)
+        read = PublishedFolder(self.task, self.local, self.root).split(split)
         files = tuple((f"{self.archive.url}:{member.name}", hashes[member.path]) for member in self.members[split])
         return dataclasses.replace(read, where=f"archive {self.archive.url} (MD5 {self.archive.md5}), {split}", files=files)
 

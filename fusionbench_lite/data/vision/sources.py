@@ -16,7 +16,7 @@ from fusionbench_lite.data.vision.cache import Report
 from fusionbench_lite.data.vision.encoded import Split
 from fusionbench_lite.data.vision.folders import ArchiveSource, FolderSource
 from fusionbench_lite.data.vision.hub_files import HubSource
-from fusionbench_lite.data.vision.layouts import LayoutSource
+from fusionbench_lite.data.vision.published_folders import PublishedFolder
 from fusionbench_lite.data.vision.tasks import CORRUPTIONS, Task
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.fields import REQUIRED, choice, integer, verify
@@ -128,7 +128,7 @@ def local_source(task: Task, sources: Sources, split: str) -> ImageSource | None
         return ArchiveSource(task, folder)
     candidates: list[ImageSource] = [FolderSource(task, folder)]
     if task.local is not None:
-        candidates += [LayoutSource(task, task.local, root) for root in (folder, folder / task.name)]
+        candidates += [PublishedFolder(task, task.local, root) for root in (folder, folder / task.name)]
     chosen = next((source for source in candidates if source.has(split)), None)
     if chosen is None and (folder / task.name).is_dir():
         log.warning("%s is not a layout that is known: put %s there", folder / task.name, _wanted(task, split))

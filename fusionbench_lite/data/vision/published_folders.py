@@ -22,7 +22,7 @@ _EUROSAT_HELD = 270
 Found = tuple[list[Path], NDArray[np.int64]]
 
 
-class LayoutSource:
+class PublishedFolder:
     """A task in the layout of its published archive, below `root`."""
 
     exact = True

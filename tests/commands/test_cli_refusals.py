@@ -28,7 +28,7 @@ REFUSALS = [
     (["tasks=[digits,leters]"], "unknown task or task set 'leters': did you mean 'letters'?"),
     (["tasks=[digits,digits]"], "tasks lists 'digits' 2 times"),
     (["tasks=[]"], "tasks is empty"),
-    (["tasks=20"], "model vit_mini has no data for task 'sun397' of tasks=20"),
+    (["tasks=20"], "model vit_mini has no data for task 'sun397': use tasks=mini8"),
     (["tasks=true"], "tasks must be a number, a name or a list of task names, got True"),
     (["tasks=[digits,"], "cannot read the command line"),
     (["tasks=real32"], "add data_dir=FOLDER"),

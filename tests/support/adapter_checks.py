@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fusionbench_lite as fbl
-from tests.support.helpers import Setting, distance, refused, same_bits, snapshot
+from tests.support.helpers import Setting, distance, refused, same_bits, says, snapshot
 
 
 def check_learned(got: Mapping[str, Tensor], want: Mapping[str, Tensor], tolerance: float, dtype: torch.dtype) -> None:
@@ -75,7 +75,7 @@ def refuse(method: str, s: Setting, *parts: str, steps: int = 2, **given) -> str
 def check_out_of_range(method: str, s: Setting, name: str, value: object, **given) -> None:
     """The message names the hyperparameter and the value."""
     message = refuse(method, s, name, **{**given, name: value})
-    assert str(value) in message or repr(value) in message, message
+    assert says(message, value), message
 
 
 def cases(table: Mapping[tuple[str, ...], Mapping[str, list]]) -> list[tuple[str, str, object]]:

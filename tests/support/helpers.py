@@ -135,6 +135,11 @@ def check_rounded(
         assert bool((error <= allowed).all()), f"{name}: {float((error / ulp).max()):.2f} ulp"
 
 
+def says(message: str, value: object) -> bool:
+    """Say whether an error names a value; None is null to a user of the command line."""
+    return "got null" in message if value is None else str(value) in message or repr(value) in message
+
+
 @contextlib.contextmanager
 def refused(*parts: str) -> Iterator[list[str]]:
     """The block is refused in one line that every pattern of `parts` matches; the list holds the message afterwards."""

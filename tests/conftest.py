@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,16 @@ hypothesis.settings.register_profile("slow", deadline=None, max_examples=200, pr
 hypothesis.settings.load_profile("suite")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 __all__ = ["ROOT", "Command"]
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Leave the environment as it was: a command that finds no hub says so to the rest of its process (HF_HUB_OFFLINE)."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

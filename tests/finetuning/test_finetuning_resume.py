@@ -68,7 +68,7 @@ def test_stopped_and_started_again(undisturbed, tmp_path, tasks, stops, monkeypa
     assert not [*tmp_path.glob(".*.ckpt"), *tmp_path.glob(".*.tmp")]
 
 
-@pytest.mark.parametrize("tasks", ["dtd", "dtd originals"])
+@pytest.mark.parametrize("tasks", [pytest.param("dtd", marks=pytest.mark.slow), "dtd originals"])
 def test_killed_and_started_again(undisturbed, tmp_path, tasks):
     killed = subprocess.run([*JOB, tmp_path, tasks, "16", "save"], check=False, capture_output=True, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

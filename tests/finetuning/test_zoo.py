@@ -121,6 +121,7 @@ def _build_in_process(cache, queue):
     queue.put((_build(cache, report=report).files, len(trained)))
 
 
+@pytest.mark.slow
 def test_two_processes_take_turns(built, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -94,7 +94,8 @@ def check_in_memory(methods: list[str], shape: tuple[int, int], tasks: int, allo
     assert max(extra.values()) <= allowed, extra
 
 
-@pytest.mark.parametrize("tasks", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [2, 8])
 def test_in_memory(tasks):
     methods = ["task_arithmetic", "ties_merging", "magmax", "consensus_ta", "breadcrumbs", "weight_averaging", "ta_dare"]
     check_in_memory(methods, (1600, 1000), tasks, tasks + 4)

@@ -202,6 +202,7 @@ def _build(arguments):
     return built(*arguments).tolist()
 
 
+@pytest.mark.slow
 def test_two_processes_that_need_the_same_head(weights, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         one, other = pool.map(_build, [(TINY, weights, NAMES, TEMPLATES, tmp_path)] * 2)

@@ -167,6 +167,7 @@ def test_a_sweep_leaves_one_record_per_job(command, tmp_path):
     assert scalings == {(m, s, "given") for m in ("ties_merging", "task_arithmetic") for s in (0.2, 0.3)}
 
 
+@pytest.mark.slow
 def test_a_refusal_in_a_worker_of_joblib_is_not_lost(process):
     line = ["-m", "method=pretrained,weight_averaging", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = process(*line, "checkpoints.dir=/nonexistent")
@@ -182,13 +183,16 @@ def test_a_sweep_with_joblib(process, tmp_path):
     assert scalings == {("task_arithmetic", 0.3, "given"), ("ties_merging", 0.3, "given")}  # given, though it is the default
 
 
+@pytest.mark.slow
 def test_a_sweep_in_jobs_of_their_own(process, tmp_path):
     done = process("-m", "method=pretrained", *SMALL, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=15")
     assert done.returncode == 0, done.stderr
     assert _record(tmp_path).method == "pretrained"
 
 
-@pytest.mark.parametrize(("logger", "left", "runner"), [("csv", "metrics.csv", "command"), ("wandb", "run-*.wandb", "process")])
+@pytest.mark.parametrize(("logger", "left", "runner"), [
+    ("csv", "metrics.csv", "command"), pytest.param("wandb", "run-*.wandb", "process", marks=pytest.mark.slow),
+])
 def test_loggers(request, tmp_path, logger, left, runner):
     done = request.getfixturevalue(runner)("method=adamerging_taskwise", "steps=1", *SMALL, *SHORT, f"logger={logger}")
     assert done.returncode == 0, done.stderr

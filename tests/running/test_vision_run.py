@@ -52,7 +52,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["ta", "fusionbench"])
+@pytest.mark.parametrize("family", ["ta", pytest.param("fusionbench", marks=pytest.mark.slow)])
 def test_every_kind_of_method_runs(small: Suite, family: str):  # noqa: F811
     for method in METHODS:
         name = method.split()[0]

@@ -179,7 +179,7 @@ def _work(folder: Path, threads: int, connection) -> None:
     connection.send({name: tensor.numpy() for name, tensor in result.items()})
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_and_their_threads(tmp_path, threads):
     base, experts = model()
     expected = merged("tsv_c", base, experts)

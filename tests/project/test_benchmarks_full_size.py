@@ -227,7 +227,10 @@ from pathlib import Path
 from benchmarks import full_size
 from benchmarks.full_size_images import ImagesJob, measure_images
 from benchmarks.full_size_measure import Job, measure
-job = Job("tiny", "packed", 2, "adarank_cart", "cpu", "fp32", "device", None, 2, 1, 2, 2, 1, Path({str(tmp_path)!r}) / "scratch")
+job = Job(
+    model="tiny", layout="packed", tasks=2, method="adarank_cart", device="cpu", precision="fp32", place="device", chunk=None,
+    batch_size=2, steps=1, images=2, eval_batch=2, threads=1, scratch=Path({str(tmp_path)!r}) / "scratch",
+)
 full_size.fitted(job, "auto")
 measure(job)
 measure_images(ImagesJob(10, 1, Path({str(tmp_path)!r})))

@@ -11,6 +11,7 @@ import textwrap
 
 from omegaconf import OmegaConf, open_dict
 
+from fusionbench_lite import suites
 from fusionbench_lite.paths import config_dir, experiments_dir
 from fusionbench_lite.planning import config as configuration
 
@@ -48,6 +49,7 @@ def _groups() -> dict[str, list[str]]:
         for folder in sorted(config_dir().iterdir())
         if folder.is_dir() and folder.name != "hydra"
     }
+    groups["model"] = sorted({*groups["model"], *suites.model_names()})
     root = experiments_dir()
     groups["experiment"] = sorted(re.sub(r"\.yaml$", "", file.relative_to(root).as_posix()) for file in root.rglob("*.yaml"))
     return groups

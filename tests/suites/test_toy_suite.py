@@ -177,6 +177,12 @@ def test_a_table_of_such_records_names_their_metric(toy: Path, tmp_path: Path, m
     assert status == 0, said
 
 
+def test_help_offers_its_model(toy: Path):
+    status, said = called(main, ["--help"])
+    assert status == 0, said
+    assert next(one for one in said.splitlines() if one.startswith("model: ")) == "model: toy, vit_b16, vit_b32, vit_l14, vit_mini"
+
+
 def test_what_the_toy_lacks_is_refused_in_one_line(toy: Path):
     from fusionbench_lite.finetune import main as finetune
 

@@ -16,7 +16,7 @@ import torch
 import fusionbench_lite as fbl
 from fusionbench_lite.weights.parallel import each
 from tests.conftest import ROOT
-from tests.support.helpers import experts_of, rng, same_bits
+from tests.support.helpers import distance, experts_of, rng, same_bits
 
 MARK: ContextVar[str] = ContextVar("mark", default="none")
 
@@ -112,8 +112,22 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(method, given):
             states.append(fbl.merge(method, base, experts, **given).state_dict("task1"))
             assert torch.get_num_threads() == threads
     assert same_bits(states[1], states[2]), "two runs with two threads differ"
-    if method not in ("iso_cts", "knots_ta"):  # whose products of the caller's own are split differently by the BLAS
+    if method in ("iso_cts", "knots_ta") or not products_are_split_alike():
+        # Products of the caller's own are split by the BLAS: MKL's branch for any processor rounds them by the number of threads.
+        assert all(distance(states[0][name], states[1][name]) <= 1e-6 for name in shapes), "one and two threads differ"
+    else:
         assert same_bits(states[0], states[1]), "one and two threads differ"
+
+
+def products_are_split_alike() -> bool:
+    """Whether products of this test's sides have the same bits with one and two threads on these kernels."""
+    g = rng(1)
+    wide, square = torch.randn(300, 600, generator=g, dtype=torch.float64), torch.randn(300, 300, generator=g)
+    products = []
+    for threads in (1, 2):
+        with limit(threads):
+            products.append([wide @ wide.T, wide.T @ wide, square @ square, square.T @ square])
+    return all(torch.equal(one, two) for one, two in zip(*products, strict=True))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -65,10 +65,10 @@ def decided(plan: Plan, device: torch.device) -> tuple[str, int | None]:
     What is small fits everywhere, and merges without data read files tensor by tensor. Raises InputError where nothing fits.
     """
     extent = plan.kind.extent(plan.wanted)
-    if extent is None or extent.small or not registry.get(plan.method).adaptive:
+    is_planned = extent is not None and not extent.small and registry.get(plan.method).adaptive
+    suggestion = fitted(plan, device) if is_planned else None
+    if suggestion is None:
         return "device", plan.trainer["chunk"]
-    suggestion = fitted(plan, device)
-    assert suggestion is not None
     if is_first():
         log.info("%s", "\n".join(resources.lines(suggestion.estimate)))
     return suggestion.place, suggestion.chunk

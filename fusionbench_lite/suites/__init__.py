@@ -87,8 +87,8 @@ class SuiteKind:
     """Whether an expert takes hours, so that `finetune` wants its tasks named."""
 
     def tasks(self, data_dir: Path | None) -> Sequence[str]:
-        """Return names of tasks beyond those of conf/task_sets.yaml."""
-        return ()
+        """Return names of tasks beyond those of conf/task_sets.yaml: those of the files in a folder of one's own."""
+        return sorted(path.stem for path in data_dir.glob("*.npz")) if data_dir is not None else ()
 
     def check(self, wanted: Wanted) -> Wanted:
         """Return what is wanted with `family`, `stated` and `layout` resolved. Raises InputError for what this kind does not

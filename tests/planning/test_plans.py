@@ -145,3 +145,13 @@ def test_texts_of_options_are_read_by_their_kinds():
     for broken in ("[1", "null", "1e-5"):
         with pytest.raises(InputError, match=re.escape("finetune.checkpoint_every must be an integer of at least 1, got ")):
             options_of([f"finetune.checkpoint_every={broken}"], "finetune.", Options)
+
+
+@pytest.mark.parametrize("model", ["vit_mini", "vit_b32"])
+def test_tasks_of_files_in_data_dir_are_known_to_every_model(model: str, tmp_path):
+    (tmp_path / "cats.npz").touch()
+    checkpoints = ["checkpoints=own", f"checkpoints.dir={tmp_path}"]
+    plan = plan_of([f"model={model}", "tasks=[cats]", f"data_dir={tmp_path}", *checkpoints])
+    assert plan.tasks == ("cats",)
+    with pytest.raises(InputError, match="did you mean 'cats'"):
+        plan_of([f"model={model}", "tasks=[cat]", f"data_dir={tmp_path}", *checkpoints])

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fusionbench_lite import suites
 from fusionbench_lite.__main__ import main
 from fusionbench_lite.planning import config
+from fusionbench_lite.planning.command_line import plan_of
 from fusionbench_lite.running import loading
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.__main__ import main as tables
@@ -181,6 +183,15 @@ def test_help_offers_its_model(toy: Path):
     status, said = called(main, ["--help"])
     assert status == 0, said
     assert next(one for one in said.splitlines() if one.startswith("model: ")) == "model: toy, vit_b16, vit_b32, vit_l14, vit_mini"
+
+
+def test_a_kind_with_an_extent_and_no_architecture_makes_no_plan(toy: Path):
+    from fusionbench_lite.resources import planned
+
+    kind = suites.kind_of("toy")
+    kind.extent = lambda wanted: suites.Extent(classes=(2, 2), test_examples=(40, 40))
+    plan = plan_of(line(toy, "adarank_cart"))
+    assert planned.decided(plan, torch.device("cpu")) == ("device", None)
 
 
 def test_what_the_toy_lacks_is_refused_in_one_line(toy: Path):

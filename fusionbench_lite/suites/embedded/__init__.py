@@ -6,8 +6,7 @@ Experts are trained on first use and kept in the cache, or read from a folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionbench_lite.base.task_sets import tasks_of
@@ -29,10 +28,6 @@ class Embedded(SuiteKind):
     """ViT mini on images of 32 x 32 pixels."""
 
     models: ClassVar[Mapping[str, Any]] = {"vit_mini": "mini8"}
-
-    def tasks(self, data_dir: Path | None) -> Sequence[str]:
-        """Return the tasks of the files in a folder."""
-        return sorted(path.stem for path in data_dir.glob("*.npz")) if data_dir is not None else ()
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve the family: that of the experts trained here, or "own"."""

@@ -28,11 +28,16 @@ def package_dir() -> Path:
     return _PACKAGE
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return the path with `~` and environment variables expanded; every path that a user gives comes through here."""
+    return Path(os.path.expandvars(os.fspath(path))).expanduser()
+
+
 def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
     """Return the cache directory: the configured one, else $FUSIONBENCH_LITE_CACHE, else the platform's own."""
     chosen = configured or os.environ.get(CACHE_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("fusionbench_lite", appauthor=False))

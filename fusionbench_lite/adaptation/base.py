@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.methods.api import merge
+from fusionbench_lite.methods.api import merged_weights
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.readers import open_weights
 from fusionbench_lite.weights.specs import check_same, specs_of
@@ -37,7 +37,7 @@ def base_weights(experts: Experts, base: str, merged: Any = None) -> dict[str, T
             f"base {base!r} needs {' and '.join(entry.inputs)}: merge with it first and pass its weights as "
             "merged=result.state_dict()"
         )
-    return merge(base, experts.pretrained, experts.by_task).state_dict()
+    return merged_weights(base, experts)
 
 
 def _checked(experts: Experts, merged: Any) -> dict[str, Tensor]:

@@ -98,9 +98,9 @@ def twin_merging(experts: Experts, h: TwinMerging) -> Learner:
 
 def _shared(experts: Experts, scaling: float) -> dict[str, Tensor]:
     """Return θ*, in the keys, order and dtypes of the pretrained model."""
-    from fusionbench_lite.methods.api import merge
+    from fusionbench_lite.methods.api import merged_weights
 
-    weights = merge("task_arithmetic", experts.pretrained, experts.by_task, scaling=scaling).state_dict()
+    weights = merged_weights("task_arithmetic", experts, scaling=scaling)
     return {
         name: experts.pretrained[name].detach().clone() if name.endswith("bias") else tensor for name, tensor in weights.items()
     }

@@ -66,9 +66,9 @@ def wemoe(experts: Experts, h: Wemoe) -> Learner:
     example; T perceptrons in memory, mixed ones for a few examples at a time.
     """
     from fusionbench_lite.adaptation.learners.wemoe import Routing
-    from fusionbench_lite.methods.api import merge
+    from fusionbench_lite.methods.api import merged_weights
 
-    base = merge("task_arithmetic", experts.pretrained, experts.by_task, scaling=h.scaling).state_dict()
+    base = merged_weights("task_arithmetic", experts, scaling=h.scaling)
     return functools.partial(
         Routing, experts, base, scaling=h.scaling, lr=h.lr, falling=h.schedule == "cosine", whole_batch=h.routing == "batch",
         seed=h.seed,

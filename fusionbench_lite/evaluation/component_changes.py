@@ -86,7 +86,7 @@ def _truncated(
                 left, sizes, right = top_singular(vector, rank_of(ratio, min(vector.shape)), f"{name!r} of expert {task!r}")
                 vector = ((left * sizes) @ right).to(total.dtype)
             total += factor * vector
-        merged[name] = total.to(experts.specs[name].dtype)
+        merged[name] = total.to(experts.specs[name].dtype).view(experts.specs[name].shape)
     return merged
 
 

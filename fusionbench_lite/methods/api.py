@@ -12,8 +12,11 @@ from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
 from fusionbench_lite.paths import atomic_directory
+from fusionbench_lite.registry import REFERENCE
+from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.limits import Limits
 from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_experts, open_weights, write_shards
 from fusionbench_lite.weights.specs import StateDict
 
@@ -66,7 +69,9 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
     `multitask`, `fisher_merging` and `regmean` their statistics as `fisher` and `gram`. Inputs are never modified.
 
     Raises MergeError naming the task, the key, both values and the fix: unknown method or hyperparameter, a value out
-    of range, missing or extra keys, shape or dtype mismatch, non-finite values, no experts, unreadable files.
+    of range, missing or extra keys, shape or dtype mismatch, tensors without values to merge (offloaded, quantised, sparse),
+    non-finite values, results beyond the range of the dtype, no experts, unreadable files. Warns of counters and masks that
+    experts changed.
     """
     view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
     tasks = tuple(view.tasks)
@@ -75,18 +80,24 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
         view.check_unread()
         view.release(name for name, part in stored.items() if not part.on_base)
         unfold = {name: part.tensor for name, part in stored.items()}
+        limits = produced.limits
         return Merged(
             method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=True, storage=_storage(view, stored),
-            _state_dict=lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items())),  # type: ignore[arg-type]
+            _state_dict=lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items()), limits),  # type: ignore[arg-type]
         )
-    merged = _complete(view, produced())
-    view.check_unread()
+    merged = _complete(view, produced(), produced.limits)
     names = {name: view.tied.get(name, name) for name in view.specs}  # the inputs themselves are not kept
     return Merged(
         method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=False,
         storage={"pretrained": 0, "shared": _size(view), "per_task": 0},
         _state_dict=lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
     )
+
+
+def merged_weights(method: str, view: Experts, **hyperparameters: Any) -> dict[str, Tensor]:
+    """Return the weights that `merge` makes of experts which have been checked and warned of already."""
+    produced = _produced(registry.get(method), view, hyperparameters, {})
+    return _complete(view, produced(), produced.limits)
 
 
 def merge_files(
@@ -107,7 +118,7 @@ def merge_files(
     check_replaceable(folder, view.tasks if entry.per_task else ())
     if not entry.per_task:
         with atomic_directory(folder) as temporary:
-            write_shards(temporary, _finished(view, produced()), shard_bytes)
+            write_shards(temporary, _finished(view, produced(), produced.limits), shard_bytes)
         return folder
     for task in view.tasks:
         if not isinstance(task, str) or task in ("", "..") or Path(task).name != task:
@@ -117,7 +128,7 @@ def merge_files(
         for task in view.tasks:
             (temporary / task).mkdir()
             models = ((name, part.tensor(task)) for name, part in stored.items())
-            write_shards(temporary / task, _finished(view, models), shard_bytes)
+            write_shards(temporary / task, _finished(view, models, produced.limits), shard_bytes)
     return folder
 
 
@@ -126,10 +137,19 @@ class _Produced:
     """The method with everything it needs, ready to be called."""
 
     hyperparameters: Mapping[str, Any]
+    limits: Limits
     call: Callable[[], Iterator[tuple[str, Any]]]
 
     def __call__(self) -> Iterator[tuple[str, Any]]:
-        return self.call()
+        try:
+            yield from self.call()
+        except (RuntimeError, OverflowError) as error:
+            if "overflow" not in str(error):
+                raise
+            raise MergeError(
+                f"{self.limits.method}: a hyperparameter is beyond the range of the weights' dtype "
+                f"({', '.join(f'{name}={value}' for name, value in self.hyperparameters.items())}): lower it"
+            ) from error
 
 
 def _prepare(
@@ -143,18 +163,29 @@ def _prepare(
         if hyperparameters.get(name) is None:
             raise MergeError(f"method {method!r} needs the argument {name!r}: see its documentation")
         extra[name] = hyperparameters.pop(name)
-    configured = entry.configure(**hyperparameters)
+    entry.configure(**hyperparameters)  # before anything is opened
     base = open_weights(pretrained, None, "pretrained")
     view = Experts(base, open_experts(experts, base))
-    return view, entry, _Produced(describe(configured), lambda: entry.function(view, configured, **extra))
+    if view.changed and entry.family != REFERENCE:  # of which one keeps them, one has its own, and one is the pretrained model
+        buffers.warn_kept(view.changed)
+    return view, entry, _produced(entry, view, hyperparameters, extra)
+
+
+def _produced(entry: registry.Method, view: Experts, hyperparameters: dict[str, Any], extra: dict[str, Any]) -> _Produced:
+    configured = entry.configure(**hyperparameters)
+    limits = Limits(entry.id, scaled="scaling" in entry.defaults)
+    return _Produced(describe(configured), limits, lambda: entry.function(view, configured, **extra))
 
 
 def _stored(view: Experts, produced: _Produced) -> dict[str, PerTask]:
     return {name: part for name, part in produced() if name not in view.tied}
 
 
-def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a full state dict: produced ones in the dtype of the base, then the rest from the base."""
+def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]], limits: Limits) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a full state dict: produced ones in the dtype of the base, then the rest from the base.
+
+    Raises MergeError for a value that the dtype of the base cannot hold.
+    """
     repeats: dict[str, list[str]] = {}
     for name, first in view.tied.items():
         repeats.setdefault(first, []).append(name)
@@ -163,19 +194,20 @@ def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator
         if name in view.tied:
             continue
         spec = view.specs[name]
-        done = tensor.to(spec.dtype).reshape(spec.shape).contiguous()
+        done = limits.cast(name, tensor, spec.dtype, finite=view.known_finite(tensor)).reshape(spec.shape).contiguous()
         for listed in (name, *repeats.get(name, ())):
             del missing[listed]
             yield listed, done
     for name in missing:
-        yield name, view.pretrained[name].detach().clone()
+        yield name, view.kept(name)
     view.check_unread()
+    limits.warn()
 
 
-def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def _complete(view: Experts, produced: Iterator[tuple[str, Tensor]], limits: Limits) -> dict[str, Tensor]:
     """Return the full state dict in the order of the base, sharing no memory with the inputs."""
     done = {}
-    for name, tensor in _finished(view, produced):
+    for name, tensor in _finished(view, produced, limits):
         done[name] = tensor.clone() if _is_input(view, name, tensor) else tensor
     return _retied({name: view.tied.get(name, name) for name in view.specs}, done)
 

@@ -34,9 +34,13 @@ class Breadcrumbs:
 def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + α Σ_t τ̃_t: of each row of n entries the ⌊γn⌋ largest magnitudes go, the next ⌊βn⌋ stay, the rest go.
 
-    Of equal magnitudes at a border the first counts as larger. Cost: O(Td log n), one pass.
+    Of equal magnitudes at a border the first counts as larger; a tensor with no dimension is not masked. Cost:
+    O(Td log n), one pass.
     """
     for name in experts.names:
+        if not experts.specs[name].shape:
+            yield name, experts.combination(name, [h.scaling] * len(experts))
+            continue
         base = experts.base(name)
         length = base.shape[-1] if h.granularity == "row" else base.numel()
         total = torch.zeros_like(base).reshape(-1, length)  # [rows, length]

@@ -10,6 +10,7 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import flag, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import kinds
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def fisher_merging(
         total = torch.zeros(experts.shape(name), dtype=torch.float64)
         importance = torch.zeros_like(total)
         for task in experts.tasks:
-            factor = weights[task] * (fisher[task][name].to(total) + h.epsilon)
+            factor = weights[task] * (fisher[task][name].to(total).view_as(total) + h.epsilon)
             total += factor * experts.expert(task, name).cpu()
             importance += factor
         merged = torch.where(importance > 0, total / importance.clamp_min(1e-300), experts.mean(name).cpu().double())
@@ -60,7 +61,7 @@ def _check(experts: Experts, fisher: Mapping[str, Mapping[str, Tensor]]) -> None
         for name in experts.floating:
             if name not in fisher[task]:
                 raise MergeError(f"fisher of task {task!r} lacks {name!r}: {did_you_mean(name, fisher[task])}")
-            check_tensor("fisher", task, name, fisher[task][name], experts.shape(name))
+            check_tensor("fisher", task, name, fisher[task][name], experts.specs[name].shape)
             if experts.numel(name) and float(fisher[task][name].min()) < 0:
                 raise MergeError(f"fisher of task {task!r}: {name!r} has negative values; it is a mean of squares")
 
@@ -81,8 +82,7 @@ def check_tasks(what: str, experts: Experts, statistics: Mapping[str, Mapping[st
 
 def check_tensor(what: str, task: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a statistic that is no finite tensor of this shape."""
-    if not isinstance(tensor, torch.Tensor):
-        raise MergeError(f"{what} of task {task!r}: {name!r} must be a tensor, got {type(tensor).__name__}")
+    kinds.check_tensor(tensor, f"{what} of task {task!r}", name)
     if tuple(tensor.shape) != shape:
         raise MergeError(f"{what} of task {task!r}: {name!r} has shape {tuple(tensor.shape)}, it needs {shape}")
     if not bool(torch.isfinite(tensor).all()):

@@ -33,11 +33,11 @@ def _learned(of: Architecture, tasks: int, h: NoHyperparameters) -> Learned:
 
 @method("individual", per_task=True, label="Individual experts", family=REFERENCE, learned=_learned)
 def individual(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, PerTask]]:
-    """θ̂_t = θ_t: the expert of each task, the upper reference; one model per task.
+    """θ̂_t = θ_t: the expert of each task, its counters and masks too, the upper reference; one model per task.
 
     Cost: none; T models are kept.
     """
-    for name in experts.floating:
+    for name in (*experts.floating, *experts.changed):
         yield name, Own(experts, name)
 
 
@@ -55,3 +55,5 @@ def traditional_mtl(
         raise MergeError("multitask does not list the tensors of the pretrained model")
     for name in trained.floating:
         yield name, trained.expert("traditional_mtl", name).clone()
+    for name in trained.changed:
+        yield name, trained.stored("traditional_mtl", name).clone()

@@ -35,13 +35,15 @@ class PerTask(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """The expert's own tensor."""
+    """The expert's own tensor, which may be an integer or boolean one."""
 
     experts: Experts
     name: str
     on_base = False
 
     def tensor(self, task: str) -> Tensor:
+        if not self.experts.specs[self.name].dtype.is_floating_point:
+            return self.experts.stored(task, self.name)
         return self.experts.expert(task, self.name)
 
     def buffers(self) -> Iterator[Buffer]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.combinations import combined
+from fusionbench_lite.weights.limits import is_finite
 from fusionbench_lite.weights.specs import StateDict, check_same, specs_of, tied_names, work_dtype
 
 if TYPE_CHECKING:
@@ -27,9 +31,11 @@ class Experts:
 
     Attributes: `tasks`, the task names in order; `specs`, shape and dtype by name; `names`, the floating-point
     tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage.
-    Tensors with no dimension or no element, and integer buffers, are not listed: they stay as they are in `pretrained`.
+    Tensors with no element, and integer buffers, are not listed: they stay as they are in `pretrained`. Methods see a
+    tensor with no dimension as one of shape (1,).
 
-    Raises MergeError: no experts, missing or extra keys, shape or dtype mismatch, non-finite values.
+    Raises MergeError: no experts, missing or extra keys, shape or dtype mismatch, tensors without values to merge (see
+    `kinds`), non-finite values.
     """
 
     def __init__(self, pretrained: StateDict, experts: Mapping[str, StateDict]) -> None:
@@ -44,9 +50,11 @@ class Experts:
         for task, weights in experts.items():
             check_same(self.specs, who := f"expert {task!r}", specs_of(weights, who))
         self.floating = [name for name, spec in self.specs.items() if spec.dtype.is_floating_point]
-        self.names = [name for name in self.floating if self.specs[name].shape and self.specs[name].numel]
+        self.names = [name for name in self.floating if self.specs[name].numel]
         self.tied = tied_names(pretrained, experts)
         self._checked: set[tuple[str | None, str]] = set()
+        self._buffers: dict[str, Tensor] = {}
+        self._finite: tuple[weakref.ref[Tensor], int] | None = None
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -66,8 +74,8 @@ class Experts:
         return self.pretrained[next(iter(self.specs))].device
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the tensor, without reading it."""
-        return self.specs[name].shape
+        """Return the shape in which methods see the tensor, without reading it: (1,) for one with no dimension."""
+        return self.specs[name].shape or (1,)
 
     def numel(self, name: str) -> int:
         """Return the number of elements of the tensor, without reading it."""
@@ -133,15 +141,15 @@ class Experts:
         flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
         result, finite = combined(base, flat, weights, self.work_dtype(name))
         self._settle(name, finite)
-        return result.reshape(self.shape(name))
+        return self._noted(result.reshape(self.shape(name)), finite)
 
     def mean(self, name: str) -> Tensor:
         """Return θ̄ = (1/T) Σ θ_t in the work dtype."""
         total = self._raw(self.tasks[0], name).to(self.work_dtype(name), copy=True)
         for task in self.tasks[1:]:
             total += self._raw(task, name)
-        self._settle(name, math.isfinite(total.sum().item()), base=False)
-        return total.div_(len(self))
+        self._settle(name, finite := math.isfinite(total.sum().item()), base=False)
+        return self._noted(total.div_(len(self)), finite)
 
     def inner_products(self, name: str) -> Tensor:
         """Return ⟨τ_s, τ_t⟩ of one tensor as a matrix [T, T] in float64."""
@@ -165,6 +173,21 @@ class Experts:
         base = self.base(name)
         size = torch.finfo(self.specs[name].dtype).eps * float(torch.linalg.vector_norm(base, dtype=torch.float64))
         return size * sum(math.sqrt(side) for side in base.shape) / math.sqrt(base.numel())
+
+    @functools.cached_property
+    def changed(self) -> list[str]:
+        """The counters and boolean buffers that some expert changed; reading them refuses other integers that differ."""
+        names = [name for name, spec in self.specs.items() if not spec.dtype.is_floating_point]
+        self._buffers = {name: self.pretrained[name].detach() for name in names}
+        return buffers.changed(self._buffers, self.by_task)
+
+    def kept(self, name: str) -> Tensor:
+        """Return a copy of the pretrained tensor as it is stored, for the merged model that does not change it."""
+        return (self._buffers[name] if name in self._buffers else self.pretrained[name].detach()).clone()
+
+    def stored(self, task: str, name: str) -> Tensor:
+        """Return the expert's tensor as it is stored."""
+        return self.by_task[task][name].detach()
 
     def check_unread(self) -> None:
         """Check the values of every floating-point tensor that no method has read yet."""
@@ -191,13 +214,23 @@ class Experts:
             if callable(drop):
                 drop()
 
+    def known_finite(self, result: Tensor) -> bool:
+        """Say whether a tensor is the last sum or mean that was handed out, unchanged since, and was seen to be finite."""
+        return self._finite is not None and self._finite[0]() is result and self._finite[1] == result._version
+
+    def _noted(self, result: Tensor, finite: bool) -> Tensor:
+        versioned = finite and not result.is_inference()
+        self._finite = (weakref.ref(result), result._version) if versioned else None
+        return result
+
     def _raw(self, task: str | None, name: str) -> Tensor:
-        return (self.pretrained if task is None else self.by_task[task])[name].detach()
+        tensor = (self.pretrained if task is None else self.by_task[task])[name].detach()
+        return tensor if tensor.dim() else tensor.reshape(1)
 
     def _read(self, task: str | None, name: str) -> Tensor:
         tensor = self._raw(task, name)
         if (task, name) not in self._checked:
-            count = _count_non_finite(tensor)
+            count = 0 if is_finite(tensor) else int((~torch.isfinite(tensor)).sum())
             if count:
                 who = "the pretrained model" if task is None else f"expert {task!r}"
                 raise MergeError(
@@ -213,10 +246,3 @@ class Experts:
                 self._checked.add((task, name))
             else:
                 self._read(task, name)
-
-
-def _count_non_finite(tensor: Tensor) -> int:
-    # Infinities and NaNs never leave a sum. One pass over memory decides, unless large finite values overflow it.
-    if bool(torch.isfinite(tensor.sum())):
-        return 0
-    return int(tensor.numel() - torch.isfinite(tensor).sum().item())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from fusionbench_lite.errors import MergeError
+
 FIX = "load it in 16 or 32 bits first"
 """What helps against a quantised model: how it is done depends on the library that made it."""
 
@@ -56,6 +58,13 @@ def sign(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
         if _ALONE.fullmatch(leaf) or (leaf == "weight" and dtype in _BYTES):
             return name, f"{dtype} values in the place of weights"
     return None
+
+
+def check(dtypes: Mapping[str, str], who: str) -> None:
+    """Raise MergeError where a model, which `who` names, is stored quantised (see `sign`)."""
+    found = sign(dtypes)
+    if found is not None:
+        raise MergeError(f"{who}: {found[0]!r} ({found[1]}) is quantised: {FIX}")
 
 
 def _scales(name: str, dtype: str, dtypes: Mapping[str, str], modules: Mapping[str, list[str]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights import kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,8 @@ def work_dtype(stored: torch.dtype) -> torch.dtype:
 def specs_of(weights: StateDict, who: str) -> dict[str, TensorSpec]:
     """Return the shape and dtype of every tensor; mappings that read files know theirs (`spec(name)`) without reading.
 
-    `who` names the state dict in the error. Raises MergeError for what is no mapping of names to tensors.
+    `who` names the state dict in the error. Raises MergeError for what is no mapping of names to tensors, and for tensors
+    whose values cannot be merged (see `kinds`), such as offloaded and quantised ones.
     """
     if not isinstance(weights, Mapping):
         raise MergeError(f"{who} must be a state dict, got {type(weights).__name__}")
@@ -53,11 +55,9 @@ def specs_of(weights: StateDict, who: str) -> dict[str, TensorSpec]:
             specs[name] = declared(name)
             continue
         tensor = weights[name]
-        if not isinstance(tensor, torch.Tensor):
-            raise MergeError(
-                f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: pass model.state_dict() or a file"
-            )
+        kinds.check_tensor(tensor, who, name)
         specs[name] = TensorSpec(tuple(tensor.shape), tensor.dtype)
+    kinds.check_stored({name: spec.dtype for name, spec in specs.items()}, who)
     return specs
 
 
@@ -102,7 +102,7 @@ def tied_names(pretrained: StateDict, experts: Mapping[str, StateDict]) -> dict[
     first: dict[tuple[object, ...], str] = {}
     tied = {}
     for name, tensor in pretrained.items():
-        if tensor.numel() == 0 or tensor.device.type == "meta":
+        if tensor.numel() == 0:
             continue
         key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         original = first.setdefault(key, name)

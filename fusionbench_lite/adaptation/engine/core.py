@@ -60,9 +60,9 @@ class MergedEncoder:
         parametrisation.tie(follow)
         self.leaves = {
             name: torch.empty(
-                part.origin.shape, dtype=experts.specs[name].dtype, device=of_model[name].device, requires_grad=True
+                experts.specs[name].shape, dtype=experts.specs[name].dtype, device=of_model[name].device, requires_grad=True
             )
-            for name, part in parametrisation.parts.items()
+            for name in parametrisation.parts
             if name in of_model and name not in follow
         }
         self._constants = {

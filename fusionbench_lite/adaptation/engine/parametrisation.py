@@ -60,6 +60,7 @@ class Parametrisation(nn.Module):
         coefficients = self._effective()
         for name, target in targets.items():
             part = self.parts[name]
+            target = target.view(part.origin.shape)  # (1,) where the tensor has no dimension
             out = target if target.dtype == part.origin.dtype else torch.empty_like(target, dtype=part.origin.dtype)
             with unmixed(out.device):
                 part.combine(coefficients[self.rows[name]], out)
@@ -74,9 +75,9 @@ class Parametrisation(nn.Module):
         for parameter in self.learned_parts.parameters():  # that of the last step would be added where nothing is listed
             parameter.grad = None
         for name, merged in gradients.items():
-            row = self.rows[name]
+            row, part = self.rows[name], self.parts[name]
             with unmixed(merged.device):
-                slope = self.parts[name].pull_back(coefficients[row], merged)
+                slope = part.pull_back(coefficients[row], merged.view_as(part.origin))
             gradient[row] += slope.to(gradient.device)
         if self.clamp:
             gradient *= (self.coefficients >= 0) & (self.coefficients <= 1)

@@ -53,7 +53,7 @@ class Training(Procedure):
         self.experts, self.course, self.context, self.chunk = experts, course, context, context.chunk
         of_model = context.model.state_dict()
         names = [name for name in experts.names if name in of_model and name not in course.frozen]
-        self.weights = {name: nn.Parameter(experts.base(name).clone()) for name in names}
+        self.weights = {name: nn.Parameter(experts.base(name).view(experts.specs[name].shape).clone()) for name in names}
         self.learnables = nn.ParameterDict({name.replace(".", "/"): tensor for name, tensor in self.weights.items()})
         self.objective = objective("cross_entropy", context.heads)
         fixed = [name for name in experts.specs if name in of_model and name not in self.weights]

@@ -1,0 +1,67 @@
+"""Merged values beyond the range of the dtype that they are stored in, and variances that no longer are any."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+from fusionbench_lite.errors import MergeError, MergeWarning
+from fusionbench_lite.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclasses.dataclass
+class Limits:
+    """Casts merged tensors to the dtypes of the base and checks what comes of it.
+
+    `method` is named in errors; `scaled` says whether it has a `scaling` that could be lower.
+    """
+
+    method: str
+    scaled: bool = False
+    negative: list[str] = dataclasses.field(default_factory=list)
+
+    def cast(self, name: str, merged: Tensor, dtype: torch.dtype, *, finite: bool = False) -> Tensor:
+        """Return a merged tensor in the dtype of the base; `finite` says that its values are known to be.
+
+        Raises MergeError where a value is beyond the range of the dtype, with the largest value and the limit.
+        """
+        stored = merged.to(dtype)
+        if not (finite and dtype == merged.dtype) and not is_finite(stored):
+            raise MergeError(f"{self.method}: {self._beyond(name, merged, dtype)}")
+        # Of BatchNorm, which takes a root of it: a few numbers.
+        if name.endswith("running_var") and bool((stored < 0).any()):
+            self.negative.append(name)
+        return stored
+
+    def warn(self) -> None:
+        """Warn once of merged variances below 0."""
+        if self.negative:
+            others = f" and {len(self.negative) - 1} more" if len(self.negative) > 1 else ""
+            fix = "lower scaling, or " if self.scaled else ""
+            warnings.warn(
+                f"{self.method} makes variances of {self.negative[0]!r}{others} negative, where normalisation gives NaN: "
+                f"{fix}average the experts, or compute the statistics of the merged model anew", MergeWarning, stacklevel=3,
+            )
+            self.negative.clear()
+
+    def _beyond(self, name: str, merged: Tensor, dtype: torch.dtype) -> str:
+        largest = "NaN" if bool(merged.isnan().any()) else f"{float(merged.abs().amax()):.6g}"
+        wider = "torch.float64" if torch.finfo(dtype).max > 1e38 else "torch.bfloat16 or torch.float32"
+        lower = "lower scaling, or " if self.scaled else ""
+        what = f"{name!r} leaves the range of {dtype}: its largest value is {largest}, the limit {torch.finfo(dtype).max:.6g}"
+        if dtype == torch.float64:
+            return f"{what}; {lower}check the size of the weights"
+        return f"{what}; {lower}give the pretrained model and the experts in {wider}"
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Say whether all values are finite, in one pass over memory unless large finite values overflow the sum: infinities
+    and NaNs never leave one."""
+    if not tensor.is_floating_point() or not tensor.numel() or math.isfinite(tensor.sum().item()):
+        return True
+    return all(math.isfinite(value.item()) for value in torch.aminmax(tensor))

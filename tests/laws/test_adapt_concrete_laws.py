@@ -70,7 +70,7 @@ def test_the_draws_depend_on_the_seed_alone(method):
     s = setting(dtype=DOUBLE, steps=8)
     a, b, other = run(method, s, 3), run(method, s, 3, seed=0), run(method, s, 3, seed=1)
     assert same_bits(a.state_dict(), b.state_dict())
-    assert all(distance(other.state_dict()[n], a.state_dict()[n]) > 1e-3 for n in touched(s.pretrained))
+    assert all(distance(other.state_dict()[n], a.state_dict()[n]) > 1e-3 for n in touched(s.pretrained) if s.pretrained[n].dim())
     permuted = run(method, s.permuted(["task2", "task0", "task1"]), 3)
     close_states(permuted.state_dict(), a.state_dict(), s.pretrained, 1e-9)
     torch.manual_seed(99)

@@ -73,14 +73,14 @@ def adarank(
         weights = [array(e[name]) for e in experts.values()]
         origin = sum(weights) / count if base == "cart" else array(pretrained[name])
         taus = [w - origin for w in weights]
-        problem.origin[name] = torch.from_numpy(origin)
+        problem.origin[name] = torch.from_numpy(np.asarray(origin))
         if is_factorised(name, origin.shape, matrices):
             p = min(origin.shape)
             start = p // count if rank_ratio is None else int(rank_ratio * p)
             problem.factors[name] = components(taus, start, whiten=base == "tsvm")
         else:
             share = count if base == "tsvm" else 1
-            problem.dense[name] = [torch.from_numpy(tau / share) for tau in taus]
+            problem.dense[name] = [torch.from_numpy(np.asarray(tau / share)) for tau in taus]
     return problem
 
 

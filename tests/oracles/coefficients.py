@@ -42,7 +42,7 @@ def problem(pretrained, experts, updates: Mapping[str, Sequence[np.ndarray]], **
     out = adaptive.Problem(list(experts), **given)
     for name in merged_names(pretrained):
         out.origin[name] = torch.from_numpy(array(pretrained[name]))
-        out.dense[name] = [torch.from_numpy(np.ascontiguousarray(u)) for u in updates[name]]
+        out.dense[name] = [torch.from_numpy(np.array(u)) for u in updates[name]]
     return out
 
 

@@ -1,8 +1,8 @@
 """Float64 numpy oracles of the data-free methods.
 
 Each oracle takes `pretrained` {name: Tensor} and `experts` {task: {name: Tensor}} and returns {name: float64 array} for
-the tensors that merging touches (floating point, at least one dimension, at least one element). Everything else is
-expected to pass through from `pretrained`.
+the tensors that merging touches (floating point, at least one element; one without dimension counts as one entry).
+Everything else is expected to pass through from `pretrained`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 def merged_names(pretrained: State) -> list[str]:
     """Names of the tensors that merging touches, sorted."""
-    return sorted(n for n, v in pretrained.items() if v.is_floating_point() and v.ndim > 0 and v.numel() > 0)
+    return sorted(n for n, v in pretrained.items() if v.is_floating_point() and v.numel() > 0)
 
 
 def is_factorised(name: str, shape: tuple[int, ...], policy: str) -> bool:
@@ -41,7 +41,7 @@ def is_factorised(name: str, shape: tuple[int, ...], policy: str) -> bool:
 
 def task_vectors(pretrained: State, experts: Mapping[str, State], name: str) -> list[np.ndarray]:
     base = array(pretrained[name])
-    return [array(expert[name]) - base for expert in experts.values()]
+    return [np.asarray(array(expert[name]) - base) for expert in experts.values()]
 
 
 # ---------------------------------------------------------------- elementwise methods

@@ -278,6 +278,8 @@ def breadcrumbs(
     taus = seen_task_vectors(pretrained, experts)
     for tau in taus.values():
         for name, value in tau.items():
+            if not value.ndim:  # no row to rank: the task vector stays whole
+                continue
             rows = value.reshape(-1, value.shape[-1] if granularity == "row" else value.size)
             tau[name] = np.stack([middle_of(row, keep, outliers) for row in rows]).reshape(value.shape)
     return moved(pretrained, total(taus), scaling)

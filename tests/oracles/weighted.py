@@ -24,7 +24,7 @@ def fisher_merging(
     normalize: bool = True,
 ) -> Arrays:
     names = merged_names(pretrained)
-    listed = [n for n, v in pretrained.items() if v.is_floating_point()]  # the norm counts scalars too
+    listed = [n for n, v in pretrained.items() if v.is_floating_point()]
     weight = {}
     for task in experts:
         norm = math.sqrt(math.fsum(float((array(fisher[task][n]) ** 2).sum()) for n in listed)) + epsilon
@@ -126,6 +126,7 @@ def nuslerp(
         else:
             origin = np.zeros(tuple(pretrained[name].shape))
             a, b = (array(e[name]) for e in experts.values())
+        a, b = np.atleast_1d(a), np.atleast_1d(b)
         if dimension == "flat":
             a, b, axis = a.reshape(1, -1), b.reshape(1, -1), 1
         else:
@@ -162,7 +163,7 @@ def model_stock(
     out = {}
     for name in merged_names(pretrained):
         base = array(pretrained[name])
-        rows = len(base) if granularity == "row" else 1
+        rows = len(np.atleast_1d(base)) if granularity == "row" else 1
         taus = [tau.reshape(rows, -1) for tau in task_vectors(pretrained, experts, name)]
         mean = sum(taus) / len(taus)
         ratios = [stock_ratio([tau[i] for tau in taus], average) for i in range(rows)]

@@ -58,12 +58,12 @@ def clip_state(seed: int = 0, dtype: torch.dtype = torch.float32, width: int = 8
 
 
 def expert_of(base: Mapping[str, Tensor], seed: int, size: float = 0.3) -> State:
-    """`base` plus a random task vector; integer, 0-dim and empty tensors stay as they are."""
-    g = rng(seed)
+    """`base` plus a random task vector; integer and empty tensors stay as they are."""
+    g, of_scalars = rng(seed), rng(seed + (1 << 20))
     out = {}
     for name, value in base.items():
-        if value.is_floating_point() and value.ndim > 0:
-            noise = torch.randn(value.shape, generator=g, dtype=torch.float64)
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=g if value.ndim else of_scalars, dtype=torch.float64)
             out[name] = (value.double() + size * noise).to(value.dtype)
         else:
             out[name] = value.clone()
@@ -93,7 +93,7 @@ def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def touched(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors a merge may change."""
-    return [n for n, v in state.items() if v.is_floating_point() and v.ndim > 0 and v.numel() > 0]
+    return [n for n, v in state.items() if v.is_floating_point() and v.numel() > 0]
 
 
 def distance(actual: Tensor, expected: np.ndarray | Tensor) -> float:
@@ -222,7 +222,7 @@ class TinyEncoder(nn.Module):
         return self.ln_post(x[:, 0]) @ self.proj
 
 
-UNUSED = ("leftover", "unused_attn.weight", "unused_attn.bias")
+UNUSED = ("leftover", "unused_attn.weight", "unused_attn.bias", "logit_scale")
 
 
 class Head(nn.Module):

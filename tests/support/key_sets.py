@@ -93,14 +93,14 @@ def loosened(state: Mapping[str, Tensor]) -> State:
 
 
 def fisher_of(base: Mapping[str, Tensor], tasks: list[str], seed: int = 7) -> dict[str, State]:
-    """A positive diagonal Fisher per task, of another size for each; equal under tied names, 0 for 0-dim tensors."""
+    """A positive diagonal Fisher per task, of another size for each; equal under tied names."""
     out = {}
     for i, task in enumerate(tasks):
-        noise = tied_expert_of({n: torch.zeros_like(v) if v.ndim else v for n, v in base.items()}, seed + i, 1.0)
+        noise = tied_expert_of({n: torch.zeros_like(v) for n, v in base.items()}, seed + i, 1.0)
         for names in tied(base):
             noise |= dict.fromkeys(names, noise[names[0]])
         floats = {n: v for n, v in noise.items() if v.is_floating_point()}
-        out[task] = {n: 10.0**i * v.double().square().to(_wide(v)) if v.ndim else torch.zeros_like(v) for n, v in floats.items()}
+        out[task] = {n: 10.0**i * v.double().square().to(_wide(v)) for n, v in floats.items()}
     return out
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights.folders import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ _VARIANTS = (
 
 def is_adapter(folder: Path) -> bool:
     """Say whether the folder holds a PEFT adapter."""
-    return (folder / CONFIG).is_file()
+    return folder.is_dir() and describe(folder).kind == "adapter"
 
 
 class AdapterFile:
@@ -50,7 +51,7 @@ class AdapterFile:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / WEIGHTS
-        if not is_adapter(folder):
+        if not (folder / CONFIG).is_file():
             raise self.error(f"there is no {CONFIG}: give the folder that peft's save_pretrained wrote")
         if not self.path.is_file():
             if (folder / "adapter_model.bin").exists():

@@ -1,28 +1,32 @@
-"""`python -m fusionbench_lite.convert SOURCE OUT [model=vit_b32] [layout=packed|separate]`: a checkpoint as safetensors.
+"""`python -m fusionbench_lite.convert SOURCE OUT [model=vit_b32] [layout=packed|separate] [tower=PREFIX]`: to safetensors.
 
-SOURCE is a pickled module of an image encoder or a head (Task Arithmetic, TALL-masks), a pickled state dict, or a safetensors
-file of open_clip or transformers; nothing in it is run. OUT is the .safetensors file to write: an image tower under the plain
-names of its layout, or a head as "weight". model= checks the tower against a model; without it, the tower's shapes tell.
-layout= converts the tower; without it, the tower keeps its own. A text side or other tensors beside the tower are counted
-and left out.
+SOURCE is a pickled module of an image encoder or a head (Task Arithmetic, TALL-masks), a pickled state dict or training
+checkpoint (open_clip's epoch_N.pt, Lightning's .ckpt), a safetensors file of open_clip or transformers, or a folder of these;
+nothing in it is run. OUT is the .safetensors file to write: an image tower under the plain names of its layout, or a head as
+"weight". Entries that hold the model (state_dict, model, ...) and prefixes (module., _orig_mod., net., ...) are taken off and
+told. model= checks the tower against a model; without it, the tower's shapes tell. layout= converts the tower; without it, the
+tower keeps its own. tower= says which of two towers is meant, by what its names begin with, as in tower=state_dict_ema. A text
+side or other tensors beside the tower are counted and left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.paths import atomic_file, file_sha256
+from fusionbench_lite.paths import atomic_file, expanded, file_sha256
+from fusionbench_lite.weights import prefixes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fusionbench_lite.checkpoints.reading import Raw
 
-USAGE = f"usage: python -m fusionbench_lite.convert SOURCE OUT [model=NAME] [layout=packed|separate]\n\n{__doc__}"
+USAGE = f"usage: python -m fusionbench_lite.convert SOURCE OUT [model=NAME] [layout=packed|separate] [tower=PREFIX]\n\n{__doc__}"
 MODELS, LAYOUTS = ("vit_b32", "vit_b16", "vit_l14"), ("packed", "separate")
 
 
@@ -34,6 +38,7 @@ class Options:
     out: Path
     model: str | None
     layout: str | None
+    tower: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Result:
 
     tensors: dict[str, Tensor]
     lines: list[tuple[str, str]]
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,27 +70,28 @@ def parse(arguments: list[str]) -> Options:
     """Return the options of a command line. Raises InputError."""
     settings: dict[str, str] = {}
     files = []
-    choices = {"model": MODELS, "layout": LAYOUTS}
+    choices = {"model": MODELS, "layout": LAYOUTS, "tower": ()}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not (key in choices or key.isidentifier()):
             files.append(argument)
         elif key not in choices:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, choices)}")
-        elif value not in choices[key]:
+        elif choices[key] and value not in choices[key]:
             raise InputError(f"unknown {key} {value!r}: {did_you_mean(value, choices[key])}")
         else:
             settings[key] = value
     if len(files) != 2:
         raise InputError(f"give SOURCE and OUT, got {len(files)} paths: python -m fusionbench_lite.convert --help tells more")
-    source, out = (Path(file).expanduser() for file in files)
-    if not source.is_file():
-        raise InputError(f"{source} is no file: give the checkpoint to convert")
+    source, out = map(expanded, files)
+    if not source.exists():
+        near = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise InputError(f"{source} is no file ({did_you_mean(source.name, near)}): give the checkpoint to convert")
     if out.suffix != ".safetensors":
         raise InputError(f"{out} must end in .safetensors: that is what is written")
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is the source itself: give another OUT")
-    return Options(source, out, settings.get("model"), settings.get("layout"))
+    return Options(source, out, settings.get("model"), settings.get("layout"), settings.get("tower"))
 
 
 def convert(options: Options) -> list[tuple[str, str]]:
@@ -92,28 +99,50 @@ def convert(options: Options) -> list[tuple[str, str]]:
     from fusionbench_lite.checkpoints import reading
     from fusionbench_lite.weights.readers import write_tensors
 
-    sha256 = file_sha256(options.source)
     raw = reading.read(options.source)
+    if options.tower is not None:
+        raw = dataclasses.replace(raw, tensors=prefixes.chosen(raw.tensors, options.tower, str(options.source)))
+    sha256, nbytes = _identity(options.source)
     result = _head(raw, options) if _is_head(raw) else _tower(raw, options)
-    metadata = {"format": "pt", "source": options.source.name, "source_sha256": sha256}
+    metadata = {"format": "pt", "source": options.source.name, "source_sha256": sha256, **result.metadata}
     with atomic_file(options.out) as temporary:
         write_tensors(temporary, result.tensors, metadata)
     parameters = sum(tensor.numel() for tensor in result.tensors.values())
     return [
-        ("source", f"{options.source} ({options.source.stat().st_size:,} bytes)"), ("sha256", sha256), ("form", _form(raw)),
+        ("source", f"{options.source} ({nbytes:,} bytes)"), ("sha256", sha256), ("form", _form(raw)),
         *result.lines, ("written", f"{options.out}: {len(result.tensors)} tensors, {parameters:,} parameters"),
     ]
 
 
+def _identity(source: Path) -> tuple[str, int]:
+    """Return SHA-256 and size of a file; of several files of a folder the SHA-256 of theirs, one below the other."""
+    from fusionbench_lite.weights import folders
+
+    files = folders.describe(source).files if source.is_dir() or source.suffix == ".json" else (source,)
+    try:
+        hashes = [file_sha256(file) for file in files]
+        nbytes = sum(file.stat().st_size for file in files)
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest(), nbytes
+
+
 def _form(raw: Raw) -> str:
     plain = {key: value for key, value in raw.attributes.items() if key != "training"}
-    kinds = {"module": f"pickled module {raw.class_name}", "state_dict": "pickled state dict", "safetensors": "safetensors"}
+    kinds = {
+        "module": f"pickled module {raw.class_name}", "state_dict": "pickled state dict",
+        "checkpoint": "pickled checkpoint", "safetensors": "safetensors",
+    }
     kind = kinds[raw.form]
     return kind + (f" with {', '.join(f'{key}={value!r}' for key, value in plain.items())}" if plain else "")
 
 
 def _is_head(raw: Raw) -> bool:
-    return {name.rsplit(".", 1)[-1] for name in raw.tensors} in ({"weight"}, {"weight", "bias"}) and len(raw.tensors) <= 2
+    """Whether a file holds the matrix of one linear layer, perhaps with its bias, and nothing else."""
+    places = {name.rpartition(".")[0] for name in raw.tensors}
+    kinds = {name.rpartition(".")[2] for name in raw.tensors}
+    matrices = [tensor for name, tensor in raw.tensors.items() if name.rpartition(".")[2] == "weight"]
+    return len(places) == 1 and kinds in ({"weight"}, {"weight", "bias"}) and matrices[0].dim() == 2
 
 
 def _head(raw: Raw, options: Options) -> Result:
@@ -134,21 +163,25 @@ def _tower(raw: Raw, options: Options) -> Result:
     from fusionbench_lite.weights import clip_keys
 
     who = str(options.source)
-    parts = clip_keys.split(raw.tensors, who)
+    parts = reading.parted(raw, who)
     model = options.model or reading.looks_like(parts.visual, parts.layout)[0]
     if model not in clip.SIZES:
         numbers = "patch {}, width {}, {} blocks".format(*reading.looks_like(parts.visual, parts.layout)[1])
-        raise InputError(f"{who} is the tower of no known model ({numbers}): choose among {', '.join(clip.SIZES)}")
+        raise InputError(f"{who} is the tower of no known model ({numbers}): give one of {', '.join(clip.SIZES)}")
     layout = options.layout or parts.layout
     tower = reading.tower(raw, model, clip.SIZES[model], None, layout, who)
     which = "with" if clip_keys.PROJECTION[layout] in tower.visual else "without"
     parameters = sum(tensor.numel() for tensor in raw.tensors.values())
+    taken = [("taken off", f"{tower.taken} of the names of its tensors")] if tower.taken else []
+    twins = [("twice", f"the same tensors are at {', '.join(parts.twins)} too")] if parts.twins else []
     lines = [
         ("what", f"image tower of {model}, {which} its projection"), ("family", _family(raw, parts.layout, parts.rest)),
         ("found", f"{len(raw.tensors)} tensors, {parameters:,} parameters, {tower.stored}"),
-        ("leftovers", _leftovers(tower.rest)), ("layout", f"{layout}, from {parts.layout}" if layout != parts.layout else layout),
+        *taken, *twins, ("leftovers", _leftovers(tower.rest)),
+        ("layout", f"{layout}, from {parts.layout}" if layout != parts.layout else layout),
     ]
-    return Result(converting.ordered(tower.visual, clip.SIZES[model], layout), lines)
+    metadata = {"taken_off": tower.taken} if tower.taken else {}
+    return Result(converting.ordered(tower.visual, clip.SIZES[model], layout), lines, metadata)
 
 
 def _family(raw: Raw, layout: str, rest: dict[str, Tensor]) -> str:

@@ -56,8 +56,8 @@ def base(source: SourceFile, request: Request, family: Family, part: str) -> Con
         reading.check_shapes(kept, expected, (), who)
         return kept, {}
     if family.frozen_projection:
-        return {name: tensor for name, tensor in tower.visual.items() if name != projection}, {"stored": tower.stored}
-    return ordered(tower.visual, size, request.layout), {"stored": tower.stored}
+        return {name: tensor for name, tensor in tower.visual.items() if name != projection}, tower.said
+    return ordered(tower.visual, size, request.layout), tower.said
 
 
 def expert(source: SourceFile, request: Request, family: Family, task: str, reference: Path, base: str) -> Converted:
@@ -75,7 +75,7 @@ def expert(source: SourceFile, request: Request, family: Family, task: str, refe
     if not family.frozen_projection and projection not in visual:
         raise InputError(f"{who} lacks {projection!r}, which this family merges: it is no file of {family.title}")
     count = reading.check_untouched(rest, SafetensorsWeights(reference), who)
-    said = {"base": base, "stored": tower.stored, "form": raw.form, "leftovers": str(count)}
+    said = {"base": base, **tower.said, "form": raw.form, "leftovers": str(count)}
     return ordered(visual, request.size, request.layout), said
 
 

@@ -93,7 +93,7 @@ def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dic
     tower = reading.tower(raw, request.model, request.size, None, request.layout, source.where)
     if tower.rest:
         raise InputError(f"{source.where} has {next(iter(tower.rest))!r} beside its image tower: keep the tower alone")
-    return converting.ordered(tower.visual, request.size, request.layout), {"stored": tower.stored}
+    return converting.ordered(tower.visual, request.size, request.layout), tower.said
 
 
 def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:

@@ -1,21 +1,27 @@
-"""Source files of any supported form as tensors, and whether these are what they should be."""
+"""The towers and heads in source files, and whether they are what they should be."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from fusionbench_lite.checkpoints.opening import Raw, read, whole
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.clip import ClipSize
-from fusionbench_lite.weights import clip_keys
+from fusionbench_lite.weights import clip_keys, foreign, quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = [
+    "Raw", "Tower", "as_float32", "check_backbone", "check_shapes", "check_untouched", "head", "looks_like", "parted", "read",
+    "tower",
+]
 
 _NAMES = {"packed": "open_clip's names", "separate": "transformers' names"}
 _OWNERS = {"packed": "files of Task Arithmetic and TALL-masks", "separate": "files of FusionBench"}
@@ -26,44 +32,39 @@ NORMS_ALIKE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
-class Raw:
-    """The tensors of a source file, plain values beside them, and its `form`: "safetensors", "module" or "state_dict"."""
-
-    tensors: dict[str, Tensor]
-    attributes: dict[str, Any]
-    form: str
-    class_name: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Tower:
-    """A checked image tower in float32: tensors in the wanted layout, what else the file held, the dtype it was stored in."""
+    """A checked image tower in float32: tensors in the wanted layout, what else the file held, the dtype it was stored in, and
+    what was taken off the names in the file."""
 
     visual: dict[str, Tensor]
     rest: dict[str, Tensor]
     stored: str
+    taken: str = ""
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What the metadata of a converted file say of it. A file converted by 0.5 or earlier does not tell what was taken off."""
+        return {"stored": self.stored, **({"taken_off": self.taken} if self.taken else {})}
 
 
-def read(path: Path) -> Raw:
-    """Return the tensors of a safetensors file, a pickled module or a pickled state dict; raises InputError."""
-    try:
-        with path.open("rb") as file:
-            start, nbytes = file.read(9), path.stat().st_size
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if start[8:] != b"{" or int.from_bytes(start[:8], "little") > nbytes:  # no length of a header and its beginning
-        from fusionbench_lite.weights.pickles import read_pickled
+def parted(raw: Raw, who: str) -> clip_keys.Split:
+    """Return the image tower of a file and what lies beside it. Raises InputError for other towers, half and quantised ones."""
+    with whole(raw, who):
+        parts = clip_keys.split(raw.tensors, who)
+        sign = quantised.sign({name: _spelled(tensor.dtype) for name, tensor in parts.visual.items()})
+        if sign is not None:
+            raise InputError(f"{who}: {sign[0]!r} is stored quantised ({sign[1]}): {quantised.FIX}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in parts.visual.items()}
+        wrong = foreign.half(shapes, parts.layout, parts.place)
+        if wrong is not None:
+            raise InputError(f"{who} {wrong[0]}: {wrong[1]}")
+        return parts
 
-        module = read_pickled(path)
-        return Raw(module.tensors, module.attributes, module.kind, module.class_name)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    try:
-        return Raw(load_file(path), {}, "safetensors")
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {path}: {reason}; it is incomplete or damaged, fetch it again") from error
+def _spelled(dtype: torch.dtype) -> str:
+    """Return a dtype as safetensors writes it: F32, BF16, I8, U8, F8_E4M3, BOOL."""
+    kind, bits, rest = re.fullmatch(r"torch\.([a-z]+)(\d*)(.*)", str(dtype)).groups()  # type: ignore[union-attr]
+    return {"float": "F", "bfloat": "BF", "int": "I", "uint": "U"}.get(kind, kind.upper()) + bits + rest.upper()
 
 
 def tower(raw: Raw, model: str, size: ClipSize, expected: str | None, wanted: str, who: str) -> Tower:
@@ -73,7 +74,7 @@ def tower(raw: Raw, model: str, size: ClipSize, expected: str | None, wanted: st
     InputError for a file of another family, an expert of another backbone, missing or unknown tensors, another dtype and
     values that are not finite.
     """
-    parts = clip_keys.split(raw.tensors, who)
+    parts = parted(raw, who)
     if expected is not None and parts.layout != expected:
         raise InputError(
             f"{who} has {_NAMES[parts.layout]}, as {_OWNERS[parts.layout]} have, and {_NAMES[expected]} are needed: "
@@ -81,9 +82,11 @@ def tower(raw: Raw, model: str, size: ClipSize, expected: str | None, wanted: st
         )
     check_backbone(parts.visual, parts.layout, model, size, who)
     stored = _stored(parts.visual, who)
-    check_shapes(parts.visual, clip.shapes(size, parts.layout), {clip_keys.PROJECTION[parts.layout]}, who)
+    with whole(raw, who):
+        check_shapes(parts.visual, clip.shapes(size, parts.layout), {clip_keys.PROJECTION[parts.layout]}, who)
     visual = as_float32(parts.visual, who)
-    return Tower(clip_keys.as_layout(visual, wanted, who) if parts.layout != wanted else visual, parts.rest, stored)
+    visual = clip_keys.as_layout(visual, wanted, who) if parts.layout != wanted else visual
+    return Tower(visual, parts.rest, stored, ", ".join(parts.taken))
 
 
 def looks_like(visual: Mapping[str, Tensor], layout: str) -> tuple[str, tuple[int, int, int]]:
@@ -125,7 +128,8 @@ def check_shapes(
             raise InputError(f"{who} lacks {name!r}{hint}")
         if tuple(tensors[name].shape) != shape:
             stored = tuple(tensors[name].shape)
-            raise InputError(f"{who}: {name!r} has shape {stored}, the model needs {shape}: use files of the model")
+            fix = "use files of the model" if tensors[name].dim() == len(shape) else f"if FSDP or ZeRO made it flat, {foreign.FULL}"
+            raise InputError(f"{who}: {name!r} has shape {stored}, the model needs {shape}: {fix}")
     if unknown:
         raise InputError(f"{who} has {unknown[0]!r}, which the model lacks: {did_you_mean(unknown[0], expected)}")
 
@@ -190,7 +194,7 @@ def head(raw: Raw, size: ClipSize, classes: int | None, who: str) -> Tensor:
         raise InputError(f"{who}: the head does not normalise features (normalize={said!r}), and zero-shot heads do: use one")
     if bias is not None and bool(bias.any()):
         largest = float(bias.abs().max())
-        raise InputError(f"{who}: the head has a bias of up to {largest:.3g}, and zero-shot heads have none: use one")
+        raise InputError(f"{who}: the head has a bias of up to {largest:.3g}, and zero-shot heads have none: give one without")
     norms = weight.double().norm(dim=1)
     low, high = float(norms.min()), float(norms.max())
     if low <= 0 or high - low > NORMS_ALIKE * high:

@@ -6,19 +6,22 @@ gives the same bits. Names are matched, never positions.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights import prefixes
+from fusionbench_lite.weights.towers import PROJECTION, Split, split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROJECTION = {"packed": "proj", "separate": "visual_projection.weight"}
-"""The visual tensor that FusionBench's experts do not have."""
+__all__ = [
+    "PROJECTION", "TEXT_SIDE", "Split", "as_layout", "split", "text_of_open_clip", "text_to_open_clip", "to_packed", "to_separate",
+]
+
 TEXT_SIDE = (
     "positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "ln_final.weight", "ln_final.bias",
 )
@@ -43,41 +46,6 @@ _TEXT = {
 }
 _PACKED_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,4})\.")
 _SEPARATE_BLOCK = re.compile(r"encoder\.layers\.(\d{1,4})\.")
-_WRAPPERS = ("module.", "model.")
-_BUFFERS = ("position_ids", "attn_mask")
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A state dict taken apart: `visual` has the names of its `layout` without or with prefix as the layout has them.
-
-    `rest` is everything else under its name without wrappers, such as the text side.
-    """
-
-    layout: str
-    visual: dict[str, Tensor]
-    rest: dict[str, Tensor]
-
-
-def split(state: Mapping[str, Tensor], who: str = "the state dict") -> Split:
-    """Return the visual tensors of a CLIP model or of its image tower, in whichever of the two layouts they are.
-
-    Prefixes `module.`, `model.`, `visual.`, `model.visual.` and transformers' `vision_model.` may be there or not; buffers of
-    positions and masks are left out. Raises InputError for names of neither library.
-    """
-    bare = _without_wrappers(state, who)
-    if any(name.startswith("visual.") for name in bare):
-        return _parted("packed", bare, "visual.", "")
-    if any(name.startswith("vision_model.") for name in bare):
-        return _parted("separate", bare, "vision_model.", "vision_model.")
-    if "conv1.weight" in bare and "class_embedding" in bare:
-        return Split("packed", bare, {})
-    if "embeddings.patch_embedding.weight" in bare:
-        return _parted("separate", bare, "", "vision_model.")
-    raise InputError(
-        f"{who} holds no image tower of CLIP ({_some(bare)}): neither visual.conv1.weight (open_clip) nor "
-        "vision_model.embeddings.patch_embedding.weight (transformers) is among its names"
-    )
 
 
 def to_separate(packed: Mapping[str, Tensor], who: str = "the state dict") -> dict[str, Tensor]:
@@ -122,8 +90,10 @@ def text_to_open_clip(state: Mapping[str, Tensor], who: str = "the state dict") 
 
     Raises InputError for missing, unknown and mis-shaped tensors.
     """
-    bare = _without_wrappers(state, who)
+    names = prefixes.bare(state, who)
     prefix = "text_model."
+    before = next((name.partition(prefix)[0] for name in names if f".{name}".count(f".{prefix}")), "")
+    bare = {short.removeprefix(before): state[name] for short, name in names.items() if short.startswith(before)}
     text = {name: tensor for name, tensor in bare.items() if name.startswith(prefix)}
     extras = ("text_projection.weight", "logit_scale")
     for name in extras:
@@ -222,33 +192,6 @@ def _only(state: Mapping[str, Tensor], layout: str, who: str) -> dict[str, Tenso
     if parts.rest:
         raise InputError(f"{who} has {next(iter(parts.rest))!r} beside its image tower: {_some(parts.rest)}; take those out first")
     return parts.visual
-
-
-def _parted(layout: str, bare: Mapping[str, Tensor], prefix: str, kept: str) -> Split:
-    visual: dict[str, Tensor] = {}
-    rest: dict[str, Tensor] = {}
-    for name, tensor in bare.items():
-        if name == PROJECTION[layout] and layout == "separate":
-            visual[name] = tensor
-        elif name.startswith(prefix) and not name.startswith(("text_model.", "text_projection", "logit_scale")):
-            visual[kept + name.removeprefix(prefix)] = tensor
-        else:
-            rest[name] = tensor
-    return Split(layout, visual, rest)
-
-
-def _without_wrappers(state: Mapping[str, Tensor], who: str) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        bare = name
-        while bare.startswith(_WRAPPERS):
-            bare = bare.split(".", 1)[1]
-        if bare.rsplit(".", 1)[-1] in _BUFFERS:
-            continue
-        if bare in out:
-            raise InputError(f"{who} has {name!r} and the same tensor under another prefix: keep one of them")
-        out[bare] = tensor
-    return out
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

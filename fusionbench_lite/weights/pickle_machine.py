@@ -185,7 +185,7 @@ def _set_items(machine: _Machine, _: Any) -> None:
 
 
 def _fill(machine: _Machine, items: list[Any]) -> None:
-    target = machine.top(dict)
+    target = machine.stack[-1].items if isinstance(machine.stack[-1], Stub) else machine.top(dict)
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[key_of(key)] = value
 

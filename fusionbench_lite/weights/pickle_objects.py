@@ -1,28 +1,17 @@
-"""What pickles of checkpoints may hold: the allow-list of names, and what each name becomes instead of what it names.
+"""What the names in pickles of checkpoints become instead of what they name.
 
-A class of the list becomes a `Stub`, which keeps arguments and state as data; storages, tensors and parameters become
-descriptions; the few functions that files call are `MAKERS`, written here. Nothing is imported on a file's word.
+A class of the allow-list in `pickle_names` becomes a `Stub`, which keeps arguments and state as data; storages, tensors and
+parameters become descriptions; the few functions that files call are `MAKERS`, written here. Nothing is imported on a file's word.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-STUBS = re.compile(
-    r"src\.(modeling|models\.modeling|heads|args|utils)\.[A-Z]\w*"
-    r"|(open_clip|clip)\.(model|transformer|modified_resnet|timm_model|hf_model|coca_model|modeling)\.[A-Z]\w*"
-    r"|open_clip\.transform\.(_convert_to_rgb|_convert_image_to_rgb|[A-Z]\w*)"
-    r"|clip\.clip\.(_convert_image_to_rgb|_convert_to_rgb)"
-    r"|torch\.nn\.modules\.[a-z_]+\.(_LinearWithBias|[A-Z]\w*)"
-    r"|torchvision\.transforms\.(transforms|functional|_functional_pil|autoaugment)\.[A-Z]\w*"
-    r"|torch\.(_C\._nn\.gelu|nn\.functional\.(gelu|relu|silu))"
-    r"|argparse\.Namespace|PIL\.Image\.Resampling|pathlib\.(Pure)?(Posix|Windows)?Path"
-    r"|numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtype"
-)
-"""Names, fully matched, that become inert stubs: the legacy classes of published experts, torch's and torchvision's own."""
+from fusionbench_lite.weights import pickle_names
+
 LONGEST = 120
 """Characters of a name in a message."""
 
@@ -36,7 +25,11 @@ _STORAGES = {
 
 
 class Refused(Exception):
-    """Why a pickle is not read on; the reader of the file makes one line of it that names the file."""
+    """Why a pickle is not read on, and what to do; the reader of the file makes one line of it that names the file."""
+
+    def __init__(self, reason: str, fix: str = "fetch it from its publisher, or use another") -> None:
+        super().__init__(reason)
+        self.fix = fix
 
 
 @dataclasses.dataclass(eq=False)
@@ -48,11 +41,12 @@ class StubClass:
 
 @dataclasses.dataclass(eq=False)
 class Stub:
-    """An object of a stub class: what it was made with and its state, as data."""
+    """An object of a stub class: what it was made with, its state and, of a kind of dictionary, its items, all as data."""
 
     cls: StubClass
     arguments: tuple[Any, ...] = ()
     state: Any = None
+    items: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,12 +58,19 @@ class StorageType:
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """The bytes behind tensors: their `key` in the file, and once they are read their `content`, which tensors then share."""
+    """The bytes behind tensors, which these share: their `key` in the file, and what reads their content where one is wanted."""
 
     dtype: str
     numel: int
     key: str
     content: bytearray | None = None
+    read: Callable[[], bytearray] | None = None
+
+    def loaded(self) -> bytearray | None:
+        """Return the content, read at the first call; None where the file did not have it."""
+        if self.content is None and self.read is not None:
+            self.content = self.read()
+        return self.content
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,9 +99,10 @@ def spelled(value: Any) -> str:
 
 
 def key_of(value: Any) -> Any:
-    """Return a key of a dictionary or an item of a set; raises Refused for any but plain values."""
+    """Return a key of a dictionary or an item of a set; raises Refused for any but plain values and what is known by identity."""
     # Of plain types alone: the hash of tuples within tuples recurses without a limit.
-    if not isinstance(value, (str, int, float, bytes, bool, type(None))):
+    flat = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(part, (str, int, float, bytes, bool, type(None), StubClass, Stub, PickledTensor)) for part in flat):
         raise Refused(f"it has a {spelled(value)} as a key")
     return value
 
@@ -113,6 +115,31 @@ def _dictionary(*arguments: Any) -> dict[Any, Any]:
         for key, value in pairs:
             out[key_of(key)] = value
     return out
+
+
+def _default_dictionary(_: Any = None, *arguments: Any) -> dict[Any, Any]:
+    return _dictionary(*arguments)
+
+
+def _queue(*arguments: Any) -> list[Any]:
+    items = arguments[0] if arguments else ()
+    if not isinstance(items, (list, tuple)):
+        raise Refused(f"it makes a list of a {spelled(items)}")
+    return list(items)
+
+
+def _array(kind: Any = None, *_: Any) -> Stub:
+    """An array of numpy, such as the state of a random generator: kept as data, its values are never needed."""
+    if not isinstance(kind, StubClass):
+        raise Refused(f"it calls 'numpy.core.multiarray._reconstruct' with a {spelled(kind)}")
+    return Stub(kind)
+
+
+def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    """A tensor with attributes of its own, or of a kind of its own: the tensor alone."""
+    if not isinstance(function, Maker) or not isinstance(arguments, tuple):
+        raise Refused(f"it makes a tensor by a {spelled(function)}")
+    return function.make(*arguments)
 
 
 def _set(*arguments: Any) -> set[Any]:
@@ -155,6 +182,9 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dictionary, "builtins.dict": _dictionary, "builtins.set": _set, "__builtin__.set": _set,
     "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter, "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _of_type, "collections.defaultdict": _default_dictionary,
+    "collections.Counter": _dictionary, "collections.deque": _queue, "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
     "torch.nn.parameter.Parameter": _parameter, "torch.device": _device, "torch.Size": tuple, "_codecs.encode": _latin,
 }
 MAKERS = {name: Maker(name, make) for name, make in _BY_NAME.items()}
@@ -169,9 +199,9 @@ def find(module: Any, name: Any, makers: Mapping[str, Maker]) -> Maker | Storage
         return makers[full]
     if full in _STORAGES:
         return StorageType(_STORAGES[full])
-    if STUBS.fullmatch(full) or (module == "torch" and name in _DTYPE_NAMES):
+    if pickle_names.STUBS.fullmatch(full) or (module == "torch" and name in _DTYPE_NAMES):
         return StubClass(full)
-    raise Refused(f"it asks for {_short(module, name)}, which is not on the list of classes that checkpoints need")
+    raise Refused(*pickle_names.refusal(full, _short(module, name)))
 
 
 def _short(module: Any, name: Any) -> str:
@@ -192,3 +222,9 @@ def storage_of(pid: Any) -> Storage | StubClass:
     if len(pid) > 5 and pid[5] is not None:
         raise Refused("it has a view of a storage, as very old versions of torch wrote them")
     return Storage(pid[1].dtype, pid[4], pid[2])
+
+
+def shown(name: str) -> str:
+    """Return a name of the file for a message: in one line and of bearable length."""
+    text = repr(name.rstrip(".") or "at the top")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -239,7 +239,9 @@ def test_bad_keys_are_named() -> None:
     with refusal("no image tower of CLIP", "0 tensors"):
         clip_keys.split({})
     with refusal("under another prefix"):
-        clip_keys.split(state | {"model.proj": state["proj"]})
+        clip_keys.split(state | {"module.proj": state["proj"]})
+    with refusal("'model.proj', which is no tensor of this tower", "did you mean 'proj'?"):
+        clip_keys.to_separate(state | {"model.proj": state["proj"]})
     with refusal("beside its image tower"):
         clip_keys.to_separate(vision_files.base_state(TINY))
     with refusal("text_projection.weight"):

@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.lora_files import FOLD, AdapterFile, is_adapter, read_config
-from fusionbench_lite.weights.lora_pairs import Pair, check_shape, find, fit, replacements, sort_keys
+from fusionbench_lite.weights.lora_config import read_config, warn_of_patterns
+from fusionbench_lite.weights.lora_files import FOLD, AdapterFile, is_adapter
+from fusionbench_lite.weights.lora_keys import Module, sort_keys
+from fusionbench_lite.weights.lora_names import Names
+from fusionbench_lite.weights.lora_pairs import Pair, check_shape, fit
+from fusionbench_lite.weights.lora_tied import partner, stored_twice, twins, untied, warn_of_ties
+from fusionbench_lite.weights.lora_whole import replacements
 from fusionbench_lite.weights.specs import StateDict, TensorSpec, specs_of, tied_names, work_dtype
 
 if TYPE_CHECKING:
@@ -40,11 +45,13 @@ class LoraExpert(Mapping[str, "Tensor"]):
         pairs: Mapping[str, Pair],
         replaced: Mapping[str, str],
         shifts: Mapping[str, tuple[str, float]],
+        equal: Mapping[str, str],
     ) -> None:
         self.folder = file.folder
         self.changed = frozenset((*pairs, *replaced, *shifts))
         self._file, self._pretrained, self._specs = file, pretrained, specs
-        self._pairs, self._replaced, self._shifts = pairs, replaced, shifts
+        self._pairs, self._replaced, self._shifts, self._equal = pairs, replaced, shifts, equal
+        self._twins = dict(twins(pairs, specs))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pretrained)
@@ -61,8 +68,9 @@ class LoraExpert(Mapping[str, "Tensor"]):
             return base
         value, work = base.detach(), work_dtype(base.dtype)
         if name in self._replaced:
-            value = self._file.read(self._replaced[name], base.device, base.dtype)
+            value = self._replacement(name, base)
         if name in self._pairs:
+            self._warn_of_twin(name)
             pair = self._pairs[name]
             left, right = (self._file.read(key, base.device, work) for key in (pair.b, pair.a))
             delta = _product(left, right) * pair.scale
@@ -85,47 +93,91 @@ class LoraExpert(Mapping[str, "Tensor"]):
         pair, spec = self._pairs.get(name), self._specs[name]
         if pair is None or len(spec.shape) != 2 or name in self._replaced:
             return None
+        self._warn_of_twin(name)
         from_file = callable(getattr(self._pretrained, "spec", None))  # asking it for the device would read the weight
         device = torch.device("cpu") if from_file else self._pretrained[name].device
         left, right = (self._file.read(key, device, work_dtype(spec.dtype)) for key in (pair.b, pair.a))
         return (right.T * pair.scale, left.T) if pair.transposed else (left * pair.scale, right)
 
+    def _replacement(self, name: str, base: Tensor) -> Tensor:
+        """Return the tensor that takes the place of the pretrained one, after a look at the head that is tied to it."""
+        value = self._file.read(self._replaced[name], base.device, base.dtype)
+        head = self._equal.get(name)
+        if head is not None and not torch.equal(value, self._file.read(head, base.device, base.dtype)):
+            raise untied(self._file, head, f"the tied head of {name!r}", name, "differs from what replaces it, and is")
+        return value
+
+    def _warn_of_twin(self, name: str) -> None:
+        """Warn where a changed head or embedding is a copy of the other, once: the values are known only here."""
+        other = self._twins.pop(name, None)
+        if other is not None:
+            self._twins.pop(other, None)
+            if torch.equal(self._pretrained[name], self._pretrained[other]):
+                self._file.warn(stored_twice(name, other))
+
 
 def read_adapter(folder: str | os.PathLike[str], pretrained: StateDict) -> LoraExpert:
     """Return the expert that the LoRA adapter in `folder` makes of the pretrained weights.
 
-    The tensor of a module is found by its exact name, else as the one key that equals it up to a prefix. Fully trained
-    tensors in the adapter (`modules_to_save`, biases) replace the pretrained ones; those that `pretrained` lacks, such
-    as heads, are skipped with a log message. Tied tensors in memory get the same factors. Shapes are checked here,
-    values when they are read.
+    The tensor of a module is found by its name, or with one prefix dropped or added for all names. Fully trained tensors
+    (`modules_to_save`, biases) replace the pretrained ones; heads that `pretrained` lacks are warned of. Tied tensors in
+    memory get the same factors. Shapes are checked here, values when they are read.
 
     Raises MergeError: no adapter, unreadable files, anything but plain LoRA, tensors that do not fit `pretrained`.
     """
     file = AdapterFile(Path(folder))
-    config = read_config(file)
-    modules, whole = sort_keys(file)
+    config, keys = read_config(file), sort_keys(file)
     specs, tied = specs_of(pretrained, "pretrained"), tied_names(pretrained, {})
+    names = Names(file, {f"{module.name}.weight": module.a for module in keys.modules}, specs)
     pairs: dict[str, Pair] = {}
     shifts: dict[str, tuple[str, float]] = {}
-    for module in modules:
-        weight = find(file, module.a, f"{module.name}.weight", specs)
+    shared: dict[str, list[str]] = {}
+    for module in keys.modules:
+        weight = _weight(file, module, names, specs)
         pair = fit(file, config, module, weight, specs)
-        first = tied.get(weight, weight)
-        for name in (weight, *(other for other in specs if other != weight and tied.get(other, other) == first)):
+        for name in (weight, *(others := _sharing(weight, specs, tied))):
             if name in pairs:
-                raise file.error(f"{pairs[name].a!r} and {pair.a!r} both change {name!r} of the pretrained model: {FOLD}")
+                tie = f", tied to {others[0]!r}" if others else ""
+                raise file.error(f"{pairs[name].a!r} and {pair.a!r} both change {name!r} of the pretrained model{tie}: {FOLD}")
             pairs[name] = pair
+        if others:
+            shared[weight] = others
         if module.bias is not None:
-            bias = find(file, module.bias, f"{module.name}.bias", specs)
+            bias = names.find(f"{module.name}.bias")
+            if bias is None:
+                raise file.error(names.lacking(module.bias, f"{module.name}.bias"))
             check_shape(file, module.bias, bias, specs)
             shifts[bias] = (module.bias, pair.scale)
-    return LoraExpert(file, pretrained, specs, pairs, replacements(file, whole, specs), shifts)
+    names.check_meaning(config)
+    warn_of_patterns(file, config, {module.name: file.shapes[module.a][0] for module in keys.modules})
+    replaced, equal = replacements(file, config, keys.whole, names, specs, pairs)
+    for name, key in tuple(replaced.items()):
+        if ".base_layer." in key:  # the base of a module with factors, which peft loads into the shared tensor
+            replaced |= {other: key for other in _sharing(name, specs, tied) if other not in replaced}
+    warn_of_ties(file, config, pairs, {name: key for name, key in replaced.items() if name not in equal}, shared, specs)
+    return LoraExpert(file, pretrained, specs, pairs, replaced, shifts, equal)
+
+
+def _weight(file: AdapterFile, module: Module, names: Names, pretrained: Mapping[str, TensorSpec]) -> str:
+    """Return the weight of a module with factors. Raises MergeError where the pretrained model lacks it."""
+    name = f"{module.name}.weight"
+    weight = names.find(name)
+    if weight is not None:
+        return weight
+    a, b, moved = file.shapes[module.a], file.shapes[module.b], names.moved(name)
+    product = (*b[:1], *a[1:])
+    other = partner(moved, product[::-1] if module.embedding else product, pretrained)
+    if other is not None:
+        raise untied(file, module.a, moved, other, "changes")
+    raise file.error(names.lacking(module.a, name))
+
+
+def _sharing(name: str, pretrained: Mapping[str, TensorSpec], tied: Mapping[str, str]) -> list[str]:
+    """Return the other names of the tensor in memory."""
+    first = tied.get(name, name)
+    return [other for other in pretrained if other != name and tied.get(other, other) == first] if tied else []
 
 
 def _product(b: Tensor, a: Tensor) -> Tensor:
-    """Return B·A [m, n], or the kernel [m, c, h, w] of A [r, c, h, w] followed by the 1×1 convolution B [m, r, 1, 1]."""
-    if a.dim() == 2:
-        return b @ a
-    if a.shape[2:] == (1, 1):
-        return (b[:, :, 0, 0] @ a[:, :, 0, 0])[:, :, None, None]
-    return torch.nn.functional.conv2d(a.transpose(0, 1), b).transpose(0, 1)
+    """Return B·A [m, n], or the kernel [m, c, ...] of A [r, c, ...] followed by the convolution B [m, r, 1, ...]."""
+    return b @ a if a.dim() == 2 else (b.flatten(1) @ a.flatten(1)).reshape(len(b), *a.shape[1:])

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite import registry
+from fusionbench_lite.adaptation.fitting import fitted
+from fusionbench_lite.adaptation.given import check_steps, check_tasks, heads_evaluating, inputs_of
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
 from fusionbench_lite.lazy import torch
@@ -60,6 +62,7 @@ class Adapted:
         self._check(task)
         with torch.no_grad():
             self._procedure.refresh(self._steps)
+            inputs = inputs_of(task, 0, inputs)
             return self._procedure.encode(task, Examples(inputs, self._procedure.precomputed(task, inputs)))
 
     def _check(self, task: str) -> None:
@@ -74,16 +77,18 @@ def adapt(
 ) -> Adapted:
     """Merge experts and adapt what the method learns on unlabelled batches.
 
-    `model(x)` returns features and is run with the merged tensors in place of its own, in evaluation mode;
-    `heads[task](features)` returns logits; `batches[task]` yields the inputs of one step, a tensor or a mapping of the
-    tensors that the model takes by name. Methods that read several batches in a step take as many; supervised ones
-    take pairs of inputs and labels. Experts, which may be paths, and hyperparameters are as in
+    `model(x)` returns features and is run with the merged tensors in place of its own, in evaluation mode, as heads are;
+    `heads[task](features)` returns logits, -inf for classes that it masks; `batches[task]` yields the inputs of one step, a
+    tensor, a list of one, or a mapping of the tensors that the model takes by name. Methods that read several batches in a
+    step take as many; supervised ones take pairs of inputs and labels. Modules that are compiled or wrapped for data
+    parallelism or checkpoints run without that. The model may have tensors that `pretrained` lacks (a MergeWarning names
+    one), but not lack weights that experts changed. Experts, which may be paths, and hyperparameters are as in
     `fusionbench_lite.merge`; methods with adapters on a merged model take its weights as `merged` where it is not one
     of their `base` methods. Inputs, the model's parameters and the heads stay as they are.
 
     Raises MergeError naming the task, the values and the fix: everything that `merge` refuses; a missing head or
-    missing batches; fewer batches than steps; a model that shares no tensor with the weights; a loss or a gradient that
-    is not finite.
+    missing batches; fewer batches than steps; a model that lacks weights, returns no features or passes no gradient on to them;
+    heads that return no logits; a loss or a gradient that is not finite.
     """
     entry = registry.get(method, learning=True)
     if not entry.adaptive:
@@ -92,16 +97,22 @@ def adapt(
     configured = entry.configure(**hyperparameters)
     view = Experts(pretrained, open_experts(experts, pretrained))
     view.check_unread()
-    _check_steps(steps)
-    _check_tasks(view.tasks, heads=heads, batches=batches)
-    check_model(model, pretrained)
+    steps = check_steps(steps)
+    check_tasks(view.tasks, heads, batches)
+    model = fitted(model, view)
     from fusionbench_lite.adaptation.engine.procedure import Context
+    from fusionbench_lite.adaptation.trial import check_runs
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    example, batches = _peeked(view.tasks[0], batches, device)
-    with torch.inference_mode(False), torch.enable_grad():  # what is learned has to take gradients, wherever this is called
+    # What is learned has to take gradients, wherever this is called.
+    with torch.inference_mode(False), torch.enable_grad(), heads_evaluating(heads):
+        example, batches = _peeked(view.tasks[0], batches, device)
+        if example is not None:
+            check_runs(model, pretrained, example, gradient=False)
         procedure = entry.function(view, configured, **extra)(Context(model, heads, steps, example=example))
-    losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
+        if example is not None and steps and procedure.differentiates:
+            check_runs(model, pretrained, example, gradient=True)
+        losses = _fit(procedure, _Queue(procedure, batches, steps, device), steps, device)
     return Adapted(
         method=method, hyperparameters=describe(configured), tasks=tuple(view.tasks), coefficients=procedure.coefficients(),
         masks=procedure.masks(), learned=procedure.learned(), losses=losses, _procedure=procedure, _steps=steps,
@@ -132,37 +143,7 @@ def _peeked(
         given = given[0]  # of (inputs, labels)
     from fusionbench_lite.adaptation.engine.procedure import Examples
 
-    return Examples(_checked_inputs(task, 0, given)).to(device).inputs, whole
-
-
-def _check_steps(steps: Any) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise MergeError(f"steps must be an integer of at least 0, got {steps!r}")
-
-
-def _check_tasks(tasks: list[str], **given: Any) -> None:
-    for argument, mapping in given.items():
-        if not isinstance(mapping, Mapping):
-            raise MergeError(f"{argument} must map task names, got {type(mapping).__name__}")
-        for task in tasks:
-            if task not in mapping:
-                raise MergeError(f"{argument} lacks task {task!r}: give one entry for each of {', '.join(tasks)}")
-
-
-def check_model(model: nn.Module, pretrained: StateDict) -> None:
-    """Raise MergeError where the model cannot run with these weights: no key in common, or a shape that differs."""
-    tensors = model.state_dict()
-    if not any(name in tensors for name in pretrained):
-        raise MergeError(
-            f"the model has no tensor of the pretrained weights: it has {next(iter(tensors), 'none')!r}, "
-            f"they have {next(iter(pretrained), 'none')!r}; build the encoder that the weights belong to"
-        )
-    for name, tensor in pretrained.items():
-        if name in tensors and tensors[name].shape != tensor.shape:
-            raise MergeError(
-                f"the model's {name!r} has shape {tuple(tensors[name].shape)}, the weights {tuple(tensor.shape)}; "
-                "build the encoder that the weights belong to"
-            )
+    return Examples(inputs_of(task, 0, given)).to(device).inputs, whole
 
 
 class _Queue:
@@ -203,7 +184,7 @@ class _Queue:
             if not isinstance(given, (tuple, list)) or len(given) != 2:
                 raise MergeError(f"task {task!r}: the method is supervised: let its batches yield (inputs, labels)")
             given, labels = given
-        inputs = _checked_inputs(task, step, given)
+        inputs = inputs_of(task, step, given)
         if labels is not None:
             _check_labels(task, step, labels, size_of(inputs))
         examples = Examples(inputs, None, labels).to(self.device)
@@ -218,18 +199,3 @@ def _check_labels(task: str, step: int, labels: Any, size: int) -> None:
     whole = isinstance(labels, torch.Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
     if not whole or labels.shape != (size,):
         raise MergeError(f"task {task!r}: the labels of step {step + 1} must be integers [{size}], got {what}")
-
-
-def _checked_inputs(task: str, step: int, inputs: Any) -> Inputs:
-    tensors = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-    lengths = {len(t) if isinstance(t, torch.Tensor) and t.dim() else 0 for t in tensors}
-    if lengths in (set(), {0}) or len(lengths) > 1 or 0 in lengths:
-        what = [tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__ for t in tensors]
-        raise MergeError(
-            f"task {task!r}: the batch of step {step + 1} must be a tensor of examples (or named tensors of as many), "
-            f"got {what[0] if len(what) == 1 else what}"
-        )
-    for tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise MergeError(f"task {task!r}: the batch of step {step + 1} has non-finite values; check the inputs")
-    return inputs  # type: ignore[no-any-return]

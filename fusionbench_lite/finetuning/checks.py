@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusionbench_lite.adaptation.api import check_model
 from fusionbench_lite.adaptation.engine.core import call
+from fusionbench_lite.adaptation.fitting import check_model
 from fusionbench_lite.data import Originals, TaskData, fingerprint, originals
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.step_images import Normalise, Pool
 from fusionbench_lite.models.heads import ZeroShotHead
@@ -87,9 +87,8 @@ def check_encoder(
         try:
             with torch.no_grad():
                 features = call(model, pretrained, normalise(torch.from_numpy(image).to(device)))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"task {task!r}: the model cannot read images of {image.shape[1:]} ({reason})") from error
+        except MergeError as error:
+            raise InputError(f"task {task!r}: the model cannot read images of {image.shape[1:]} ({error})") from error
         wide, expected = features.shape[-1], heads[task].weight.shape[1]
         if wide != expected:
             raise InputError(

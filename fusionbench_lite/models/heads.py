@@ -25,9 +25,17 @@ class ZeroShotHead(nn.Module):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy in nats of softmax(logits) for each row, [B] from [B, C] (AdaMerging, Eq. 4)."""
+    """Return the entropy in nats of softmax(logits) for each row, [B] from [B, C] (AdaMerging, Eq. 4).
+
+    p log p is 0 at p = 0: logits of -inf, by which heads mask classes, add nothing, and their gradient is 0.
+    """
     log_probabilities = torch.log_softmax(logits, dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return -(log_probabilities.exp() * without_masked(log_probabilities)).sum(-1)
+
+
+def without_masked(log_probabilities: Tensor) -> Tensor:
+    """Return log p with 0 where p is 0, so that p log p and its gradient are 0 there."""
+    return log_probabilities.masked_fill(log_probabilities == -torch.inf, 0.0)
 
 
 def random_embeddings(classes: int, width: int, seed: int) -> Tensor:

@@ -15,7 +15,8 @@ from fusionbench_lite.models.inputs import Inputs
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode for the length of the block; every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:  # not by eval(): some modules change their weights there, some refuse
+        module.training = False
     try:
         yield
     finally:

@@ -180,7 +180,7 @@ def test_tasks_of_equal_length_share_a_forward_pass():
         lambda _, args, named: lengths.append(tuple(named["input_ids"].shape)), with_kwargs=True
     )
     run(s, steps=1)
-    assert lengths == [(5, 4), (4, 6)]
+    assert lengths[-2:] == [(5, 4), (4, 6)]  # after the trials on two examples
 
 
 def test_blocks_alone_are_merged_around_the_models_embeddings():

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.adaptation.engine.foreign import features_of, running
 from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples
@@ -33,13 +34,13 @@ def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Ten
     """Return the model's features with these weights in place of its own, in evaluation mode.
 
     A tensor that the model knows by several names takes the weight of the first that is listed. Modes of the modules
-    are put back.
+    are put back. Raises MergeError where the model does not run on the inputs, or returns no features of them.
     """
     arguments: tuple[Any, ...] = () if isinstance(inputs, Mapping) else (inputs,)
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    with evaluating(model):
-        output: Tensor = torch.func.functional_call(model, distinct(model, weights), arguments, named)
-    return output
+    with evaluating(model), running(model, inputs, weights):
+        output = torch.func.functional_call(model, distinct(model, weights), arguments, named)
+    return features_of(output, model, inputs)
 
 
 class MergedEncoder:

@@ -93,7 +93,8 @@ class Procedure:
     Class attributes say what a step reads: `reads_inputs` is False where `precomputed` suffices; `reads_labels` marks a
     supervised method; `split` is the split of the data, of which it reads at most `most` examples a task (None: all);
     `updates_per_batch`: the several batches that a run may be set
-    to take per step are updates of their own instead of one larger batch.
+    to take per step are updates of their own instead of one larger batch; `differentiates` says that a step takes gradients
+    through the model.
     """
 
     experts: Experts
@@ -103,6 +104,7 @@ class Procedure:
     split = "test"
     most: int | None = None
     updates_per_batch = False
+    differentiates = True
 
     @property
     def tasks(self) -> list[str]:

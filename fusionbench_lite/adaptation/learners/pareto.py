@@ -32,7 +32,7 @@ class ParetoMerging(Descent):
         per_task: bool, seed: int,
     ) -> None:
         super().__init__(parametrisation, context)
-        self.reads_inputs = mode == "entropy"
+        self.reads_inputs = self.differentiates = mode == "entropy"
         self.distances = Distances(parametrisation) if mode == "distance" else None
         self.mu = mu if scalarisation == "tchebycheff" else None
         self.per_task, self.seed = per_task, seed

@@ -28,6 +28,7 @@ class FeatureSurgery(Procedure):
 
     reads_inputs = False
     updates_per_batch = True
+    differentiates = False
 
     def __init__(
         self, experts: Experts, base: Mapping[str, Tensor], adapter: Adapter, context: Context, *, lr: float,

@@ -118,5 +118,5 @@ class Training(Procedure):
                 losses[task] = loss.detach() + losses.get(task, 0.0)
                 total = total + loss
             if torch.is_grad_enabled():
-                torch.autograd.backward(total)
+                torch.autograd.backward(total, inputs=list(self.weights.values()))  # heads get no gradient
         return losses

@@ -76,6 +76,7 @@ class Twin(Procedure):
     ) -> None:
         self.experts, self.rank_ratio, self.of_tasks, self.lr = experts, rank_ratio, of_tasks, lr
         self.split, self.most = ("train", SAMPLES) if of_tasks else ("test", None)
+        self.differentiates = not of_tasks
         self.frozen = Frozen(context, experts, base)
         vectors = {name: twin for name in self.frozen.base if (twin := self._twin(name, base[name])) is not None}
         self.mixture = LazyModel(context.model, self.frozen.base, vectors)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.draws import normal
 from fusionbench_lite.adaptation.engine.core import MergedEncoder, Segment
+from fusionbench_lite.adaptation.engine.foreign import features_of, running
 from fusionbench_lite.adaptation.engine.naming import rename_state
 from fusionbench_lite.adaptation.engine.objectives import objective
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
@@ -48,6 +49,7 @@ class RoutedEncoder(MergedEncoder):
 
     def __init__(self, context: Context, frozen: Frozen, routers: Mapping[str, Router], *, whole_batch: bool) -> None:
         self.model, _ = frozen_copy(context.model, frozen.base)
+        self.frozen = frozen
         self.chunk = None if whole_batch else context.chunk
         self.whole_batch = whole_batch
         self.leaves = {f"{name}/{part}": leaf for name, router in routers.items() for part, leaf in router.named_parameters()}
@@ -64,8 +66,9 @@ class RoutedEncoder(MergedEncoder):
 
     def encode(self, inputs: Inputs) -> Tensor:
         """Return features of the routed model."""
-        features: Tensor = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-        return features
+        with running(self.model, inputs, self.frozen.base):
+            output = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        return features_of(output, self.model, inputs)
 
 
 def linear_layers(model: nn.Module, name: str, weights: Mapping[str, Any]) -> dict[str, nn.Module]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.paths import atomic_file, file_sha256
+from fusionbench_lite.paths import atomic_file, expanded, file_sha256
+from fusionbench_lite.planning.refusals import exit_status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,16 +48,15 @@ class Result:
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 bad input."""
     given = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(given))
+
+
+def _main(given: list[str]) -> int:
     if {"-h", "--help"} & set(given):
         print(USAGE)
         return 0
-    try:
-        options = parse(given)
-        for label, text in convert(options):
-            print(f"{label:<12}{text}")
-    except InputError as error:
-        print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    for label, text in convert(parse(given)):
+        print(f"{label:<12}{text}")
     return 0
 
 
@@ -67,7 +67,8 @@ def parse(arguments: list[str]) -> Options:
     choices = {"model": MODELS, "layout": LAYOUTS}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or not (key in choices or key.isidentifier()):
+        is_path = argument.endswith(".safetensors") or Path(argument).exists()  # the = is in the name of a folder
+        if not equals or not (key in choices or (key.isidentifier() and not is_path)):
             files.append(argument)
         elif key not in choices:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, choices)}")
@@ -77,7 +78,7 @@ def parse(arguments: list[str]) -> Options:
             settings[key] = value
     if len(files) != 2:
         raise InputError(f"give SOURCE and OUT, got {len(files)} paths: python -m fusionbench_lite.convert --help tells more")
-    source, out = (Path(file).expanduser() for file in files)
+    source, out = (expanded(file) for file in files)
     if not source.is_file():
         raise InputError(f"{source} is no file: give the checkpoint to convert")
     if out.suffix != ".safetensors":

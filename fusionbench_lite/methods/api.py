@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
-from fusionbench_lite.paths import atomic_directory
+from fusionbench_lite.paths import atomic_directory, expanded
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_experts, open_weights, write_shards
@@ -103,7 +103,7 @@ def merge_files(
     if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
         raise MergeError(f"shard_bytes must be an integer of at least 1, got {shard_bytes!r}")
     view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     check_replaceable(folder, view.tasks if entry.per_task else ())
     if not entry.per_task:
         with atomic_directory(folder) as temporary:

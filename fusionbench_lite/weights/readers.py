@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.paths import expanded
 from fusionbench_lite.weights.specs import StateDict, TensorSpec
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def open_weights(source: Any, pretrained: StateDict | None, who: str) -> StateDi
     """
     if not isinstance(source, (str, os.PathLike)):
         return source  # type: ignore[no-any-return]
-    path = Path(source).expanduser()
+    path = expanded(source)
     try:
         path.stat()
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 from method_words import Description, described, explained, main_row
 
 from fusionbench_lite import registry, suites
+from fusionbench_lite.evaluation import columns
 from fusionbench_lite.paths import cache_dir, config_dir
 from fusionbench_lite.planning import presets, task_sets
 from fusionbench_lite.registry import FAMILIES
@@ -97,11 +98,11 @@ class Results:
 
     def score(self, name: str | None) -> str:
         """The average of a row, or ABSENT."""
-        return str(self._cells[name][render.AVERAGE_HEADER]) if name in self._cells else ABSENT
+        return str(self._cells[name][columns.AVERAGE_HEADER]) if name in self._cells else ABSENT
 
     def seconds(self, name: str | None) -> str:
         """The seconds of merging and adaptation, or ABSENT."""
-        return str(self._cells[name][render.SECONDS_HEADER]) if name in self._cells else ABSENT
+        return str(self._cells[name][columns.SECONDS_HEADER]) if name in self._cells else ABSENT
 
     def storage(self, name: str | None) -> dict[str, int]:
         """The bytes that are kept, by kind; empty for adaptive methods and where there is no record."""

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.fields import choice, integer, word
+from fusionbench_lite.fields import choice, integer, location, word
+from fusionbench_lite.paths import expanded
 from fusionbench_lite.planning.command_line import command
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Options:
     objective: str = choice("entropy", OBJECTIVES)
     examples: int = integer(64, low=1)
     top: int = integer(2, low=0)
-    out: str | None = word(None, optional=True)
+    out: str | None = location(None, optional=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,7 +78,7 @@ def _run(plan: Plan, options: Options) -> list[Path]:
             suite.model, experts, start, suite.heads, batches, names, objective=options.objective,
             top=options.top, progress=progress,
         )
-    folder = Path(options.out) if options.out else plan.results_dir / "pictures" / "components"
+    folder = expanded(options.out) if options.out else plan.results_dir / "pictures" / "components"
     what = "all" if options.matrix == "all" else options.matrix
     subtitle = (
         f"{plan.model}, {plan.task_set}, seed {plan.seed}; {options.objective.replace('_', ' ')} on "

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import atomic_file, expanded, file_sha256
+from fusionbench_lite.planning.refusals import exit_status
 from fusionbench_lite.weights import prefixes
 
 if TYPE_CHECKING:
@@ -53,16 +54,15 @@ class Result:
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 bad input."""
     given = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: _main(given))
+
+
+def _main(given: list[str]) -> int:
     if {"-h", "--help"} & set(given):
         print(USAGE)
         return 0
-    try:
-        options = parse(given)
-        for label, text in convert(options):
-            print(f"{label:<12}{text}")
-    except InputError as error:
-        print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    for label, text in convert(parse(given)):
+        print(f"{label:<12}{text}")
     return 0
 
 
@@ -73,7 +73,8 @@ def parse(arguments: list[str]) -> Options:
     choices = {"model": MODELS, "layout": LAYOUTS, "tower": ()}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or not (key in choices or key.isidentifier()):
+        is_path = argument.endswith(".safetensors") or Path(argument).exists()  # the = is in the name of a folder
+        if not equals or not (key in choices or (key.isidentifier() and not is_path)):
             files.append(argument)
         elif key not in choices:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, choices)}")

@@ -69,7 +69,6 @@ def examine(plan: Plan) -> Findings:
     title = f"{plan.method} on {plan.model}{layout}, {len(plan.tasks)} tasks, checkpoints={wanted.family}"
     is_offline = hub_offline()  # asked first: a hub that does not answer may do so when the run starts
     machine = _machine(device, wanted.cache)
-    _existing("results_dir", plan.results_dir)
     if kind.uses_hub:
         machine["hub"] = _hub()
     needs = kind.needs(wanted, plan.training_examples)
@@ -86,7 +85,7 @@ def examine(plan: Plan) -> Findings:
 def _machine(device: torch.device, cache: Path) -> dict[str, str]:
     from fusionbench_lite.adaptation.engine import memory
 
-    existing = _existing("cache_dir", cache)
+    existing = nearest_existing(cache)
     writable = "" if os.access(existing, os.W_OK) else ", cannot be written: a run reads what is there"
     name = "processor"
     if device.type == "cuda":
@@ -97,14 +96,6 @@ def _machine(device: torch.device, cache: Path) -> dict[str, str]:
         "device": f"{device}, {name}, {size_text(memory.total(device))}",
         "cache": f"{cache}, {size_text(shutil.disk_usage(existing).free)} free{writable}",
     }
-
-
-def _existing(key: str, folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there. Raises InputError where a file is in its place."""
-    parent = nearest_existing(folder)
-    if not parent.is_dir():
-        raise InputError(f"{key}={folder.absolute()}: {parent} is no folder: choose another")
-    return parent
 
 
 def _hub() -> str:

@@ -107,6 +107,22 @@ def word(default: str | None, *, optional: bool = False) -> Any:
     return kind(default, check, "a name, at least one character long", optional=optional, is_text=True)
 
 
+def location(default: str | None, *, optional: bool = False) -> Any:
+    """Declare a path of a file or folder, which its reader expands (`paths.expanded`).
+
+    On a command line it is taken as the shell hands it over (`planning.arguments`); an empty one, as of a variable that is not
+    set, is refused.
+    """
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return value
+
+    declared = kind(default, check, "a path, at least one character long", optional=optional, is_text=True)
+    return dataclasses.field(default=default, metadata={**declared.metadata, "is_path": True})
+
+
 def device(default: str) -> Any:
     """Declare a device by torch's name for it, or auto."""
 

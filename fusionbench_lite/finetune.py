@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.fields import integer, real, word
+from fusionbench_lite.fields import integer, location, real, word
 from fusionbench_lite.planning.command_line import command
 from fusionbench_lite.planning.plan import Plan
 
@@ -39,7 +39,7 @@ class Options:
     """How a CLIP model is fine-tuned; see the module's text."""
 
     recipe: str | None = word(None, optional=True)
-    out: str | None = word(None, optional=True)
+    out: str | None = location(None, optional=True)
     steps: int | None = integer(None, low=1, optional=True)
     batch: int | None = integer(None, low=1, optional=True)
     lr: float | None = real(None, low=0, open_low=True, optional=True)
@@ -100,7 +100,7 @@ def _show(what: str, rows: Mapping[str, Evaluation], folder: Path | None) -> Non
         mean = f"{sum(values) / len(values):.{measure.decimals}f}" if measure else ""
         printed = (f"{value:.{r.measure.decimals}f}" for value, r in zip(values, evaluation.values(), strict=True))
         table.add_row(name, *printed, mean)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a path or a task in brackets is no style
     console.print(table)
     console.print(f"experts in {folder}", style="dim", highlight=False, soft_wrap=True)
 

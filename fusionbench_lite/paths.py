@@ -1,5 +1,7 @@
 """Where things live, and how files appear: whole or not at all."""
 
+# What users write is text until it is expanded: pathlib drops the ./ of ./~x, and raises for what is too long.
+
 from __future__ import annotations
 
 import contextlib
@@ -7,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ MOMENT = 3.0
 """Seconds of waiting for another process that need no word."""
 CACHE_VARIABLE = "FUSIONBENCH_LITE_CACHE"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -28,9 +32,58 @@ def package_dir() -> Path:
     return _PACKAGE
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return the path with `~` and environment variables expanded; every path that a user gives comes through here."""
-    return Path(os.path.expandvars(os.fspath(path))).expanduser()
+def expanded(path: str | os.PathLike[str], *, interpolated: bool = False) -> Path:
+    """Return a path that a user gives, with `~` and environment variables expanded; every such path comes through here.
+
+    A `$` that names no variable belongs to the name of what is there, and so does one whose expansion is not there while the
+    path as it is written is. Raises InputError for a variable that is not set and for a user without a home. `interpolated`:
+    of `${...}` only variables are expanded, since the rest is Hydra's. What is returned expands to itself.
+    """
+    text = os.fspath(path)
+    written, full = _at_home(text), _at_home(os.path.expandvars(text))
+    names = _VARIABLE.findall(text)
+    unset = [name for name in names if name.strip("{}") not in os.environ and not (interpolated and name.startswith("{"))]
+    if names and (unset or not os.path.exists(full)) and os.path.exists(named := _up_to_last_dollar(written)):
+        log.debug("%s is there: its $ is no variable", named)
+        return Path(written)
+    if unset:
+        raise InputError(
+            f"{text}: the environment variable {unset[0].strip('{}')} is not set: set it, or make {_up_to_last_dollar(written)} "
+            "first where its name has a $"
+        )
+    return Path(full)
+
+
+def _at_home(text: str) -> str:
+    """Return a path with the `~` at its start expanded. One that still starts so is absolute, lest it is expanded again."""
+    full = os.path.expanduser(text)
+    if text.startswith("~") and (full == text or os.environ.get("HOME") == ""):
+        user = re.split(r"[/\\]", text)[0]
+        if not os.path.exists(text):
+            raise InputError(f"{text}: {user} has no home folder: write {os.path.join(os.curdir, text)} for a folder of that name")
+        full = os.path.abspath(text)
+    return os.path.abspath(full) if os.path.normpath(full).startswith("~") else full
+
+
+def _up_to_last_dollar(path: str) -> str:
+    """Return a path up to the last of its parts that has a $."""
+    head, dollar, tail = path.rpartition("$")
+    return head + dollar + re.split(r"[/\\]", tail)[0]
+
+
+def folder(key: str, path: Path) -> Path:
+    """Return a folder that a run writes into. Raises InputError where a file is in its place or above it."""
+    place = nearest_existing(path)
+    if not place.is_dir():
+        raise InputError(f"{key}={path.absolute()}: {place} is no folder: choose another")
+    return path
+
+
+def ignores_case(path: Path) -> bool:
+    """Say whether the file system there takes names that differ in case for one."""
+    place = nearest_existing(path)
+    twin = place.with_name(place.name.swapcase())
+    return twin.name != place.name and os.path.exists(twin) and os.path.samefile(place, twin)
 
 
 def cache_dir(configured: str | os.PathLike[str] | None = None) -> Path:
@@ -64,7 +117,7 @@ def _data_dir(name: str) -> Path:
 def nearest_existing(path: Path) -> Path:
     """Return the path, or the nearest one above it that is there."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
 @contextlib.contextmanager

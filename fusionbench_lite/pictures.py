@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.paths import expanded
+from fusionbench_lite.planning.refusals import Parser, exit_status
 
 if TYPE_CHECKING:
     from fusionbench_lite.tables.records import Record
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    arguments = argparse.ArgumentParser(
+    arguments = Parser(
         prog="python -m fusionbench_lite.pictures", description=__doc__.partition(": ")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 bad input."""
+    return exit_status(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     given = parser().parse_args(argv)
-    try:
-        written = draw(given.what, given.results_dir, given.out, given.seed)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in written:
+    results, out = expanded(given.results_dir), expanded(given.out) if given.out is not None else None
+    for path in draw(given.what, results, out, given.seed):
         print(path)
     return 0
 
@@ -113,7 +115,7 @@ def _record(what: str, results_dir: str | Path) -> Record | None:
     """The record of this directory or key; None where `what` looks like neither, so that it names an experiment."""
     from fusionbench_lite.tables import records
 
-    path = Path(what)
+    path = expanded(what)
     if (path / records.RESULT).is_file():
         return records.read(path.absolute())
     if re.fullmatch(r"[0-9a-f]{16}", what):

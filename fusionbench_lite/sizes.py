@@ -13,9 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fusionbench_lite.errors import InputError, MergeError, did_you_mean
+from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.fields import REQUIRED, choice, integer, one, word
 from fusionbench_lite.planning.command_line import options_of
+from fusionbench_lite.planning.refusals import exit_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,16 +39,16 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; returns the exit status: 0 done, 2 bad input."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    return exit_status(lambda: _main(given))
+
+
+def _main(given: Sequence[str]) -> int:
     if {"-h", "--help"} & set(given):
         print(USAGE)
         return 0
-    try:
-        values = _values([argument for argument in given if "." in argument.partition("=")[0]])
-        chosen = options_of([argument for argument in given if "." not in argument.partition("=")[0]], "", Options)
-        sys.stdout.write(_answer(_architecture(chosen.model), _tasks(chosen.tasks), chosen.format, values))
-    except (InputError, MergeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    values = _values([argument for argument in given if "." in argument.partition("=")[0]])
+    chosen = options_of([argument for argument in given if "." not in argument.partition("=")[0]], "", Options)
+    sys.stdout.write(_answer(_architecture(chosen.model), _tasks(chosen.tasks), chosen.format, values))
     return 0
 
 
@@ -90,7 +91,8 @@ def _tasks(value: str) -> int:
     if not value.isdigit():
         from fusionbench_lite.planning import task_sets
 
-        return len(task_sets.resolve(value, None).names)
+        names = [name.strip(" '\"") for name in value[1:-1].split(",")] if value.startswith("[") and value.endswith("]") else value
+        return len(task_sets.resolve(names, None).names)
     return int(one("tasks", int(value), integer(REQUIRED, low=1)))
 
 

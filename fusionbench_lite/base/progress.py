@@ -33,7 +33,7 @@ class Progress:
             import rich.progress
 
             self._bars = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(),
+                rich.progress.TextColumn("{task.description}", markup=False), rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(), rich.progress.TimeRemainingColumn(),
                 console=rich.console.Console(file=self._stream), transient=True,
             )

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.paths import expanded
 
 WAIT_VARIABLE = "FUSIONBENCH_LITE_RETRY_SECONDS"
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -107,9 +108,9 @@ def shared_cache() -> Path:
     """Return the folder of the user's own Hugging Face cache."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if folder := os.environ.get(variable):
-            return Path(os.path.expandvars(folder)).expanduser()
+            return expanded(folder)
     if home := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return expanded(home) / "hub"
     library()
     return Path(importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE)
 

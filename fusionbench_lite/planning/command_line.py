@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from fusionbench_lite.errors import InputError
 from fusionbench_lite.fields import checked, kinds
+from fusionbench_lite.planning.refusals import exit_status
 
 if TYPE_CHECKING:
     from fusionbench_lite.planning.plan import Plan
@@ -27,16 +27,16 @@ def command(
     Arguments that begin with `prefix` set fields of the dataclass `options`, all of which say what they accept (kinds of fields).
     """
     arguments = list(sys.argv[1:] if given is None else given)
-    if {"-h", "--help"} & set(arguments):
-        print(usage)
-        return 0
-    own_arguments = [argument for argument in arguments if argument.startswith(prefix)]
-    try:
+
+    def main() -> int:
+        if {"-h", "--help"} & set(arguments):
+            print(usage)
+            return 0
+        own_arguments = [argument for argument in arguments if argument.startswith(prefix)]
         chosen = options_of(own_arguments, prefix, options)
         return run(plan_of([argument for argument in arguments if argument not in own_arguments]), chosen)
-    except InputError as error:
-        print(f"fusionbench_lite: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+
+    return exit_status(main)
 
 
 def plan_of(overrides: list[str]) -> Plan:
@@ -44,13 +44,15 @@ def plan_of(overrides: list[str]) -> Plan:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from fusionbench_lite.planning import arguments, mistakes
     from fusionbench_lite.planning import config as configuration
     from fusionbench_lite.planning import plan as planning
 
+    overrides = arguments.prepared(overrides)
     try:
         return planning.resolve(configuration.composed(overrides), overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise configuration.explain(error, overrides) from None
+        raise mistakes.explain(error, overrides) from None
 
 
 def options_of(given: Sequence[str], prefix: str, options: type[Options]) -> Options:
@@ -64,8 +66,13 @@ def options_of(given: Sequence[str], prefix: str, options: type[Options]) -> Opt
 
 def _value(text: str, declared: dataclasses.Field[Any]) -> Any:
     """Return the value of a text for a field: the text itself, or what YAML makes of it."""
-    if declared.metadata["optional"] and text in ("null", ""):
+    is_path = "is_path" in declared.metadata
+    if declared.metadata["optional"] and (text == "null" or (not text and not is_path)):
         return None
+    if is_path:
+        from fusionbench_lite.planning.arguments import path_text
+
+        return path_text(text)
     if declared.metadata["is_text"]:
         # Hydra's inner quotes, which keep a path with a space in one piece: key="'a folder'"
         return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

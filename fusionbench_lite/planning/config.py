@@ -1,19 +1,17 @@
-"""The typed configuration and the one-line form of Hydra's complaints about it."""
+"""The typed configuration, and how it is composed."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import re
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf
 
 from fusionbench_lite import suites
-from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.fields import choice, device, integer
-from fusionbench_lite.paths import config_dir
+from fusionbench_lite.fields import choice, device, integer, location
+from fusionbench_lite.paths import config_dir, expanded, folder
 
 PLACES = ("auto", "device", "cpu", "disk")
 """Where experts may stay."""
@@ -44,8 +42,8 @@ class Checkpoints:
     singular components stay, device, cpu or disk; auto takes the first that fits."""
 
     family: str = "auto"
-    dir: str | None = None
-    manifest: str | None = None
+    dir: str | None = location(None, optional=True)
+    manifest: str | None = location(None, optional=True)
     place: str = choice("auto", PLACES)
     seed: int = integer(II("seed"), low=0)
     recipe: Any = None
@@ -61,7 +59,7 @@ class Data:
     corruption: str | None = None
     corruption_from: str = "splits"
     severity: int = 5
-    tasks_file: str | None = None
+    tasks_file: str | None = location(None, optional=True)
 
 
 @dataclasses.dataclass
@@ -88,9 +86,9 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     trainer: Trainer = dataclasses.field(default_factory=Trainer)
     logger: Any = MISSING
-    results_dir: str = "results"
-    cache_dir: str | None = None
-    data_dir: str | None = None
+    results_dir: str = location("results")
+    cache_dir: str | None = location(None, optional=True)
+    data_dir: str | None = location(None, optional=True)
     preset: str | None = None
     seed: int = integer(0, low=0)
     steps: int | None = None
@@ -102,7 +100,11 @@ class Config:
 
 
 def register() -> None:
-    """Make the typed configuration known to Hydra, and every model that has no file in conf/model/."""
+    """Make the typed configuration known to Hydra, and every model that has no file in conf/model/.
+
+    In YAML files `${fusionbench_lite.folder:key,path}` is the path expanded; the key is for the error where a file lies there.
+    """
+    OmegaConf.register_new_resolver("fusionbench_lite.folder", lambda key, path: str(folder(key, expanded(path))), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name in suites.model_names():
@@ -122,54 +124,4 @@ def composed(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
         return compose("config", overrides=overrides, return_hydra_config=with_hydra)
 
 
-def explain(error: Exception, overrides: list[str]) -> InputError:
-    """Return Hydra's or OmegaConf's error as one line that names the key or value and the nearest valid one."""
-    text = str(error)
-    if missing := re.search(r"Could not find '(?:[\w/]*/)?([^'/]+)'", text):
-        group = re.search(r"Available options in '([^']+)'", text)
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-        name = group.group(1) if group else "configuration"
-        return InputError(f"unknown {name} {missing.group(1)!r}: {did_you_mean(missing.group(1), options)}")
-    if re.search(r"Key '\S+' (is not in struct|not in )", text + str(error.__cause__)):
-        everything = text + str(error.__cause__)  # the cause names the key inside of a mapping that is given
-        full = re.search(r"full_key: (\S+)", everything) or re.search(r"Could not override '([^']+)'", everything)
-        return _unknown_key(full.group(1) if full else "?", overrides)
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(unknown.group(1), overrides)
-    if group := re.match(r"Config group override must be", text):
-        return InputError(f"{group.string}: write a name, such as method=ties_merging")
-    cause = str(error.__cause__ or error).strip().splitlines()[0]
-    merging = re.search(r"Error merging override (\S+)", text)
-    return InputError(f"{merging.group(1) if merging else 'cannot read the command line'}: {cause}")
-
-
-def _unknown_key(key: str, overrides: list[str]) -> InputError:
-    parent = key.rpartition(".")[0]
-    keys = known_keys(overrides)
-    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
-    return InputError(f"unknown key {key!r}: {did_you_mean(key, siblings or keys)}")
-
-
-def known_keys(overrides: list[str]) -> list[str]:
-    """Return the dotted keys of the configuration, with the groups that `overrides` choose where they exist."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    groups = [override for override in overrides if re.fullmatch(r"(method|model|checkpoints|trainer|logger)=[\w-]+", override)]
-    GlobalHydra.instance().clear()  # the application that failed may still hold it
-    try:
-        config = composed(groups)
-    except Exception:  # the group override is wrong as well: the defaults still name most keys
-        config = composed([])
-    return _flatten(OmegaConf.to_container(config, resolve=False))
-
-
-def _flatten(node: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in node.items():
-        keys.append(f"{prefix}{name}")
-        if isinstance(value, dict):
-            keys += _flatten(value, f"{prefix}{name}.")
-    return keys
-
-
-__all__ = ["Checkpoints", "Config", "Data", "Precision", "Select", "Trainer", "composed", "explain", "known_keys", "register"]
+__all__ = ["Checkpoints", "Config", "Data", "Precision", "Select", "Trainer", "composed", "register"]

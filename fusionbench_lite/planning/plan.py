@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fusionbench_lite import registry, suites
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.fields import one, some_tasks, verify
-from fusionbench_lite.paths import cache_dir
+from fusionbench_lite.paths import cache_dir, expanded, folder, ignores_case
 from fusionbench_lite.planning import given, presets, task_sets
 from fusionbench_lite.planning import settings as method_settings
 from fusionbench_lite.planning.config import Checkpoints, Config, Data, Precision, Trainer
@@ -102,6 +102,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     for key in plain:
         if key not in _KEYS:
             raise InputError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+    _check(plain)
     wanted, task_set = _wanted(plain, config.precision.name)
     if not isinstance(plain["method"], Mapping) or "id" not in plain["method"]:
         raise InputError(f"no method is named by method={plain['method']}: write method=NAME")
@@ -111,11 +112,10 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
-    _check(plain)
     plan = Plan(
         method=method.id, hyperparameters=hyperparameters, settings=settings, wanted=wanted, task_set=task_set,
         experts=_experts(plain["checkpoints"]["experts"], wanted.tasks, method), place=plain["checkpoints"]["place"],
-        select=config.select.name, overwrite=plain["overwrite"], results_dir=Path(plain["results_dir"]).expanduser(),
+        select=config.select.name, overwrite=plain["overwrite"], results_dir=folder("results_dir", expanded(plain["results_dir"])),
         trainer=plain["trainer"], logger=plain["logger"] or {},
         config=_jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),
     )
@@ -131,10 +131,12 @@ def _wanted(plain: dict[str, Any], precision: str) -> tuple[Wanted, str]:
     kind = suites.kind_of(model.get("name"))
     plain["tasks"] = kind.models[model["name"]] if plain["tasks"] is None else plain["tasks"]
     tasks = task_sets.resolve(plain["tasks"], data_dir, kind.tasks(data_dir))
+    cache = folder("cache_dir", cache_dir(plain["cache_dir"]))
+    _check_case(tasks.names, cache)
     usual = dataclasses.asdict(Data())
     wanted = kind.check(Wanted(
         model=model["name"], tasks=tasks.names, family=checkpoints["family"], layout=model.get("layout"), data_dir=data_dir,
-        cache=cache_dir(plain["cache_dir"]), seed=plain["seed"], checkpoints_seed=checkpoints["seed"],
+        cache=cache, seed=plain["seed"], checkpoints_seed=checkpoints["seed"],
         recipe=tuple(sorted((checkpoints["recipe"] or {}).items())), checkpoints=_path(checkpoints["dir"]),
         manifest=_path(checkpoints["manifest"]),
         data=tuple(sorted((name, value) for name, value in plain["data"].items() if value != usual[name])),
@@ -143,8 +145,20 @@ def _wanted(plain: dict[str, Any], precision: str) -> tuple[Wanted, str]:
     return wanted, tasks.label
 
 
+def _check_case(tasks: Sequence[str], cache: Path) -> None:
+    """Refuse two tasks whose experts would be one file: names that differ only in case, where the file system ignores that."""
+    folded: dict[str, str] = {}
+    for task in tasks:
+        other = folded.setdefault(task.casefold(), task)
+        if other != task and ignores_case(cache):
+            raise InputError(
+                f"tasks {other!r} and {task!r} differ only in upper and lower case, which cache_dir {cache} does not tell apart: "
+                "rename one, or choose another cache_dir"
+            )
+
+
 def _path(name: str | None) -> Path | None:
-    return Path(name).expanduser() if name else None
+    return expanded(name) if name is not None else None
 
 
 def base_of(plan: Plan) -> Plan | None:
@@ -199,6 +213,7 @@ def _check(plain: Mapping[str, Any]) -> None:
     verify(Config, plain)
     verify(Trainer, plain["trainer"], "trainer.")
     verify(Checkpoints, plain["checkpoints"], "checkpoints.")
+    verify(Data, plain["data"], "data.")
 
 
 def _jsonable(value: Any) -> Any:

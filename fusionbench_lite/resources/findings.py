@@ -54,7 +54,8 @@ def as_text(findings: Findings) -> str:
     from rich.table import Table
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=Console().width if sys.stdout.isatty() else 160, color_system=None)
+    width = Console().width if sys.stdout.isatty() else 160
+    console = Console(file=buffer, width=width, color_system=None, markup=False, emoji=False)
     console.print(findings.title, highlight=False)
     for name, value in findings.machine.items():
         console.print(f"  {name:8} {value}", highlight=False, soft_wrap=True)
@@ -70,12 +71,12 @@ def as_text(findings: Findings) -> str:
             )
         console.print(grid)
         for line in _summary(findings):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            console.print(line, highlight=False, soft_wrap=True)
     for heading, lines in (("Memory and work", findings.estimate), ("To know about the results", findings.caveats)):
         if lines:
             console.print(f"\n{heading}", highlight=False)
             for line in lines:
-                console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.paths import experiments_dir
+from fusionbench_lite.paths import expanded, experiments_dir
 from fusionbench_lite.planning import given
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.plan import Plan
@@ -75,13 +74,13 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     """Run an experiment, write its table as CSV, LaTeX, Markdown and PNG, and print it."""
     experiment = read(config.experiment)
     resolved = plans(experiment, overrides)
-    results_dir = Path(config.results_dir).expanduser()
+    results_dir = expanded(config.results_dir)
     from rich.console import Console
 
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.tables import frame, output, rows, terminal
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a path in brackets is no style
     keys = _all_keys(resolved, console)
     if not is_first():
         return

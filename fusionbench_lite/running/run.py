@@ -43,7 +43,7 @@ def main(plan: Plan) -> None:
 
     from fusionbench_lite.tables import frame, terminal, titles
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a path in brackets is no style
     terminal.print_table(frame.from_records([record], plan.select, title=titles.title(record)), console)
     where = "recorded in" if fresh else "found in"
     console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)

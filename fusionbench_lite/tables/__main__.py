@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES
+from fusionbench_lite.paths import expanded
+from fusionbench_lite.planning.refusals import Parser, exit_status
 
 FORMATS = ("text", "csv", "latex", "markdown", "html", "png")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    arguments = argparse.ArgumentParser(
+    arguments = Parser(
         prog="python -m fusionbench_lite.tables",
         description="Build the table of an experiment from its finished records. Runs nothing and never imports torch.",
         epilog="Without an experiment: the experiments that have finished rows.",
@@ -37,15 +39,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 bad input."""
+    return exit_status(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     given = parser().parse_args(argv)
-    try:
-        _answer(given)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stderr.close()
-        return 0
+    if given.experiment is not None and re.match(r"[a-z_]+=", given.experiment):
+        key, _, value = given.experiment.partition("=")
+        raise InputError(f"{given.experiment}: options of tables are written as --{key.replace('_', '-')} {value}")
+    given.results_dir = expanded(given.results_dir)
+    given.output = expanded(given.output) if given.output is not None else None
+    _answer(given)
     return 0
 
 
@@ -56,7 +60,7 @@ def _answer(given: argparse.Namespace) -> None:
     if given.experiment is None:
         ready = experiments(given.results_dir)
         if not ready:
-            raise InputError(f"no experiment has rows in {Path(given.results_dir)}; run python -m fusionbench_lite first")
+            raise InputError(f"no experiment has rows in {given.results_dir}; run python -m fusionbench_lite first")
         print("\n".join(ready))
         return
     rows = read_rows(given.results_dir, given.experiment)

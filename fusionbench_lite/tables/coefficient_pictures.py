@@ -57,7 +57,7 @@ def draw_map(record: Record, learned: Learned, path: Path, order: Sequence[str] 
     colours = style.DIVERGING if start is not None else style.HEAT
     shown = values[:, :1] if constant else values
     image = axes.imshow(shown, aspect="auto", cmap=colours, norm=norm, interpolation="nearest")
-    axes.set_yticks(range(len(frame.columns)), list(frame.columns))
+    axes.set_yticks(range(len(frame.columns)), [style.literal(task) for task in frame.columns])
     axes.tick_params(axis="y", labelsize=9, labelcolor=INK)
     if constant:
         axes.set_xticks([0], ["every tensor"])

@@ -67,7 +67,7 @@ def draw(frame: pd.DataFrame, tasks: Sequence[str], path: Path, method: str, sub
         style.heading(axes, f"of {task}")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if column == 0:
-            axes.set_yticks(range(len(tasks)), tasks)
+            axes.set_yticks(range(len(tasks)), [style.literal(task) for task in tasks])
             axes.tick_params(axis="y", labelsize=7.5, labelcolor=INK)
     bar = sheet.figure.colorbar(image, cax=sheet.axes(width - MARGIN - 0.5, top, 0.11, high))  # type: ignore[arg-type]
     _bar(bar.ax, norm, reach)

@@ -137,7 +137,8 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str, str]]) -> None
         beside = axes.get_yaxis_transform()
         axes.plot([1.0, 1.045], [value, place], color="#C9D1D9", linewidth=0.6, transform=beside, clip_on=False)
         axes.set_ylim(low, high)
-        axes.text(1.055, place, text, fontsize=8, color=colour, fontweight=weight, va="center_baseline", transform=beside)
+        named = style.literal(text)
+        axes.text(1.055, place, named, fontsize=8, color=colour, fontweight=weight, va="center_baseline", transform=beside)
 
 
 def _held_out(axes: Axes, values: pd.Series) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation.columns import AVERAGE, DIFFERENCE, ENDS, LABEL, RECORDS, TIMES, refusal
 from fusionbench_lite.evaluation.measures import ACCURACY, Measure, measure_of, shared
 from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.registry import REFERENCE, SOME
@@ -22,20 +23,16 @@ from fusionbench_lite.tables.rows import Row, Rows
 from fusionbench_lite.tables.statistics import average_interval
 from fusionbench_lite.tables.titles import setting
 
-AVERAGE = "average"
 SELECTIONS = RULES
-DETAILS = ("method", "family", "select", "uses_test_labels", "trial", "seeds")
-TIMES = ("seconds", "seconds_total")
-DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table ready to be shown: `frame` has one line per row (index: label), values as printed: what is in percent times 100.
 
-    Columns of `frame`: DETAILS, then per task and for the average NAME, NAME_low, NAME_high, NAME_std (mean over seeds,
-    95 % interval, sample standard deviation over seeds), then `seconds` (merge and adapt: what the method itself costs),
-    `seconds_total` (with loading and evaluation), with a baseline DIFFERENCE (points of average), and `records`.
+    Columns of `frame`, named in evaluation.columns: DETAILS, then per task and for the average NAME, NAME_low, NAME_high, NAME_std
+    (mean over seeds, 95 % interval, sample standard deviation over seeds), then `seconds` (merge and adapt: the method's own
+    cost), `seconds_total` (with loading and evaluation), with a baseline DIFFERENCE (points of average), and `records`.
     `long` has one line per row, seed and task. `measures` says of every column of values what it is, by the records; the
     average has none, and is nan, where units or directions of the tasks differ. Reference rows come first in `frame`; the
     others keep their order.
@@ -141,10 +138,8 @@ def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[tuple[str, ...], dict[s
                     f"task '{task}' is judged by {first.measures()[task].phrase} in {first.path.name} and by {measure.phrase} in "
                     f"{record.path.name}; put them in tables of their own"
                 )
-    reserved = {*DETAILS, *TIMES, *DIFFERENCE, AVERAGE, "records", "label"}
-    clash = reserved.intersection(first.tasks)
-    if clash:
-        raise InputError(f"a task called '{clash.pop()}' would hide the table's own column of that name; rename it")
+    if (refused := refusal(first.tasks)) is not None:
+        raise InputError(f"{first.path.name}: a task called {refused[0]!r} has no place in tables, because {refused[1]}; rename it")
     measures = first.measures()
     whole = shared(measures.values())
     return tuple(first.tasks), measures | ({AVERAGE: whole} if whole is not None else {})
@@ -195,7 +190,7 @@ def _wide(rows: Rows, long: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFram
     )
     runs = long[long["task"] == AVERAGE].groupby("label", sort=False)
     names = [row.name for row in rows.rows]
-    columns: dict[str, Any] = {
+    values: dict[str, Any] = {
         "method": pd.Series({row.name: row.method for row in rows.rows}),
         "family": pd.Series({row.name: family(row.method) for row in rows.rows}),
         "select": runs["select"].agg(lambda used: "+".join(dict.fromkeys(used))).reindex(names, fill_value=""),
@@ -203,16 +198,16 @@ def _wide(rows: Rows, long: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFram
         "trial": runs["trial"].any().reindex(names, fill_value=False),
         "seeds": runs.size().reindex(names, fill_value=0),
     }
-    columns["family"].update(runs["family"].first())
+    values["family"].update(runs["family"].first())
     for task in (*tasks, AVERAGE):
         block = cells.xs(task, level="task")
-        for statistic, suffix in (("mean", ""), ("low", "_low"), ("high", "_high"), ("std", "_std")):
-            columns[task + suffix] = block[statistic].astype(float)
+        for statistic, suffix in zip(("mean", "low", "high", "std"), ("", *ENDS), strict=True):
+            values[task + suffix] = block[statistic].astype(float)
     for name in TIMES:
-        columns[name] = runs[name].mean().astype(float)
-    columns["records"] = runs["key"].agg(" ".join).reindex(names, fill_value="")
-    frame = pd.DataFrame(columns).reindex(names)
-    frame.index.name = "label"
+        values[name] = runs[name].mean().astype(float)
+    values[RECORDS] = runs["key"].agg(" ".join).reindex(names, fill_value="")
+    frame = pd.DataFrame(values).reindex(names)
+    frame.index.name = LABEL
     return pd.concat([frame[frame["family"] == REFERENCE], frame[frame["family"] != REFERENCE]])
 
 

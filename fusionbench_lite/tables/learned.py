@@ -58,7 +58,8 @@ def read_learned(record: Record) -> Learned | None:
                     parts[part][name] = file.get_tensor(key)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); run the command again with overwrite=true") from None
-    names = tuple(tasks.split(",")) if tasks else tuple(record.tasks)
+    own = not tasks or tasks == ",".join(record.tasks)  # a name may have a comma
+    names = tuple(record.tasks) if own else tuple(tasks.split(","))
     return Learned(
         names,
         {name: values.astype(np.float64).reshape(-1) for name, values in parts["coefficients"].items()},

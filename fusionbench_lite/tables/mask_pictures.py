@@ -211,7 +211,7 @@ def _by_task(axes: Axes, frame: pd.DataFrame, with_intrinsic: bool) -> None:
             axes.plot(where, middle, marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
     style.grid(axes)
     slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 8 else {}
-    axes.set_xticks(range(len(tasks)), tasks, **slant)
+    axes.set_xticks(range(len(tasks)), [style.literal(task) for task in tasks], **slant)
     axes.tick_params(axis="x", labelsize=8.5, labelcolor=INK)
     axes.set_ylim(0, _most(frame))
     axes.set_ylabel("rank", fontsize=8.5, color=SOFT)

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from fusionbench_lite.evaluation.columns import AVERAGE, AVERAGE_HEADER
 from fusionbench_lite.evaluation.measures import PERCENT
 from fusionbench_lite.registry import ADAPTERS, ADAPTIVE, DATA_FREE, FAMILIES, PER_TASK, REFERENCE, ROUTED, SOME, STATISTICS, SVD
-from fusionbench_lite.tables.frame import AVERAGE, Table
+from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.notes import DAGGER
-from fusionbench_lite.tables.render import AVERAGE_HEADER, BEST, heading, ranks, reference
+from fusionbench_lite.tables.render import BEST, heading, ranks, reference
 
 # Okabe and Ito's palette: told apart under every common colour blindness, and by lightness in grey print.
 COLOURS = {
@@ -84,6 +85,11 @@ class _Layout:
         return (position + 0.5) * self.row + gap
 
 
+def literal(text: object) -> str:
+    """Return text that matplotlib prints as it stands: two signs of dollar, as in names of tasks, begin and end no formula."""
+    return str(text).replace("$", r"\$")
+
+
 def draw(table: Table, path: str | Path, *, dpi: int = 200) -> None:
     """Write the picture as PNG. The bytes depend on the table and the library versions only."""
     names = [f"{name} {DAGGER}" if flag else str(name) for name, flag in table.frame["uses_test_labels"].items()]
@@ -109,7 +115,7 @@ def _titles(figure: Figure, layout: _Layout, table: Table, subtitle: list[str], 
     left = layout.margin / layout.width
 
     def write(inches: float, text: str, **style: Any) -> None:
-        figure.text(left, 1 - inches / layout.height, text, va="top", ha="left", **style)
+        figure.text(left, 1 - inches / layout.height, literal(text), va="top", ha="left", **style)
 
     write(0.28, heading(table), fontsize=14, fontweight="bold", color=_INK)
     for number, line in enumerate(subtitle):
@@ -159,7 +165,7 @@ def _dots(axes: Axes, layout: _Layout, table: Table, names: list[str]) -> None:
         value, left, right = (float(frame[f"{AVERAGE}{end}"].iloc[position]) for end in ("", "_low", "_high"))
         bold = "bold" if best.iloc[position] == BEST else "normal"
         axes.annotate(
-            name,
+            literal(name),
             (0, y),
             xycoords=("axes fraction", "data"),
             xytext=(-8, 0),
@@ -211,7 +217,7 @@ def _heat(axes: Axes, layout: _Layout, table: Table) -> None:
     for column, task in enumerate(table.tasks):
         low, high = _ends(table, task)
         axes.annotate(
-            task,
+            literal(task),
             (column + 0.5, 0),
             xytext=(0, 5),
             textcoords="offset points",

@@ -7,14 +7,22 @@ import math
 
 import pandas as pd
 
+from fusionbench_lite.evaluation.columns import (
+    AVERAGE,
+    AVERAGE_HEADER,
+    INTERVAL_HEADER,
+    METHOD_HEADER,
+    METRICS,
+    SECONDS_HEADER,
+    VERSUS,
+)
 from fusionbench_lite.evaluation.measures import ACCURACY
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.registry import REFERENCE, UNRANKED
-from fusionbench_lite.tables.frame import AVERAGE, Table
+from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.notes import DAGGER
 
 BEST, SECOND = 1, 2
-AVERAGE_HEADER, INTERVAL_HEADER, SECONDS_HEADER = "Average", "95% interval", "Seconds"
 ABSENT = "—"
 
 UNRANKED_ROWS = (
@@ -50,7 +58,7 @@ def cells(table: Table, *, std: bool = True) -> pd.DataFrame:
     shown[INTERVAL_HEADER] = [ABSENT if math.isnan(low) else f"{low:.{digits}f}–{high:.{digits}f}" for low, high in ends]
     if table.baseline is not None:
         columns = (table.frame[column] for column in ("difference", "difference_low", "difference_high"))
-        shown[f"vs {table.baseline}"] = [
+        shown[f"{VERSUS}{table.baseline}"] = [
             ABSENT if math.isnan(value) else f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
             for value, low, high in zip(*columns, strict=True)
         ]
@@ -89,7 +97,7 @@ def to_csv(table: Table) -> str:
     frame = table.frame
     if any(table.measures.get(task, ACCURACY) != ACCURACY for task in table.tasks):
         of = ((task, table.measures[task]) for task in table.tasks)
-        frame = frame.assign(metrics=" ".join(f"{task}={m.name}{'_' * bool(m.unit)}{m.unit}" for task, m in of))
+        frame = frame.assign(**{METRICS: " ".join(f"{task}={m.name}{'_' * bool(m.unit)}{m.unit}" for task, m in of)})
     text: str = frame.to_csv(lineterminator="\n")
     return text
 
@@ -98,7 +106,7 @@ def to_markdown(table: Table) -> str:
     """A GitHub table: best bold, second italic, reference rows first; the remarks follow."""
     shown, ranked = cells(table), ranks(table)
     lines = [f"**{_markdown(heading(table))}**", ""]
-    lines.append("| " + " | ".join(["Method", *map(_markdown, shown.columns)]) + " |")
+    lines.append("| " + " | ".join([METHOD_HEADER, *map(_markdown, shown.columns)]) + " |")
     lines.append("|:---|" + "---:|" * len(shown.columns))
     marks = {BEST: "**", SECOND: "*", 0: ""}
     for position, name in enumerate(shown.index):
@@ -146,6 +154,6 @@ def _seconds(value: float) -> str:
 
 def _markdown(text: object) -> str:
     escaped = str(text)
-    for character in "\\|*_<":
+    for character in "\\|*_<>`[]~$&#":
         escaped = escaped.replace(character, f"\\{character}")
     return escaped

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.tables import plot
 
+literal = plot.literal
 INK, SOFT, FAINT, HEAT = plot._INK, plot._SOFT, plot._FAINT, plot._HEAT
 DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", ["#12386B", "#2F74B5", "#94BCDB", "#F7F7F5", "#F2B98A", "#D55E00", "#7A2E00"]
@@ -49,7 +50,7 @@ class Sheet:
     def text(self, left: float, top: float, text: str, **style: Any) -> None:
         """Write text whose upper left corner lies there."""
         given = {"va": "top", "ha": "left", **style}
-        self.figure.text(left / self.width, 1 - top / self.height, text, **given)
+        self.figure.text(left / self.width, 1 - top / self.height, literal(text), **given)
 
     def axes(self, left: float, top: float, width: float, height: float, *, plain: bool = False) -> Axes:
         """Return a panel; `plain` has neither frame nor ticks."""
@@ -68,7 +69,8 @@ class Sheet:
     def legend(self, left: float, top: float, handles: Sequence[Any], labels: Sequence[str], columns: int | None = None) -> None:
         """Place a legend without a frame whose upper left corner lies there."""
         self.figure.legend(
-            list(handles), list(labels), loc="upper left", bbox_to_anchor=(left / self.width, 1 - top / self.height),
+            list(handles), [literal(label) for label in labels], loc="upper left",
+            bbox_to_anchor=(left / self.width, 1 - top / self.height),
             ncols=columns or max(len(labels), 1), frameon=False, fontsize=8.5, labelcolor=INK, borderaxespad=0, borderpad=0,
             handletextpad=0.5, columnspacing=1.4, handlelength=1.6,
         )
@@ -95,7 +97,7 @@ def grid(axes: Axes, axis: str = "y") -> None:
 
 def heading(axes: Axes, text: str, **style: Any) -> None:
     """Write a panel's name above its left edge."""
-    axes.set_title(text, **{"loc": "left", "fontsize": 9, "color": INK, "pad": 4, **style})
+    axes.set_title(literal(text), **{"loc": "left", "fontsize": 9, "color": INK, "pad": 4, **style})
 
 
 def spread(places: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:

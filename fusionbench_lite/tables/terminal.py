@@ -55,9 +55,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     """Print a paired comparison: per task the difference and the discordant examples, then the sentence to quote."""
     console, measure = console or Console(), comparison.measure
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("Task")
+    grid.add_column("Task")  # texts, because a name in brackets is no style
     for header in ("Difference", f"only {comparison.a}", f"only {comparison.b}"):
-        grid.add_column(header, justify="right")
+        grid.add_column(Text(header), justify="right")
     for task, (difference, only_a, only_b) in comparison.per_task.items():
         counts = (ABSENT if only is None else f"{only:,}" for only in (only_a, only_b))
         grid.add_row(Text(task), f"{measure.scale * difference:+.{measure.decimals}f}", *counts)

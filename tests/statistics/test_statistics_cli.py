@@ -19,6 +19,7 @@ from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.finetuning import zoo
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.paths import config_dir
+from fusionbench_lite.planning import config as configuration
 from fusionbench_lite.planning import plan
 from fusionbench_lite.planning.settings import Sourced
 from fusionbench_lite.running import loading, method_inputs, recording
@@ -44,7 +45,7 @@ def resolve():
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return plan.resolve(compose("config", overrides=list(overrides)), overrides)
 
-    cli.configuration.register()
+    configuration.register()
     yield run
     GlobalHydra.instance().clear()
 

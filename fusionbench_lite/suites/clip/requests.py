@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.models.clip_sizes import SIZES
+from fusionbench_lite.paths import expanded
 from fusionbench_lite.suites import Wanted
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def sources_of(wanted: Wanted) -> vision.Sources:
 
     given = dict(wanted.data)
     if "tasks_file" in given:
-        given["tasks_file"] = Path(given["tasks_file"]).expanduser()
+        given["tasks_file"] = expanded(given["tasks_file"])
     return Sources(
         variant=variant_of(wanted), cache=wanted.cache, data_dir=wanted.data_dir, seed=wanted.seed, limit=wanted.limit, **given
     )

@@ -20,6 +20,7 @@ from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.models.modes import with_weights
+from fusionbench_lite.paths import expanded
 from fusionbench_lite.suites import Wanted
 from fusionbench_lite.suites.clip import loading
 from fusionbench_lite.suites.clip.requests import layout_of, request_of, sources_of, variant_of
@@ -108,7 +109,7 @@ class _Training:
 
     def _folder(self) -> Path:
         if "out" in self.given:
-            return Path(self.given["out"]).expanduser()
+            return expanded(self.given["out"])
         wanted = self.wanted
         return wanted.cache / "finetuned" / f"{wanted.model}-{layout_of(wanted)}-{variant_of(wanted)}"
 

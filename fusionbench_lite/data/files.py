@@ -35,7 +35,7 @@ def read(folder: Path, name: str, size: int | None = SIZE) -> tuple[tuple[str, .
     """
     classes, counts = _read_description(_there(folder, f"{name}.json"))
     path = _there(folder, f"{name}.npz")
-    arrays = _read_arrays(path)
+    arrays, others = _read_arrays(path)
     for part in _PARTS:
         images = arrays[f"{part}_images"] = images_of(path, f"{part}_images", arrays[f"{part}_images"], size)
         arrays[f"{part}_labels"] = labels_of(path, f"{part}_labels", arrays[f"{part}_labels"], len(images), classes)
@@ -43,6 +43,8 @@ def read(folder: Path, name: str, size: int | None = SIZE) -> tuple[tuple[str, .
             raise InputError(
                 f"{path}: {part}_images holds {len(images)} examples, but {name}.json says {counts[part]}: correct one"
             )
+    if others:
+        log.info("%s: arrays %s are not read", path, ", ".join(others))
     return classes, arrays
 
 
@@ -88,7 +90,8 @@ def _class_names(given: Any) -> list[str] | None:
     return given if all(isinstance(entry, str) for entry in given) else None
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Return the arrays of a task, and the names of the others that the file holds."""
     wanted = [f"{part}_{kind}" for part in _PARTS for kind in ("images", "labels")]
     try:
         archive = np.load(path, allow_pickle=False)
@@ -100,9 +103,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 there = ", ".join(archive.files) or "nothing"
                 raise InputError(f"{path} has no array {missing[0]!r} (it holds {there}): add it, under this name")
             others = sorted(set(archive.files) - set(wanted))
-            if others:
-                log.info("%s: arrays %s are not read", path, ", ".join(others))
-            return {field: _array(path, archive, field) for field in wanted}
+            return {field: _array(path, archive, field) for field in wanted}, others
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

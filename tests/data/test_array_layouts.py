@@ -51,6 +51,13 @@ READ = {
 }
 
 
+def test_arrays_that_are_not_read_are_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path, val_images=GREY, val_labels=LABELS[:3])
+    load(tmp_path)
+    assert "pets.npz: arrays val_images, val_labels are not read" in caplog.text
+
+
 @pytest.mark.parametrize("kind", READ)
 def test_what_means_one_thing_is_read_as_the_plain_layout(tmp_path, kind):
     arrays, expected = READ[kind]

@@ -48,7 +48,7 @@ def class_folders(folder: Path) -> tuple[list[str], list[Path]]:
     Raises InputError where the split cannot be read, or where two class folders are one folder through a link.
     """
     entries = [entry for entry in _entries(folder) if not is_hidden(entry.name)]
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [entry for entry in entries if _is_folder(entry)]
     if any(entry.is_symlink() for entry in folders):
         seen: dict[Path, str] = {}
         for entry in folders:
@@ -58,7 +58,7 @@ def class_folders(folder: Path) -> tuple[list[str], list[Path]]:
                     f"{folder}: class folders {other!r} and {entry.name!r} are one folder through a link, so that its images would "
                     "be of two classes: put the images of each class into a folder of its own"
                 )
-    return [entry.name for entry in folders], [Path(entry.path) for entry in entries if not entry.is_dir()]
+    return [entry.name for entry in folders], [Path(entry.path) for entry in entries if not _is_folder(entry)]
 
 
 def class_files(folder: Path) -> ClassFiles:
@@ -72,7 +72,7 @@ def class_files(folder: Path) -> ClassFiles:
     for entry in _entries(folder):
         if is_hidden(entry.name):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             _refuse_nested(folder, Path(entry.path))
         else:
             (images if is_image(entry.name) else others).append(Path(entry.path))
@@ -137,6 +137,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}; put a folder with images there") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder or a link to one; a link to itself, of which is_dir() raises, is none."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_dir())
 
 
 def _refuse_nested(folder: Path, inner: Path) -> None:

@@ -75,7 +75,19 @@ N evenly spaced test images and marks the record as a trial.
 
 Class folders carry the names of the classes (`prompts.json` and `class_names.yaml` in `fusionbench_lite/data/vision/`) or
 their numbers: 0 to C-1 is the label, 1 to C where the data set is published so (Cars, Pets, Flowers102, STL10, EMNIST
-letters). FER2013 takes names only. A local `eurosat/2750` is split here, and records say so.
+letters). FER2013 takes names only. A local `eurosat/2750` is split here, and records say so. Images lie in the class folder
+itself: a folder with images in it is refused. Hidden files and folders and what systems leave behind (`._a.png`,
+`.ipynb_checkpoints`, `__MACOSX`, `@eaDir`, `Thumbs.db`) are skipped. HEIC, raw and other images that Pillow cannot read count as
+images that cannot be decoded; other files are left out, and records say how many.
+
+`NAME.npz` holds `train_images`, `train_labels`, `test_images` and `test_labels`; others, such as `val_images`, are not read.
+Images are uint8 [N, H, W, 3], or [N, H, W], [N, H, W, 1], [N, 1, H, W] and [N, 3, H, W]; labels are whole numbers from 0, [N] or
+[N, 1], one-hot rows, or names of classes. Anything else is refused with the line that stores it rightly.
+
+Images of 16 bits are scaled to 8 (65,535 is white), 32-bit integers up to 65,535 likewise, floats from 0 to 1 or from 0 to
+255; images whose range is not known are refused by name. None is stretched by its own extremes: 12-bit values in a 16-bit
+file stay dark, and where all of a split are so, its records say it. As in the published code, alpha is dropped, orientation in EXIF
+is not applied and the first frame counts; records of your own images name both.
 
 No repository holds the digits of EMNIST: their published source is the archive that torchvision reads, on NIST's own
 server. It is downloaded as files of the hub are, checked by its MD5 and kept below `archives/` (or put there by hand:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.base import randomness
-from fusionbench_lite.data import files, mini
+from fusionbench_lite.data import files, layouts, mini
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import atomic_file
 
@@ -177,7 +177,8 @@ def load_task(
     if data_dir is not None and reads_files(name, data_dir):
         classes, stored = files.read(data_dir, name)
         arrays: dict[str, Any] = {field: stored[field] for field in ARRAYS}
-        return TaskData(name=name, classes=classes, **arrays)
+        unused = layouts.unused_classes(name, classes, arrays["train_labels"], arrays["test_labels"])
+        return TaskData(name=name, classes=classes, caveats=unused, **arrays)
     if name not in mini.names():
         names = {*mini.names(), *(path.stem for path in data_dir.glob("*.npz"))} if data_dir else mini.names()
         where = f"neither drawn nor in {data_dir}" if data_dir else "not drawn, and no data_dir is given"

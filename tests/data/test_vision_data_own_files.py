@@ -32,7 +32,8 @@ EUROSAT = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industria
 def test_class_folders_in_the_order_of_the_prompts(tmp_path, local_hub, order):  # noqa: F811
     names = [f"{number:03d}.{name.title()}" for number, name in zip(range(900, 853, -1), DTD, strict=True)]
     write_folder(tmp_path / "data", "dtd", names, {"train": 2, "test": 1})
-    (tmp_path / "data/dtd/test" / names[0] / "Thumbs.db").write_bytes(b"x")
+    for left in ("Thumbs.db", "notes.txt"):  # the first is the system's, the second the user's
+        (tmp_path / "data/dtd/test" / names[0] / left).write_bytes(b"x")
     data = load("dtd", vision.Sources("tall", tmp_path / "cache", tmp_path / "data"))
     assert data.test_labels.tolist() == list(range(47))
     assert np.array_equal(data.test_images[5], decoding.square(Image.fromarray(picture(5, 0)), SIZE))

@@ -245,7 +245,7 @@ def test_a_row_without_bytes_is_a_corrupt_image_and_named(tmp_path, caplog):
         given(11)
     assert "a.parquet row 11 cannot be decoded: there are no bytes" in caplog.text
     said = str(given.refusal(np.array([11])))
-    assert said.startswith("task 't': at least 1 of 30 images of a file cannot be decoded (a.parquet row 11)")
+    assert said.startswith("task 't': at least 1 of 30 images of a file cannot be decoded (a.parquet row 11; there are no bytes)")
     assert said.endswith("or set data.skip_corrupt=1 to leave them out")
 
 

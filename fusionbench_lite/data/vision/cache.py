@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionbench_lite.data.vision import decoding
+from fusionbench_lite.data.vision import decoding, modes
 from fusionbench_lite.data.vision.encoded import Encoded, Opener, Rows
 from fusionbench_lite.data.vision.index import ABSENT, BROKEN, DECODED, Index, write_at
 from fusionbench_lite.errors import InputError
@@ -98,13 +98,27 @@ class Decoded:
                         report(what, done, len(missing))
 
     def refusal(self, broken: Rows, count: str) -> InputError:
-        """Return the error that names images that cannot be decoded; `count` is the text into which their number goes."""
+        """Return the error that names images that cannot be decoded and why the first one cannot.
+
+        `count` is the text into which their number goes.
+        """
         names = ", ".join(self.encoded.name(row) for row in broken[:_NAMED].tolist())
         more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
         return InputError(
             f"task {self.about.get('task')!r}: {count.format(len(broken))} images of {self.about.get('where')} cannot be decoded "
-            f"({names}{more}): repair them, or set data.skip_corrupt={len(broken)} to leave them out"
+            f"({names}{more}{self._reason(broken)}): repair them, or set data.skip_corrupt={len(broken)} to leave them out"
         )
+
+    def _reason(self, broken: Rows) -> str:
+        """Return why the first image cannot be decoded, by trying again: the index keeps no reasons."""
+        first = "the first one: " if len(broken) > 1 else ""
+        with decoding.whole_images_only():
+            try:
+                for _, opener in self.encoded.read(broken[:1]):
+                    modes.rgb(opener())
+            except (decoding.CorruptImage, InputError) as error:
+                return f"; {first}{error}"
+        return ""
 
     def broken(self, rows: Rows | tuple[()] = ()) -> InputError:
         """Return the error that names every image that is known to be BROKEN, and `rows`, which were found to be elsewhere."""
@@ -184,7 +198,7 @@ class Decoded:
         """Decode one row and write it: the pixels, then the entry."""
         pixels, index = files
         try:
-            image = opener()
+            image, traits = modes.with_traits(opener())
             square = decoding.square(image if self.alter is None else self.alter(image, row), self.size)
         except decoding.CorruptImage as error:
             log.warning("%s cannot be decoded: %s", self.encoded.name(row), error)
@@ -195,7 +209,7 @@ class Decoded:
             else:
                 content = np.ascontiguousarray(square)
                 write_at(pixels, content.tobytes(), row * self.row_bytes)
-                self.index.keep(row, DECODED, _crc(content, row), index)
+                self.index.keep(row, DECODED, _crc(content, row), index, traits)
         except OSError as error:
             raise self._cannot_write(error) from error
         return row

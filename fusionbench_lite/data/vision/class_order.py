@@ -25,11 +25,12 @@ def ordered(folder: Path, folders: Sequence[str], task: Task) -> tuple[str, ...]
     known, naming those that are missing or unknown.
     """
     accepted = _accepted_names(task)
-    matches = (_matched(folders, accepted, key) for key in (plain, _without_number))
-    missing, extra, labels = min(matches, key=lambda match: len(match[0]))
+    matches = ((*_matched(folders, accepted, key), key) for key in (plain, _without_number))
+    missing, extra, labels, key = min(matches, key=lambda match: len(match[0]))
     if not missing and not extra:
         return tuple(sorted(folders, key=lambda name: labels[name]))
     if 2 * len(missing) < task.classes:
+        _refuse_twins(folder, extra, {key(name): name for name in labels}, key)
         _refuse(folder, missing, extra, task.name)
     if len(folders) != task.classes:
         raise InputError(
@@ -139,6 +140,15 @@ def _words(task: Task) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _refuse_twins(folder: Path, extra: list[str], there: dict[str, str], key: Callable[[str], str]) -> None:
+    """Raise InputError for a folder whose name is that of another one but for case, signs and zeros in front, as 3 and 03."""
+    twin = next((name for name in extra if key(name) in there), None)
+    if twin is not None:
+        raise InputError(
+            f"class folders {there[key(twin)]!r} and {twin!r} in {folder} stand for one class: put the images of both into one"
+        )
 
 
 def _refuse(folder: Path, missing: list[str], extra: list[str], task: str) -> None:

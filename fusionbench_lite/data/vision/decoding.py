@@ -3,7 +3,8 @@
 The order is: RGB, shorter side resized to `size` (bicubic, antialiased, Pillow), centre crop. It is that of the training
 code for every mode: torchvision's and this project's readers convert to RGB when they load, and so do the processors of the
 hub's models. (open_clip's own transform, given a palette or RGBA image, would resize first and convert after.) Alpha is dropped,
-as there; newer versions of transformers lay such images on white. Where the margin that is cropped is odd, the crop's place is
+as there; newer versions of transformers lay such images on white. What has more than 8 bits is scaled first (modes.py), where that
+code would cut it at 255. Where the margin that is cropped is odd, the crop's place is
 rounded as in torchvision and open_clip, to even; transformers rounds down, so that its square may be one pixel aside.
 """
 
@@ -20,6 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionbench_lite.data.signatures import LENGTH, image_format, other_kind
+from fusionbench_lite.data.vision.modes import CorruptImage as CorruptImage
+from fusionbench_lite.data.vision.modes import rgb as rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -33,13 +38,9 @@ _MOST_THREADS = 16
 _CODECS = ("libjpeg_turbo", "jpg", "zlib", "zlib_ng", "jpg_2000", "libtiff", "webp", "avif")
 
 
-class CorruptImage(Exception):
-    """An image whose bytes were read but cannot be decoded."""
-
-
 def opened(content: bytes | None) -> Image:
     """Return the decoded image of a file's bytes; raises CorruptImage where they are not a whole image."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise CorruptImage("there are no bytes")
@@ -50,9 +51,19 @@ def opened(content: bytes | None) -> Image:
         image.load()
     except (MemoryError, CorruptImage):
         raise
+    except UnidentifiedImageError as error:  # its own text is the address of a buffer
+        raise CorruptImage(_unidentified(content[:LENGTH])) from error
     except Exception as error:  # decoders raise whatever a malformed header makes them stumble over
         raise CorruptImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     return image
+
+
+def _unidentified(head: bytes) -> str:
+    kind = image_format(head)
+    if kind is not None:
+        return f"it begins like {kind}, and Pillow cannot read it here: convert it to PNG or JPEG"
+    other = other_kind(head)
+    return f"it is {other}" if other else "it begins like no image format that is known"
 
 
 def as_image(image: Image | NDArray[np.uint8]) -> Image:
@@ -60,11 +71,6 @@ def as_image(image: Image | NDArray[np.uint8]) -> Image:
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-
-
-def rgb(image: Image) -> Image:
-    """Return an image in RGB: the image itself where it is."""
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def square(image: Image, size: int = SIZE) -> NDArray[np.uint8]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from fusionbench_lite.data import files
+from fusionbench_lite.data import files, layouts
+from fusionbench_lite.data.vision import class_files
 from fusionbench_lite.data.vision.class_order import check_labels, ordered
 from fusionbench_lite.data.vision.encoded import Arrays, Files, Split, checked_labels, identities
 from fusionbench_lite.data.vision.tasks import Task
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import file_sha256
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 class ArchiveSource:
@@ -51,6 +49,7 @@ class ArchiveSource:
         return Split(
             where=f"{path}, {split}", encoded=encoded, labels=labels, classes=classes, identity=content, fingerprint=content,
             files=((path.name, content.split()[0]),), exact=False,
+            notes=layouts.unused_classes(self.task.name, classes, arrays["train_labels"], arrays["test_labels"]),
         )
 
 
@@ -72,18 +71,20 @@ class FolderSource:
 
     def split(self, split: str) -> Split:
         """Return a split; raises InputError for a missing, unknown or empty class folder, by its name."""
-        folder, classes = self.folder / split, self.classes(split)
-        paths, labels, others = [], [], 0
+        folder = self.folder / split
+        names, beside = self._class_folders(folder)
+        classes = ordered(folder, names, self.task)
+        paths, labels, others = [], [], []
         for number, name in enumerate(classes):
-            images, rest = _images(folder / name)
-            if not images:
-                raise InputError(f"class folder {folder / name} holds no image ({', '.join(SUFFIXES)}): put its images there")
-            paths += images
-            labels += [number] * len(images)
-            others += rest
+            found = class_files.class_files(folder / name)
+            if not found.images:
+                raise class_files.no_image(folder / name, found.others)
+            paths += found.images
+            labels += [number] * len(found.images)
+            others += found.others
         numbers = checked_labels(np.array(labels), self.task.classes, str(folder))
         identity, fingerprint = identities(folder, paths, numbers, classes)
-        notes = (f"{self.task.name}: {others} files in {folder} are no images and were left out.",) if others else ()
+        notes = class_files.notes(self.task.name, folder, paths, others, beside)
         return Split(
             where=str(folder), encoded=Files(paths), labels=numbers, classes=None, identity=identity, fingerprint=fingerprint,
             exact=False, notes=notes,
@@ -92,33 +93,12 @@ class FolderSource:
     def classes(self, split: str) -> tuple[str, ...]:
         """Return the class folders of a split in the order of the labels; raises InputError where they do not give one."""
         folder = self.folder / split
-        return ordered(folder, self._class_folders(folder), self.task)
+        return ordered(folder, self._class_folders(folder)[0], self.task)
 
-    def _class_folders(self, folder: Path) -> list[str]:
+    def _class_folders(self, folder: Path) -> tuple[list[str], list[Path]]:
         if not folder.is_dir():
             raise InputError(f"{folder} is missing: put a folder per class there")
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(folder: Path) -> tuple[list[Path], int]:
-    """Return the image files of a class folder and below, sorted, and the number of other files that are not hidden."""
-    images, others = [], 0
-    for base, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in folders:
-            _refuse_loop(Path(base) / name)
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                images.append(Path(base) / name)
-            elif not name.startswith("."):
-                others += 1
-    return images, others
-
-
-def _refuse_loop(folder: Path) -> None:
-    """Raise InputError for a link to a folder above itself, below which the images of other classes would count as this one's."""
-    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder} is a link to {folder.resolve()}, a folder above it, whose images would count again: remove it")
+        return class_files.class_folders(folder)
 
 
 def class_names(task: Task) -> list[tuple[str, ...]]:

@@ -16,10 +16,15 @@ log = logging.getLogger(__name__)
 
 ABSENT, DECODED, BROKEN = range(3)
 _ENTRY = np.dtype("<u8")
+_KIND_BITS, _TRAIT_BITS = 2, 6
+_KIND = (1 << _KIND_BITS) - 1
 
 
 class Index:
-    """Entries of `count` rows: 16 bits state, 16 bits check of the entry itself, 32 bits CRC; 0 where nothing is known."""
+    """Entries of `count` rows: 16 bits state, 16 bits check of the entry itself, 32 bits CRC; 0 where nothing is known.
+
+    The state is ABSENT, DECODED or BROKEN in its lowest two bits and the image's traits (modes.py) above them.
+    """
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
@@ -27,7 +32,11 @@ class Index:
 
     def states(self, rows: Rows) -> NDArray[np.uint64]:
         """Return ABSENT, DECODED or BROKEN for rows."""
-        return self._entries[rows] >> np.uint64(48)
+        return (self._entries[rows] >> np.uint64(48)) & np.uint64(_KIND)
+
+    def traits(self, rows: Rows) -> NDArray[np.int64]:
+        """Return the traits of decoded rows."""
+        return (self._entries[rows] >> np.uint64(48 + _KIND_BITS)).astype(np.int64)
 
     def checksums(self, rows: Rows) -> NDArray[np.uint32]:
         """Return the CRC-32 of decoded rows."""
@@ -54,7 +63,8 @@ class Index:
         stored[:whole] = np.frombuffer(content, _ENTRY, whole)
         packed = _packed(rows, stored >> np.uint64(48), stored & np.uint64(0xFFFFFFFF))
         good = (stored == 0) | ((stored == packed) & (rows < present))
-        good &= (stored >> np.uint64(48)) <= BROKEN
+        good &= (stored >> np.uint64(48)) & np.uint64(_KIND) <= BROKEN
+        good &= (stored >> np.uint64(48 + _KIND_BITS + _TRAIT_BITS)) == 0
         stored[~good] = 0
         remembered = np.where(rows < present, self._entries, np.uint64(0))
         self._entries = np.where((stored == 0) & good, remembered, stored)
@@ -70,8 +80,9 @@ class Index:
         for row in rows.tolist():
             _put(file, bytes(_ENTRY.itemsize), row)
 
-    def keep(self, row: int, state: int, checksum: int, file: int) -> None:
+    def keep(self, row: int, state: int, checksum: int, file: int, traits: int = 0) -> None:
         """Enter a row; raises OSError. Rows may be entered by several threads at once."""
+        state |= traits << _KIND_BITS
         entry = _packed(np.array([row]), np.array([state], np.uint64), np.array([checksum], np.uint64))
         _put(file, entry.tobytes(), row)
         self._entries[row] = entry[0]

@@ -12,9 +12,9 @@ import numpy as np
 
 from fusionbench_lite.base import randomness
 from fusionbench_lite.data.arrays import TaskData
-from fusionbench_lite.data.vision import decoding, tasks
+from fusionbench_lite.data.vision import decoding, modes, tasks
 from fusionbench_lite.data.vision.cache import Alter, Decoded, Report
-from fusionbench_lite.data.vision.encoded import Rows, Split
+from fusionbench_lite.data.vision.encoded import Arrays, Rows, Split
 from fusionbench_lite.data.vision.folders import class_names
 from fusionbench_lite.data.vision.images import Deferred, Images, Labels, Opened
 from fusionbench_lite.data.vision.index import BROKEN
@@ -48,7 +48,7 @@ def load(task: str, sources: Sources, report: Report | None = None, size: int = 
         test_labels=test.labels, files=dict(split.files), source=split.where,
         caveats=(
             *entry.caveats, *split.notes, *_size_caveats(entry, split), *_corruption_caveats(sources),
-            *_left_out(entry, split, np.setdiff1d(rows, test.rows)),
+            *_modes_caveats(entry, split, decoded, test.rows), *_left_out(entry, split, np.setdiff1d(rows, test.rows)),
         ),
     )
 
@@ -113,6 +113,8 @@ def spaced(size: int, limit: int | None) -> Rows:
 
 def _decoded(task: Task, sources: Sources, split: Split, name: str, size: int, generated: bool = False) -> Decoded:
     about: dict[str, Any] = {"task": task.name, "split": name, "source": split.identity, "size": size, **decoding.version()}
+    if not isinstance(split.encoded, Arrays) and (not split.exact or sources.tasks_file is not None):
+        about["modes"] = modes.VERSION  # images of published splits have 8 bits per channel: what is decoded of them stays
     alter: Alter | None = None
     if generated and sources.corruption is not None:
         about |= {
@@ -136,7 +138,7 @@ def _corruption(task: Task, sources: Sources) -> Callable[[Image, int], Image]:
 
     def corrupted(image: Image, row: int) -> Image:
         stream = randomness.generator(sources.seed, task.name, row)
-        return decoding.as_image(corrupt(image.convert("RGB"), name, sources.severity, stream))
+        return decoding.as_image(corrupt(decoding.rgb(image), name, sources.severity, stream))
 
     return corrupted
 
@@ -186,6 +188,12 @@ def _corruption_caveats(sources: Sources) -> tuple[str, ...]:
         f"{sources.corruption} was generated here (severity {sources.severity}, seed {sources.seed}); published results use images "
         "that were corrupted without a seed and stored as JPEG.",
     )
+
+
+def _modes_caveats(task: Task, split: Split, decoded: Decoded, rows: Rows) -> tuple[str, ...]:
+    if split.exact:  # published results have the same images, read in the same way
+        return ()
+    return modes.notes(task.name, decoded.index.traits(rows), lambda place: split.encoded.name(int(rows[place])))
 
 
 def _left_out(task: Task, split: Split, rows: Rows) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.base.randomness import generator
+from fusionbench_lite.data.vision.class_files import SUFFIXES, is_hidden
 from fusionbench_lite.data.vision.class_order import ordered
 from fusionbench_lite.data.vision.encoded import Arrays, Encoded, Files, Split, checked_labels, identities
-from fusionbench_lite.data.vision.folders import SUFFIXES
 from fusionbench_lite.data.vision.tasks import Local, Task, unpacked_names
 from fusionbench_lite.errors import InputError
 
@@ -167,12 +167,13 @@ def _resisc45(folder: Path, split: str, task: Task) -> Found:
 
 def _eurosat(folder: Path, split: str, task: Task) -> Found:
     """EuroSAT: 270 images of each class for the test split and 270 for validation, drawn with a seed; the others train."""
-    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     classes = ordered(folder, folders, task)
     paths: list[Path] = []
     labels: list[int] = []
     for number, name in enumerate(classes):
-        files = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES)
+        there = (path for path in (folder / name).iterdir() if not is_hidden(path.name))
+        files = sorted(path for path in there if path.suffix.lower() in SUFFIXES)
         order = generator("eurosat", "split", name).permutation(len(files))
         rows = order[:_EUROSAT_HELD] if split == "test" else order[2 * _EUROSAT_HELD :]
         paths += [files[row] for row in sorted(rows.tolist())]

@@ -47,7 +47,7 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         head_hashes=dict.fromkeys(wanted.tasks, trained.files["heads.safetensors"]), pretrained=_on(trained.pretrained, device),
         experts={task: _on(weights, device) for task, weights in trained.experts.items()},
         multitask=_on(trained.multitask, device) if trained.multitask is not None else None, model=model, evaluator=evaluator,
-        device=device, folder=trained.path,
+        device=device, folder=trained.path, caveats=tuple(dict.fromkeys(note for entry in data.values() for note in entry.caveats)),
     )
 
 

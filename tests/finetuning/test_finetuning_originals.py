@@ -181,7 +181,8 @@ def test_images_that_cannot_be_decoded_are_refused_when_they_are_met(tmp_path):
             train(tmp_path, how=how, data={"dtd": data}, validation={"dtd": held_out})
         assert str(error.value) == (
             "task 'dtd': at least 3 of 90 images of the pictures of dtd cannot be decoded (dtd.parquet row 2, dtd.parquet row 40, "
-            "dtd.parquet row 70): repair them, or set data.skip_corrupt=3 to leave them out"
+            "dtd.parquet row 70; the first one: it begins like no image format that is known): repair them, or set "
+            "data.skip_corrupt=3 to leave them out"
         )
         decoded = data.train_images._deferred.opened.decoded
         assert np.flatnonzero(decoded.index.states(np.arange(IMAGES)) == BROKEN).tolist() == found_before
@@ -192,7 +193,7 @@ def test_held_out_images_that_cannot_be_decoded_are_refused(tmp_path):
     contents: list[Any] = jpegs("dtd")
     contents[2] = contents[9] = None
     data, _ = with_originals(tmp_path, "dtd", contents)
-    with pytest.raises(InputError, match=r"at least 2 of 90 .*dtd.parquet row 2, dtd.parquet row 9\)"):
+    with pytest.raises(InputError, match=r"at least 2 of 90 .*dtd.parquet row 2, dtd.parquet row 9; the first .* no bytes\)"):
         train(tmp_path, data={"dtd": data})
 
 

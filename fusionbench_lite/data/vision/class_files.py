@@ -149,7 +149,5 @@ def _refuse_nested(folder: Path, inner: Path) -> None:
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         image = next((name for name in sorted(names) if is_image(name)), None)
         if image is not None:
-            raise InputError(
-                f"class folder {folder} holds a folder with images, {inner.name!r} (first: {Path(base) / image}): move the images "
-                f"into {folder} itself, or the folder away"
-            )
+            link, fix = (" link to a", "remove it") if inner.is_symlink() else ("", f"move its images into {folder}, or it away")
+            raise InputError(f"{inner} is a{link} folder with images inside a class folder (first: {Path(base) / image}): {fix}")

@@ -6,16 +6,17 @@ Source: huggingface/peft, `tuners/lora/layer.py` (`get_delta_weight` and `merge`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.lora_config import read_config, warn_of_patterns
+from fusionbench_lite.weights.lora_config import AdapterConfig, read_config, warn_of_patterns
 from fusionbench_lite.weights.lora_files import FOLD, AdapterFile, is_adapter
 from fusionbench_lite.weights.lora_keys import Module, sort_keys
 from fusionbench_lite.weights.lora_names import Names
 from fusionbench_lite.weights.lora_pairs import Pair, check_shape, fit
+from fusionbench_lite.weights.lora_targets import warn_of_targets
 from fusionbench_lite.weights.lora_tied import partner, stored_twice, twins, untied, warn_of_ties
 from fusionbench_lite.weights.lora_whole import replacements
 from fusionbench_lite.weights.specs import StateDict, TensorSpec, specs_of, tied_names, work_dtype
@@ -45,7 +46,7 @@ class LoraExpert(Mapping[str, "Tensor"]):
         pairs: Mapping[str, Pair],
         replaced: Mapping[str, str],
         shifts: Mapping[str, tuple[str, float]],
-        equal: Mapping[str, str],
+        equal: Mapping[str, tuple[str, str]],
     ) -> None:
         self.folder = file.folder
         self.changed = frozenset((*pairs, *replaced, *shifts))
@@ -102,9 +103,10 @@ class LoraExpert(Mapping[str, "Tensor"]):
     def _replacement(self, name: str, base: Tensor) -> Tensor:
         """Return the tensor that takes the place of the pretrained one, after a look at the head that is tied to it."""
         value = self._file.read(self._replaced[name], base.device, base.dtype)
-        head = self._equal.get(name)
-        if head is not None and not torch.equal(value, self._file.read(head, base.device, base.dtype)):
-            raise untied(self._file, head, f"the tied head of {name!r}", name, "differs from what replaces it, and is")
+        if name in self._equal:
+            key, head = self._equal[name]
+            if not torch.equal(value, self._file.read(key, base.device, base.dtype)):
+                raise untied(self._file, key, head, name, "was trained apart as")
         return value
 
     def _warn_of_twin(self, name: str) -> None:
@@ -129,10 +131,38 @@ def read_adapter(folder: str | os.PathLike[str], pretrained: StateDict) -> LoraE
     config, keys = read_config(file), sort_keys(file)
     specs, tied = specs_of(pretrained, "pretrained"), tied_names(pretrained, {})
     names = Names(file, {f"{module.name}.weight": module.a for module in keys.modules}, specs)
-    pairs: dict[str, Pair] = {}
+    pairs, shared = _pairs(file, config, keys.modules, names, specs, tied)
     shifts: dict[str, tuple[str, float]] = {}
-    shared: dict[str, list[str]] = {}
     for module in keys.modules:
+        if module.bias is not None:
+            bias = names.find(f"{module.name}.bias")
+            if bias is None:
+                raise file.error(names.lacking(module.bias, f"{module.name}.bias"))
+            check_shape(file, module.bias, bias, specs)
+            shifts[bias] = (module.bias, pairs[_weight(file, module, names, specs)].scale)
+    replaced, equal = replacements(file, config, keys.whole, names, specs, pairs)
+    for name, key in tuple(replaced.items()):
+        if ".base_layer." in key:  # the base of a module with factors, which peft loads into the shared tensor
+            replaced |= {other: key for other in _sharing(name, specs, tied) if other not in replaced}
+    names.check_meaning(config)
+    warn_of_targets(file, config.targets, [module.name for module in keys.modules], _foldable(names, specs, tied))
+    warn_of_patterns(file, config, {module.name: file.shapes[module.a][0] for module in keys.modules})
+    warn_of_ties(file, config, pairs, {name: key for name, key in replaced.items() if name not in equal}, shared, specs)
+    return LoraExpert(file, pretrained, specs, pairs, replaced, shifts, equal)
+
+
+def _pairs(
+    file: AdapterFile,
+    config: AdapterConfig,
+    modules: Sequence[Module],
+    names: Names,
+    specs: Mapping[str, TensorSpec],
+    tied: Mapping[str, str],
+) -> tuple[dict[str, Pair], dict[str, list[str]]]:
+    """Return what is added to which weight, and the names that share memory with a weight that a module changes."""
+    pairs: dict[str, Pair] = {}
+    shared: dict[str, list[str]] = {}
+    for module in modules:
         weight = _weight(file, module, names, specs)
         pair = fit(file, config, module, weight, specs)
         for name in (weight, *(others := _sharing(weight, specs, tied))):
@@ -142,20 +172,7 @@ def read_adapter(folder: str | os.PathLike[str], pretrained: StateDict) -> LoraE
             pairs[name] = pair
         if others:
             shared[weight] = others
-        if module.bias is not None:
-            bias = names.find(f"{module.name}.bias")
-            if bias is None:
-                raise file.error(names.lacking(module.bias, f"{module.name}.bias"))
-            check_shape(file, module.bias, bias, specs)
-            shifts[bias] = (module.bias, pair.scale)
-    names.check_meaning(config)
-    warn_of_patterns(file, config, {module.name: file.shapes[module.a][0] for module in keys.modules})
-    replaced, equal = replacements(file, config, keys.whole, names, specs, pairs)
-    for name, key in tuple(replaced.items()):
-        if ".base_layer." in key:  # the base of a module with factors, which peft loads into the shared tensor
-            replaced |= {other: key for other in _sharing(name, specs, tied) if other not in replaced}
-    warn_of_ties(file, config, pairs, {name: key for name, key in replaced.items() if name not in equal}, shared, specs)
-    return LoraExpert(file, pretrained, specs, pairs, replaced, shifts, equal)
+    return pairs, shared
 
 
 def _weight(file: AdapterFile, module: Module, names: Names, pretrained: Mapping[str, TensorSpec]) -> str:
@@ -170,6 +187,16 @@ def _weight(file: AdapterFile, module: Module, names: Names, pretrained: Mapping
     if other is not None:
         raise untied(file, module.a, moved, other, "changes")
     raise file.error(names.lacking(module.a, name))
+
+
+def _foldable(names: Names, pretrained: Mapping[str, TensorSpec], tied: Mapping[str, str]) -> Iterator[str]:
+    """Yield the modules of the pretrained model that could have factors, as the adapter would call them."""
+    shared = {*tied, *tied.values()}
+    for own, name in names.known.items():
+        if own.endswith(".weight") and len(pretrained[name].shape) > 1 and name not in shared:
+            called = names.own(own)
+            if called is not None:
+                yield called.removesuffix(".weight")
 
 
 def _sharing(name: str, pretrained: Mapping[str, TensorSpec], tied: Mapping[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusionbench_lite.weights.lora_files import CONFIG, FOLD, AdapterFile
+from fusionbench_lite.weights.lora_targets import Targets, read_targets
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base weights as they are; PiSSA, OLoRA, CorDA, LoftQ change them."""
@@ -29,7 +30,8 @@ class AdapterConfig:
     """What `adapter_config.json` says about plain LoRA.
 
     `rank`, `alpha` and the tables of patterns give ranks and scales; `transposed` is the orientation of the weights;
-    `saved` names the modules that were trained whole; `task`, `model_class` and `library` say what the model was.
+    `targets` names the modules with factors, `saved` those trained whole; `task`, `model_class` and `library` say what
+    the model was.
     """
 
     rank: int
@@ -38,6 +40,7 @@ class AdapterConfig:
     alphas: Mapping[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False
     transposed: bool = False
+    targets: Targets | None = None
     saved: tuple[str, ...] = ()
     task: str = ""
     model_class: str = ""
@@ -120,6 +123,7 @@ def read_config(file: AdapterFile) -> AdapterConfig:
         alphas={key: _alpha(file, f"alpha_pattern[{key!r}]", value) for key, value in _patterns(file, raw, "alpha_pattern")},
         rank_stabilised=_flag(file, raw, "use_rslora"),
         transposed=_flag(file, raw, "fan_in_fan_out"),
+        targets=read_targets(raw),
         saved=_names(file, raw, "modules_to_save"),
         task=str(raw.get("task_type") or ""),
         model_class=str(model.get("base_model_class") or ""),
@@ -144,7 +148,7 @@ def _rank(file: AdapterFile, name: str, value: object) -> int:
 
 def _alpha(file: AdapterFile, name: str, value: object) -> float:
     if value is _LACKING:
-        raise file.error(f"{name} is not in {CONFIG}: add the value of training; peft's default is \"{name}\": 8")
+        raise file.error(f"{name} is not in {CONFIG}: add the value of training; where it was the default of peft, 8")
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise file.error(f"{name} in {CONFIG} is {_short(value)}: it must be a finite number")
     return value

@@ -53,7 +53,7 @@ def sort_keys(file: AdapterFile) -> Keys:
         match = _PART.fullmatch(name)
         if match is None:
             _check_known(file, key, name)
-            rest[name] = key
+            _add(file, rest, name, key)
             continue
         if dtype not in FLOATING:
             raise file.error(f"{key!r} has dtype {dtype}, a LoRA tensor needs one of {', '.join(FLOATING)}: {FOLD}")

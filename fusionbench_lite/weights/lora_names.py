@@ -69,6 +69,10 @@ class Names:
         """Return what the tensor would be called in the pretrained model, whether it is there or not."""
         return self.shift.of(name) or name
 
+    def own(self, name: str) -> str | None:
+        """Return what the adapter would call a tensor of the pretrained model, None for one outside its own model."""
+        return Shift(self.shift.lead, self.shift.added, self.shift.dropped).of(name)
+
     def lacking(self, key: str, name: str) -> str:
         """Return the sentence that a key needs a tensor which the pretrained model lacks."""
         if self.shift.of(name) is None:
@@ -86,18 +90,18 @@ class Names:
         shift = self.shift
         if _is_plain(shift, config):
             return
-        path, how = ".".join((*shift.lead, *shift.run)), "dropped from" if shift.dropped else "added to"
+        before, after = (".".join((*shift.lead, *parts, "*")) for parts in (shift.dropped, shift.added))
         vision, text = (any(marks.search(name) for name in self.known) for marks in (_VISION_MARKS, _TEXT_MARKS))
         ours = [any(kind.fullmatch(part) for part in shift.run) for kind in (_VISION, _TEXT)]
         other = ours in ([False, True], [True, False]) and vision != text and ours != [vision, text]
         if shift.dropped and other:
             raise self._file.error(
-                f"its keys are those of {path!r}, the pretrained model is of the other kind ({'vision' if vision else 'text'}): "
-                f"give the model that holds {path!r}"
+                f"its names are {before!r}, but the pretrained model is a {'vision' if vision else 'text'} model: give the one "
+                "that the adapter was trained on"
             )
         self._file.warn(
-            f"{path!r} is {how} its names to make them those of the pretrained model; where this is another part of a "
-            "model with several, the result is wrong: rename the keys of one side, so that they agree"
+            f"its names {before!r} are taken for {after!r} of the pretrained model; where that is another part of a model with "
+            "several, the result is wrong: rename the keys of one side, so that they agree"
         )
 
     def _chosen(self, wanted: Mapping[str, str]) -> Shift:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|proj_out|output_projection|lm_head\.decoder|predictions\.decoder)\.weight")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|shared|word_embeddings|embed_in|tok_embeddings)\.weight")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|shared|word_embeddings?|tokens_embed|tok_embeddings|embed_in)\.weight")
 
 
 def is_head(name: str) -> bool:

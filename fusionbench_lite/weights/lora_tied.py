@@ -73,10 +73,10 @@ def warn_of_ties(
 
 def twins(pairs: Mapping[str, Pair], pretrained: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
     """Yield every changed head or embedding with the tensor that would be its copy, were the head tied and stored twice."""
-    for name in pairs:
+    for name in filter(is_vocabulary, pairs):
         for other, spec in pretrained.items():
-            kinds = (is_head(name) and is_embedding(other)) or (is_embedding(name) and is_head(other))
-            if kinds and spec == pretrained[name]:
+            kinds = is_embedding(other) if is_head(name) else is_head(other)
+            if kinds and spec == pretrained[name] and pairs.get(other) is not pairs[name]:
                 yield name, other
                 break
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from fusionbench_lite.weights.lora_config import AdapterConfig
 from fusionbench_lite.weights.lora_files import AdapterFile
 from fusionbench_lite.weights.lora_names import Names
-from fusionbench_lite.weights.lora_pairs import TensorSpecs, check_shape
+from fusionbench_lite.weights.lora_pairs import Pair, TensorSpecs, check_shape
+from fusionbench_lite.weights.lora_roles import is_vocabulary
 from fusionbench_lite.weights.lora_tied import partner, untied
 
 
@@ -18,11 +19,11 @@ def replacements(
     whole: Mapping[str, str],
     names: Names,
     pretrained: TensorSpecs,
-    folded: Collection[str],
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the keys of tensors trained whole by the name that they replace, and the keys that must equal one of them.
+    folded: Mapping[str, Pair],
+) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """Return the keys of tensors trained whole by the name that they replace, and keys and names that must equal one of them.
 
-    `folded` names the tensors that get factors. The second are heads that the pretrained model ties to an embedding.
+    `folded` are the tensors that get factors. The second are heads that the pretrained model ties to an embedding.
     A head that it has no place for is warned of, any other tensor refused. Raises MergeError.
     """
     replaced: dict[str, str] = {}
@@ -34,18 +35,24 @@ def replacements(
             continue
         if target in replaced:
             raise file.error(f"{replaced[target]!r} and {key!r} both replace {target!r}: keep the one that was trained")
+        # peft saves the base of a module with factors as `base_layer`; its old versions saved embeddings under their names.
+        if target in folded and ".base_layer." not in key and not is_vocabulary(target):
+            raise file.error(
+                f"{key!r} replaces {target!r}, which also has factors, {folded[target].a!r}: two changes of one tensor; keep the "
+                "one that was trained"
+            )
         check_shape(file, key, target, pretrained)
         replaced[target] = key
-    equal: dict[str, str] = {}
+    equal: dict[str, tuple[str, str]] = {}
     heads = []
     for name in missing:
         key, moved = whole[name], names.moved(name)
         other = partner(moved, file.shapes[key], pretrained)
         if other is not None and other in replaced and other not in folded:
-            equal[other] = key
+            equal[other] = (key, moved)
         elif other is not None:
             raise untied(file, key, moved, other, "replaces")
-        elif _is_inside(config, moved, pretrained):
+        elif _is_inside(config, name, names):
             raise file.error(names.lacking(key, name))
         else:
             heads.append(name)
@@ -54,11 +61,11 @@ def replacements(
     return replaced, equal
 
 
-def _is_inside(config: AdapterConfig, name: str, pretrained: TensorSpecs) -> bool:
+def _is_inside(config: AdapterConfig, name: str, names: Names) -> bool:
     """Say whether a tensor that the pretrained model lacks belongs to a layer or a part of it, and so to another model."""
     saved = next((match for entry in config.saved if (match := _path(entry).search(name))), None)
     before = name[: saved.start()] if saved else name
-    tops = {other.split(".")[0] for other in pretrained}
+    tops = {own.split(".")[0] for other in names.known if (own := names.own(other)) is not None}
     return any(part.isdigit() for part in before.split(".")) or name.split(".")[0] in tops
 
 

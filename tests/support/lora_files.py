@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import fusionbench_lite as fbl
+from fusionbench_lite.weights.lora import LoraExpert, read_adapter
 from tests.support.helpers import State, rng
 
 CONFIG = {
-    "peft_type": "LORA", "task_type": None, "r": 2, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": ["q", "v"],
+    "peft_type": "LORA", "task_type": None, "r": 2, "lora_alpha": 6, "lora_dropout": 0.1,
     "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
     "init_lora_weights": True, "modules_to_save": None, "inference_mode": True,
 }  # fmt: skip
@@ -56,10 +59,23 @@ def linear_tensors() -> State:
 
 
 def write_adapter(folder: Path, tensors: State | None = None, **changes) -> Path:
-    """Write an adapter; `changes` overrides entries of its configuration, with `...` an entry is left out."""
+    """Write an adapter that targets the modules of its tensors; `changes` overrides its configuration, `...` leaves out."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not ...}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = linear_tensors() if tensors is None else tensors
+    targets = {key.removeprefix(PREFIX).split(".lora_")[0] for key in tensors if ".lora_" in key}
+    given = {**CONFIG, "target_modules": sorted(targets), **changes}
+    config = {key: value for key, value in given.items() if value is not ...}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "adapter_model.safetensors")
     return folder
+
+
+def read_saying(folder: Path, base: State) -> tuple[LoraExpert, State, list[str]]:
+    """Return the expert, its tensors, and what reading them warned of, one line each that names the folder."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expert = read_adapter(folder, base)
+        values = dict(expert)
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, fbl.MergeWarning)]
+    assert all(str(folder) in line and "\n" not in line for line in said)
+    return expert, values, said

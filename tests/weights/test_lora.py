@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from fusionbench_lite.weights.lora import is_adapter, read_adapter
 from fusionbench_lite.weights.readers import SafetensorsWeights
 from fusionbench_lite.weights.specs import TensorSpec
 from tests.support.helpers import same_bits, snapshot
-from tests.support.lora_files import PREFIX, base_state, draw, factors, linear_tensors, write_adapter
+from tests.support.lora_files import PREFIX, base_state, draw, factors, linear_tensors, read_saying, write_adapter
 
 Q = "encoder.0.q.weight"
 Q_B = f"{PREFIX}encoder.0.q.lora_B.weight"
@@ -114,7 +112,7 @@ def test_convolution(tmp_path, kernel):
     assert expert.factors("conv.weight") is None
 
 
-def test_fully_trained_tensors_replace_or_are_skipped(tmp_path, caplog):
+def test_fully_trained_tensors_replace_or_are_warned_of(tmp_path):
     norm, bias, shift = draw(1, 5, dtype=torch.float64), draw(2, 7), draw(3, 7)
     whole = {
         f"{PREFIX}encoder.0.norm.weight": norm,
@@ -128,9 +126,9 @@ def test_fully_trained_tensors_replace_or_are_skipped(tmp_path, caplog):
     }
     base = base_state(torch.bfloat16)
     before = snapshot(base)
-    with caplog.at_level(logging.INFO, logger="fusionbench_lite"):
-        expert = read_adapter(write_adapter(tmp_path, linear_tensors() | whole, modules_to_save=["classifier"]), base)
-    assert re.search(r"classifier\.weight, score\.bias", caplog.text)
+    expert, _, said = read_saying(write_adapter(tmp_path, linear_tensors() | whole, modules_to_save=["classifier"]), base)
+    assert len(said) == 1
+    assert "'classifier', 'score'" in said[0]
     assert torch.equal(expert["encoder.0.norm.weight"], norm.bfloat16())
     assert torch.equal(expert["encoder.0.q.bias"], bias.bfloat16())
     assert torch.equal(expert["encoder.1.q.bias"], (base["encoder.1.q.bias"].float() + shift * 3.0).bfloat16())
@@ -147,6 +145,7 @@ def test_fully_trained_tensors_replace_or_are_skipped(tmp_path, caplog):
 # ---------------------------------------------------------------- names and storage
 
 
+@pytest.mark.filterwarnings("ignore:.*are taken for:fusionbench_lite.MergeWarning")
 @pytest.mark.parametrize("ours", ["", "vision_model.", "model.vision_model."])
 @pytest.mark.parametrize("theirs", ["", "vision_model."])
 def test_keys_that_differ_by_a_prefix(tmp_path, ours, theirs):

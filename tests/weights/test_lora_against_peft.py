@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fusionbench_lite as fbl
 from fusionbench_lite.weights.lora import LoraExpert, read_adapter
 from tests.support.helpers import State, rng, same_bits, snapshot
+from tests.support.lora_files import read_saying
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::RuntimeWarning")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -152,6 +153,47 @@ def test_transformers(peft, tmp_path, model: Callable[[], nn.Module], config):
     expert, expected, base = both(peft, network, tmp_path)
     check(expert, expected, base)
     assert sum(expert.factors(name) is not None for name in base) >= 2
+
+
+class Kernels(nn.Module):
+    """Convolutions in one, two and three dimensions, with kernels of 1 and larger, and one in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.wide = nn.Conv1d(4, 6, 3), nn.Conv1d(4, 6, 1)
+        self.two, self.three = nn.Conv2d(4, 6, (3, 2)), nn.Conv3d(4, 6, (2, 3, 1))
+        self.groups = nn.Conv2d(4, 6, 3, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_convolutions_of_every_dimension(peft, tmp_path, stored):
+    model = randomised(Kernels(), 10)
+    trained(peft, model, tmp_path, target_modules=["one", "wide", "two", "three"], bias="lora_only")
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({key: value.to(stored) for key, value in load_file(path).items()}, path)
+    expert, expected, base = both(peft, model, tmp_path)
+    check(expert, expected, base)
+    assert len(expert.changed) == 8
+
+
+def test_a_convolution_in_groups_is_refused_as_peft_refuses_it(peft, tmp_path):
+    model = randomised(Kernels(), 10)
+    trained(peft, model, tmp_path, target_modules=["groups"], r=4)
+    with pytest.raises(fbl.MergeError, match="in groups, which peft cannot fold"):
+        read_adapter(tmp_path, model.state_dict())
+    with pytest.raises(NotImplementedError, match="groups"):
+        peft.PeftModel.from_pretrained(model, tmp_path).merge_and_unload()
+
+
+def test_adapters_of_peft_are_read_without_a_warning(peft, tmp_path):
+    # But where two patterns disagree about blocks.1.fc.
+    for number, (name, config) in enumerate(CONFIGS.items()):
+        model = randomised(Plain(), number)
+        trained(peft, model, tmp_path / name, **config)
+        assert len(read_saying(tmp_path / name, model.state_dict())[2]) == (name == "patterns"), name
 
 
 def test_conv1d_is_recognised_beside_a_linear(peft, tmp_path):

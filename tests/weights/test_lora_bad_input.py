@@ -108,11 +108,13 @@ def test_configuration_is_no_object(tmp_path, content):
         ({"init_lora_weights": "olora"}, ["init_lora_weights", "'olora'"]),
         ({"init_lora_weights": "loftq"}, ["init_lora_weights", "'loftq'"]),
         ({"init_lora_weights": {"pissa": 1}}, ["init_lora_weights"]),
-        ({"r": ...}, ["r in", "None"]),
+        ({"r": ...}, ["r is not in", "rank 2"]),
+        ({"r": None}, ["r in", "None"]),
         ({"r": 0}, ["r in", "0", "1 or more"]),
         ({"r": 2.0}, ["r in", "2.0"]),
         ({"r": True}, ["r in", "True"]),
-        ({"lora_alpha": ...}, ["lora_alpha", "None"]),
+        ({"lora_alpha": ...}, ["lora_alpha is not in", "default of peft, 8"]),
+        ({"lora_alpha": None}, ["lora_alpha", "None"]),
         ({"lora_alpha": "16"}, ["lora_alpha", "'16'", "finite number"]),
         ({"lora_alpha": float("nan")}, ["lora_alpha", "nan"]),
         ({"lora_alpha": float("inf")}, ["lora_alpha", "inf"]),
@@ -142,14 +144,16 @@ def test_not_of_this_pretrained_model(tmp_path):
     base = base_state()
     del base["encoder.1.q.weight"]
     refuse_tensors(tmp_path, {}, "encoder.1.q.lora_A.weight", "lacks", "'encoder.", "trained on", base=base)
-    base["text.encoder.1.q.weight"] = base["vision.encoder.1.q.weight"] = draw(1, 7, 5)
-    refuse_tensors(tmp_path, {}, "'text.encoder.1.q.weight'", "'vision.encoder.1.q.weight'", base=base)
+    base["text.encoder.1.q.weight"] = draw(1, 7, 5)  # the other names need no prefix
+    refuse_tensors(tmp_path, {}, "encoder.1.q.lora_A.weight", "lacks", base=base)
+    base = {f"{tower}.{name}": value for name, value in base_state().items() for tower in ("text", "vision")}
+    refuse_tensors(tmp_path, {}, "'text.encoder.0.q.weight'", "'vision.encoder.0.q.weight'", "rename", base=base)
 
 
 def test_two_modules_for_one_weight(tmp_path):
     base = {"encoder.0.q.weight": draw(1, 7, 5)}
     tensors = factors("text.encoder.0.q", 7, 5) | factors("vision.encoder.0.q", 7, 5)
-    refuse(write_adapter(tmp_path, tensors), "text.encoder.0.q", "vision.encoder.0.q", "both change", base=base)
+    refuse(write_adapter(tmp_path, tensors), "vision.encoder.0.q.lora_A.weight", "lies outside 'text'", base=base)
 
 
 @pytest.mark.parametrize("gone", ["A", "B"])
@@ -216,7 +220,10 @@ def test_replacement_of_another_shape(tmp_path):
     [
         ("encoder.0.q.lora_magnitude_vector", ["DoRA", "merge_and_unload"]),
         ("encoder.0.q.lora_magnitude_vector.weight", ["DoRA"]),
-        ("encoder.0.q.lora_A.default.weight", ["no known kind"]),
+        ("encoder.0.q.lora_A.default.weight", ["two tensors of one name", "encoder.0.q.lora_A.weight"]),
+        ("encoder.0.q.lora_A.bias", ["no known kind"]),
+        ("embed.lora.down.weight", ["diffusers or kohya", "lora_A.weight"]),
+        ("embed.lora_up.weight", ["diffusers or kohya"]),
         ("encoder.0.q.lora_A", ["no known kind"]),
         ("embed.token_adapter.trainable_tokens_delta", ["no known kind"]),
         ("attn.base_layer.out_proj.lora_A.weight", ["MultiheadAttention", "merge_and_unload"]),

@@ -101,7 +101,7 @@ def test_a_missing_shard_without_an_index(tmp_path, keep, who):
 
 @pytest.mark.parametrize(
     "name",
-    ["model-{}-of-3.safetensors", "model_{:02d}_of_03.safetensors", "weights.{:05d}-of-00003.fp16.safetensors", "{}of3.safetensors"],
+    ["model-{}-of-3.safetensors", "model_{:02d}_of_03.safetensors", "w.{:05d}-of-00003.fp16.safetensors", "{}of3.safetensors"],
 )
 def test_other_ways_to_number_shards(tmp_path, name):
     reads(shards(tmp_path / "whole", name=name))

@@ -95,7 +95,7 @@ def test_an_index_that_leads_nowhere(tmp_path):
 
 CONTENTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.touch(), "it is empty (0 bytes): fetch it again"),
-    "pointer": (lambda p: p.write_bytes(LFS), "it is a Git LFS pointer (129 bytes in place of 350,000,000 bytes): run git lfs pull"),
+    "pointer": (lambda p: p.write_bytes(LFS), "it is a Git LFS pointer (134 bytes in place of 350,000,000 bytes): run git lfs"),
     "page": (lambda p: p.write_bytes(PAGE), "it is a web page that was saved in its place: fetch it again"),
     "page of storage": (lambda p: p.write_bytes(b"\xef\xbb\xbf<?xml version='1.0'?><Error>Denied"), "it is a web page"),
     "words": (lambda p: p.write_text("Entry not found\n"), "it is text ('Entry not found'), not a safetensors file"),

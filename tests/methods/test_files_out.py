@@ -28,12 +28,13 @@ def everything(root: Path) -> dict[str, bytes | str]:
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+        found[name] = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
     return found
 
 
 def write(out: Path | str, method: str = "weight_averaging", base: object = None, **experts: object) -> Path:
-    return fbl.merge_files(method, model() if base is None else base, experts or {"a": model(1), "b": model(2)}, out, shard_bytes=200)
+    experts = experts or {"a": model(1), "b": model(2)}
+    return fbl.merge_files(method, model() if base is None else base, experts, out, shard_bytes=200)
 
 
 def untouched(root: Path, out: Path | str, match: str, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
@@ -59,7 +60,7 @@ def test_out_that_is_an_input(tmp_path, monkeypatch, who, spelling):
     given = {"base": folder} if who == "pretrained" else {"a": folder}
     out = spelling.format(folder) if "{" in spelling else str(tmp_path / spelling)
     untouched(tmp_path, out, f"is .*m, which {who} is read from: give another directory", monkeypatch, **given)
-    given = {key: tmp_path / "link" for key in given}  # the input through a link, out by its name
+    given = dict.fromkeys(given, tmp_path / "link")  # the input through a link, out by its name
     untouched(tmp_path, folder, f"is .*link, which {who} is read from", monkeypatch, **given)
 
 
@@ -167,8 +168,8 @@ def test_a_mounted_file_system_is_not_replaced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "task",
-    ["", ".", "..", ".hidden", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "c:", "what?", "CON", "nul", "Aux.txt", "com1", "x.", "x ", " x",
-     "model.safetensors", "model.safetensors.index.json", "0.part", "x" * 256, "ä" * 128, "\ud800", 3, None],
+    ["", ".", "..", ".hidden", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "c:", "what?", "CON", "nul", "Aux.txt", "com1", "x.", "x ",
+     " x", "model.safetensors", "model.safetensors.index.json", "0.part", "x" * 256, "ä" * 128, "\ud800", 3, None],
 )  # fmt: skip
 def test_tasks_that_cannot_be_folders(tmp_path, task):
     for method in ("individual", "emr_merging"):

@@ -72,29 +72,25 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield a fresh directory that becomes `final` when the block ends without an error.
 
     The directory is written under a temporary name beside `final`, flushed to disk and renamed; an existing `final`
-    is replaced. After an error nothing is left. Raises WriteError naming `final` when the file system refuses.
+    is replaced. After an error nothing is left, folders made for it included, and an existing `final` is as it was. Raises
+    WriteError naming `final` when the file system refuses.
     """
-    temporary: Path | None = None
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-        yield temporary
-        temporary.chmod(0o755)
-        for path in temporary.rglob("*"):
-            _flush(path)
-        if final.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old.tmp", dir=final.parent))
-            final.rename(retired / final.name)
-            temporary.rename(final)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            temporary.rename(final)
+    with _beside(final) as made:
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(final), suffix=".tmp", dir=final.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            for path in temporary.rglob("*"):
+                _flush(path)
+            if final.exists():
+                _exchange(temporary, final)
+            else:
+                temporary.rename(final)
+            made.clear()
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary, ignore_errors=True)
         _flush(final.parent)
-    except OSError as error:
-        raise WriteError(_cannot_write(final, error)) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -103,22 +99,73 @@ def atomic_file(final: Path) -> Iterator[Path]:
 
     Raises WriteError naming `final` when the file system refuses; after an error nothing is left.
     """
-    temporary: Path | None = None
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+    with _beside(final) as made:
+        handle, name = tempfile.mkstemp(prefix=_hidden(final), suffix=".tmp", dir=final.parent)
         os.close(handle)
         temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o644)
-        _flush(temporary)
-        temporary.replace(final)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            _flush(temporary)
+            temporary.replace(final)
+            made.clear()
+        finally:
+            temporary.unlink(missing_ok=True)
         _flush(final.parent)
+
+
+@contextlib.contextmanager
+def _beside(final: Path) -> Iterator[list[Path]]:
+    """Make the folders above `final` and yield those that were not there; they are removed again while they are listed."""
+    made: list[Path] = []
+    try:
+        check_name(final)
+        for folder in reversed([final.parent, *final.parent.parents]):
+            if not folder.exists():
+                with contextlib.suppress(FileExistsError):  # another process makes it
+                    folder.mkdir()
+                    made.append(folder)
+        yield made
     except OSError as error:
         raise WriteError(_cannot_write(final, error)) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # in use by another process
+                folder.rmdir()
+
+
+def check_name(path: Path) -> None:
+    """Raise WriteError for a path that no file can have here, such as one with a name of 300 letters."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WriteError(_cannot_write(path, error)) from error
+    except ValueError as error:
+        raise WriteError(f"cannot write {str(path)!r}: {error}; choose another name") from error
+
+
+def _hidden(final: Path) -> str:
+    """Return how temporary names begin: like the name, and short enough beside the longest one of 255 bytes."""
+    return f".{os.fsdecode(os.fsencode(final.name)[:220])}."
+
+
+def _exchange(temporary: Path, final: Path) -> None:
+    """Put a directory in the place of another, which is removed; where that fails, the other is put back."""
+    retired = Path(tempfile.mkdtemp(prefix=_hidden(final), suffix=".old.tmp", dir=final.parent))
+    try:
+        final.rename(retired / "old")
+        try:
+            temporary.rename(final)
+        except BaseException:
+            (retired / "old").rename(final)
+            raise
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: what could not be put back is kept
+            retired.rmdir()
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

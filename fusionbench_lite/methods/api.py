@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
-from fusionbench_lite.paths import atomic_directory
+from fusionbench_lite.paths import atomic_directory, expanded
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
-from fusionbench_lite.weights.readers import SHARD_BYTES, check_replaceable, open_experts, open_weights, write_shards
+from fusionbench_lite.weights.outputs import SHARD_BYTES, check_replaceable, check_tasks, checked_out, write_shards
+from fusionbench_lite.weights.readers import open_experts, open_weights
 from fusionbench_lite.weights.specs import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 Weights = StateDict | str | os.PathLike[str]
 """A state dict, or the path of a safetensors file or directory; for experts also of a PEFT adapter."""
 
@@ -71,7 +74,7 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
     view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
     tasks = tuple(view.tasks)
     if entry.per_task:
-        stored = _stored(view, produced)
+        stored = _stored(view, produced())
         view.check_unread()
         view.release(name for name, part in stored.items() if not part.on_base)
         unfold = {name: part.tensor for name, part in stored.items()}
@@ -96,29 +99,38 @@ def merge_files(
     """Merge as `merge` does and write the result to the directory `out` as safetensors, shard by shard.
 
     Memory holds one tensor of every expert and one shard of the output; bits are those of `merge`. A method that keeps
-    one model per task writes `out/TASK` for each. Returns `out`. Raises MergeError as `merge` does, and InputError
-    when the directory cannot be written; then nothing is left there. An earlier result in `out` is replaced at the end,
-    a directory with other files refused.
+    one model per task writes `out/TASK` for each. Returns `out`. Raises MergeError as `merge` does, and for a directory that
+    is, contains or lies inside an input, before anything is read; InputError when the directory cannot be written. Nothing is
+    left there then, and an earlier result stays. It is replaced at the end; a directory with other files is refused.
     """
     if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
         raise MergeError(f"shard_bytes must be an integer of at least 1, got {shard_bytes!r}")
-    view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
-    folder = Path(out).expanduser()
-    check_replaceable(folder, view.tasks if entry.per_task else ())
-    if not entry.per_task:
+    tasks = tuple(experts) if isinstance(experts, Mapping) else ()
+    inputs = {"pretrained": pretrained, **hyperparameters}
+    folder = checked_out(out, inputs | {f"expert {task!r}": experts[task] for task in tasks})
+    per_task = registry.get(method).per_task
+    if per_task:
+        check_tasks(tasks, folder)
+    check_replaceable(folder, tasks if per_task else ())
+    view, _, produced = _prepare(method, pretrained, experts, hyperparameters)
+    if not per_task:
+        tensors = _begun(_finished(view, produced()))
         with atomic_directory(folder) as temporary:
-            write_shards(temporary, _finished(view, produced()), shard_bytes)
-        return folder
-    for task in view.tasks:
-        if not isinstance(task, str) or task in ("", "..") or Path(task).name != task:
-            raise MergeError(f"task {task!r} cannot name a directory below {folder}: rename it")
+            write_shards(temporary, tensors, shard_bytes)
+        return expanded(out)
+    parts = _begun(produced())
     with atomic_directory(folder) as temporary:
-        stored = _stored(view, produced)
+        stored = _stored(view, parts)
         for task in view.tasks:
             (temporary / task).mkdir()
             models = ((name, part.tensor(task)) for name, part in stored.items())
             write_shards(temporary / task, _finished(view, models), shard_bytes)
-    return folder
+    return expanded(out)
+
+
+def _begun(iterator: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+    """Return an iterator that has done its first step, so that what a method refuses at once is refused before writing."""
+    return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +161,8 @@ def _prepare(
     return view, entry, _Produced(describe(configured), lambda: entry.function(view, configured, **extra))
 
 
-def _stored(view: Experts, produced: _Produced) -> dict[str, PerTask]:
-    return {name: part for name, part in produced() if name not in view.tied}
+def _stored(view: Experts, produced: Iterator[tuple[str, PerTask]]) -> dict[str, PerTask]:
+    return {name: part for name, part in produced if name not in view.tied}
 
 
 def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import zipfile
 from pathlib import Path
@@ -20,7 +19,7 @@ def kind_of(file: Path) -> tuple[str, str]:
     The words of a foreign file say what it is and what helps. Nothing of the file is run, 512 bytes of it are read.
     Raises OSError where it cannot be read.
     """
-    mode, size = (found := os.stat(file)).st_mode, found.st_size
+    mode, size = (found := file.stat()).st_mode, found.st_size
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no regular file but a pipe or device"
         return "foreign", f"it is {what}: save the weights as a file first"
@@ -77,7 +76,7 @@ def dangling(path: Path) -> str | None:
     """Return what helps where a path is a link that leads nowhere, as the links of an unfinished download do; else None."""
     try:
         if path.is_symlink() and not path.exists():
-            return f"it is a link to {os.readlink(path)}, which is not there: fetch the file again"
+            return f"it is a link to {path.readlink()}, which is not there: fetch the file again"
     except (OSError, ValueError):
         pass
     return None

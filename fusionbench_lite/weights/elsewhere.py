@@ -36,7 +36,8 @@ def missing(given: str, path: Path, error: Exception) -> str:
     if parent.is_dir():
         near = nearest(path.name, _names(parent))
         if near is not None:
-            return f"{str(path)!r} does not exist: did you mean {str(parent / near)!r}? (a .safetensors file or a directory of them)"
+            wanted = "a .safetensors file or a directory of them"
+            return f"{str(path)!r} does not exist: did you mean {str(parent / near)!r}? It must be {wanted}"
     elif _REPO.fullmatch(given):
         there = next(_cached(given), None)
         if there is not None:
@@ -129,6 +130,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        return [entry.name for entry in folder.iterdir()]
     except (OSError, ValueError):
         return []

@@ -13,13 +13,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.paths import expanded
 from fusionbench_lite.weights.contents import dangling, fault_of, first_line, permitted
 from fusionbench_lite.weights.elsewhere import ADAPTER, ADAPTER_CONFIG, base_of, hint_below, is_weights, missing, nothing_in
 from fusionbench_lite.weights.forms import Form, chosen, read_form
+from fusionbench_lite.weights.headers import Stored, headers
 from fusionbench_lite.weights.indexes import SUFFIX, check_places, is_index, part_of, read_index
 from fusionbench_lite.weights.quantised import FIX, sign
 
@@ -28,15 +28,7 @@ _FACTOR = re.compile(r".*[._](lora_(A|B|down|up|embedding_[AB])|hada_w[12]_[ab]|
 _WORDS = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 
-class Stored(NamedTuple):
-    """Where a tensor lies, its dtype as the format spells it, and its shape."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsFolder:
     """What a path of weights is.
 
@@ -75,7 +67,8 @@ class WeightsFolder:
         if not self.ignored:
             return None
         others = ", ".join(self.ignored[:3]) + (f" and {len(self.ignored) - 3} more" if len(self.ignored) > 3 else "")
-        return f"{self.folder} is read as {self.form}; not read: {others} (what is given by its own path, or lies in a folder of its own, is read alone)"
+        alone = "what is given by its own path, or lies in a folder of its own, is read alone"
+        return f"{self.folder} is read as {self.form}; not read: {others} ({alone})"
 
     def checked(self, who: str = "") -> WeightsFolder:
         """Return this where it can be merged. Raises MergeError that begins with `who` for faults and quantised weights."""
@@ -97,7 +90,7 @@ def describe(path: str | os.PathLike[str], adapters: bool = True) -> WeightsFold
     try:
         return _decide(os.fspath(path), expanded_path, adapters)
     except MergeError as error:
-        return WeightsFolder(expanded_path, "none", folder=expanded_path, fault=str(error))
+        return WeightsFolder(path=expanded_path, kind="none", folder=expanded_path, fault=str(error))
 
 
 def _decide(given: str, path: Path, adapters: bool) -> WeightsFolder:
@@ -122,7 +115,7 @@ def _file(path: Path, adapters: bool) -> WeightsFolder:
         raise MergeError(f"cannot read {path}: {fault}")
     siblings = _entries(parent)
     _check_whole(path, siblings)
-    found = _model(path, parent, Form(name, (path,), None, ""), (), siblings)
+    found = _model(path, parent, Form(name=name, files=(path,)), (), siblings)
     factor = next(filter(_FACTOR.fullmatch, found.tensors), None)
     if factor is None:
         return found
@@ -206,7 +199,7 @@ def _adapter(folder: Path, names: list[str], adapters: bool) -> WeightsFolder:
         )
     if file.name in here and (fault := fault_of(file)):
         raise MergeError(f"adapter {folder}: {file.name} cannot be read: {fault}")
-    return WeightsFolder(folder, "adapter", "a LoRA adapter", folder, (file,))
+    return WeightsFolder(path=folder, kind="adapter", form="a LoRA adapter", folder=folder, files=(file,))
 
 
 def _model(path: Path, folder: Path, form: Form, ignored: tuple[str, ...], names: list[str]) -> WeightsFolder:
@@ -221,27 +214,10 @@ def _model(path: Path, folder: Path, form: Form, ignored: tuple[str, ...], names
     if form.index is not None:
         check_places(form.index, form.places, {name: stored.file for name, stored in tensors.items()})
     quantised = sign({name: stored.dtype for name, stored in tensors.items()}) or _configured(folder, tensors, names)
-    return WeightsFolder(path, "model", form.words, folder, form.files, form.index, tensors, ignored, quantised)
-
-
-def headers(file: Path) -> dict[str, Stored]:
-    """Return the tensors of a safetensors file, read from its header. Raises MergeError where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    if fault := fault_of(file):
-        raise MergeError(f"cannot read {file}: {fault}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-            return {name: Stored(file, str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
-    except (OSError, SafetensorError) as error:
-        raise unreadable(file, error) from error
-
-
-def unreadable(file: Path, error: Exception) -> MergeError:
-    """Return the error of a file that was no longer, or never, readable as safetensors."""
-    fault = fault_of(file) or f"{first_line(error)}; it is incomplete or not a safetensors file: fetch it again"
-    return MergeError(f"cannot read {file}: {fault}")
+    return WeightsFolder(
+        path=path, kind="model", form=form.words, folder=folder, files=form.files, index=form.index, tensors=tensors,
+        ignored=ignored, quantised=quantised,
+    )
 
 
 def _configured(folder: Path, tensors: Mapping[str, Stored], names: list[str]) -> tuple[str, str] | None:
@@ -258,6 +234,6 @@ def _configured(folder: Path, tensors: Mapping[str, Stored], names: list[str]) -
 
 def _entries(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise MergeError(f"cannot read {folder}: {first_line(error)}: {permitted(error)}") from error

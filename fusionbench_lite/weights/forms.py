@@ -12,7 +12,7 @@ from fusionbench_lite.weights.indexes import SUFFIX, check_index, missing_parts,
 _FIRST = "model"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
     """One stored form: `name` for messages, `files`, the `index` with `places`, `lacks` for what is missing, a `rank`.
 
@@ -21,8 +21,8 @@ class Form:
 
     name: str
     files: tuple[Path, ...]
-    index: Path | None
-    lacks: str
+    index: Path | None = None
+    lacks: str = ""
     rank: int = 0
     places: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -65,7 +65,7 @@ def read_form(folder: Path, index: Path, present: list[str], instead: str = "") 
     places = read_index(index)
     names = dict.fromkeys(places.values())
     check_index(index, names, present, instead)
-    return Form(index.name, tuple(folder / name for name in names), index, "", _rank(index.name, True), places)
+    return Form(name=index.name, files=tuple(folder / name for name in names), index=index, places=places)
 
 
 def _listed(folder: Path, indexes: list[str], present: list[str]) -> list[Form]:
@@ -79,7 +79,7 @@ def _listed(folder: Path, indexes: list[str], present: list[str]) -> list[Form]:
         gone = [file for file in names if file not in present]
         rank = min([_rank(name, True), *(_rank(file, False) for file in names)])
         lacks = (gone or missing_parts(names) or [""])[0] if names else name
-        forms.append(Form(name, tuple(folder / file for file in names), folder / name, lacks, rank))
+        forms.append(Form(name=name, files=tuple(folder / file for file in names), index=folder / name, lacks=lacks, rank=rank))
     return forms
 
 
@@ -96,7 +96,8 @@ def _unlisted(folder: Path, files: list[str]) -> list[Form]:
         if lacks:
             gone += f" ({len(names)} of {len(names) + len(lacks)} parts are there)"
         title = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        forms.append(Form(title, tuple(folder / name for name in names), None, gone, _rank(names[0], False)))
+        rank = _rank(names[0], False)
+        forms.append(Form(name=title, files=tuple(folder / name for name in names), lacks=gone, rank=rank))
     return forms
 
 

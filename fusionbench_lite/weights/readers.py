@@ -1,29 +1,25 @@
-"""State dicts behind files: safetensors read one tensor at a time, written shard by shard."""
+"""State dicts behind files: safetensors read one tensor at a time, and written."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.contents import first_line
-from fusionbench_lite.weights.folders import WeightsFolder, describe, unreadable
-from fusionbench_lite.weights.indexes import INDEX
+from fusionbench_lite.weights.folders import WeightsFolder, describe
+from fusionbench_lite.weights.headers import unreadable
 from fusionbench_lite.weights.specs import StateDict, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Source = "StateDict | str | os.PathLike[str]"
-SHARD_BYTES = 256 << 20
-_WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|" + re.escape(INDEX))
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -114,52 +110,3 @@ def checksum(salt: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write tensors as they come into `folder`, in files of about `shard_bytes` with the index of the Hugging Face hub.
-
-    At most one shard is held in memory. Call it within `atomic_directory`. Raises OSError.
-    """
-    shards: list[list[str]] = []
-    total, size = 0, 0
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        nonlocal size, pending
-        if pending:
-            write_tensors(folder / f"{len(shards)}.part", pending, {"format": "pt"})
-            shards.append(list(pending))
-        size, pending = 0, {}
-
-    for name, tensor in tensors:
-        if size + tensor.nbytes > shard_bytes:
-            flush()
-        pending[name] = tensor.cpu().contiguous()
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    flush()
-    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(files) == 1:
-        files = ["model.safetensors"]
-    for number, file in enumerate(files):
-        (folder / f"{number}.part").rename(folder / file)
-    if len(files) > 1:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-
-
-def check_replaceable(folder: Path, subfolders: Iterable[str] = ()) -> None:
-    """Refuse to replace what is not an earlier result: a folder with anything but the files of `write_shards`.
-
-    `subfolders` may be there as well, with the same files. Raises MergeError.
-    """
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise MergeError(f"{folder} is a file: give the path of a directory")
-    for entry in sorted(folder.iterdir()):
-        if entry.name in subfolders and entry.is_dir():
-            check_replaceable(entry)
-        elif entry.is_dir() or not _WRITTEN.fullmatch(entry.name):
-            raise MergeError(f"{folder} would be replaced, but holds {entry.name!r}: choose another directory or empty it")

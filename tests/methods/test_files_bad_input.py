@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import fusionbench_lite as fbl
-from fusionbench_lite.weights.readers import INDEX
+from fusionbench_lite.weights.indexes import INDEX
 from tests.support.helpers import State, expert_of, rng
 
 BASE = {"a.weight": torch.randn(6, 5, generator=rng(1)), "a.bias": torch.randn(6, generator=rng(2)), "n": torch.arange(3)}
@@ -27,7 +27,7 @@ def save(path: Path, state: State) -> Path:
 def refuse(path: str | Path, *parts: str, names: str | None = None) -> None:
     """Neither as an expert nor as the pretrained model, neither by merge nor by merge_files; nothing is written."""
     good = expert_of(BASE, 3)
-    out = Path(path).parent / "out"
+    out = (Path(path).parent if Path(path).parent.is_dir() else Path(path).parent.parent) / "out"
     calls: list[Callable[[], object]] = [
         lambda: fbl.merge("task_arithmetic", BASE, {"good": good, "bad": path}),
         lambda: fbl.merge("individual", path, {"good": good}).state_dict("good"),
@@ -141,7 +141,9 @@ def test_a_quantised_model(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    "place", ["../one.safetensors", "/etc/passwd", "sub/one.safetensors", "..", "", ".", "./../one.safetensors", "..\\\\one.safetensors", "two.safetensors/"]
+    "place",
+    ["../one.safetensors", "/etc/passwd", "sub/one.safetensors", "..", "", ".", "./../one.safetensors", "..\\one.safetensors",
+     "two.safetensors/"],
 )
 def test_index_that_leads_out_of_the_folder(tmp_path, place):
     save(tmp_path / "one.safetensors", BASE)

@@ -167,7 +167,8 @@ def _tower(raw: Raw, options: Options) -> Result:
     model = options.model or reading.looks_like(parts.visual, parts.layout)[0]
     if model not in clip.SIZES:
         numbers = "patch {}, width {}, {} blocks".format(*reading.looks_like(parts.visual, parts.layout)[1])
-        raise InputError(f"{who} is the tower of no known model ({numbers}): give one of {', '.join(clip.SIZES)}")
+        with reading.whole(raw, who):
+            raise InputError(f"{who} is the tower of no known model ({numbers}): give one of {', '.join(clip.SIZES)}")
     layout = options.layout or parts.layout
     tower = reading.tower(raw, model, clip.SIZES[model], None, layout, who)
     which = "with" if clip_keys.PROJECTION[layout] in tower.visual else "without"

@@ -92,7 +92,8 @@ def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dic
     raw = reading.read(source.path)
     tower = reading.tower(raw, request.model, request.size, None, request.layout, source.where)
     if tower.rest:
-        raise InputError(f"{source.where} has {next(iter(tower.rest))!r} beside its image tower: keep the tower alone")
+        raise InputError(f"{source.where} has {next(iter(tower.rest))!r} beside its image tower: keep the tower alone, as "
+            f"`python -m fusionbench_lite.convert {source.path} {source.path.stem}-tower.safetensors` does")
     return converting.ordered(tower.visual, request.size, request.layout), tower.said
 
 

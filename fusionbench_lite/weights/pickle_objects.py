@@ -109,7 +109,8 @@ def key_of(value: Any) -> Any:
 
 def _dictionary(*arguments: Any) -> dict[Any, Any]:
     out: dict[Any, Any] = {}
-    for pairs in arguments[:1]:
+    for given in arguments[:1]:
+        pairs = list(given.items()) if isinstance(given, dict) else given
         if not isinstance(pairs, (list, tuple)):
             raise Refused(f"it makes a dictionary of a {spelled(pairs)}")
         for key, value in pairs:

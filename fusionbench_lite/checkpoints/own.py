@@ -22,7 +22,7 @@ from fusionbench_lite.checkpoints.locating import SourceFile
 from fusionbench_lite.checkpoints.stated import stated_family
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
-from fusionbench_lite.weights import clip_keys
+from fusionbench_lite.weights import clip_keys, contents, folders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def collected(finder: Finder) -> Found:
     names = set(store.shapes_of(pretrained))
     experts = {task: _tower(finder, EXPERT.format(task=task), f"individual-{task}", names) for task in request.tasks}
     multitask = None
-    if (request.dir / MULTITASK).is_file():
+    if _is_there(request.dir / MULTITASK):
         multitask = _tower(finder, MULTITASK, "traditional_mtl", names)
     stated = stated_family(request.dir)
     frozen = stated == "fusionbench"
@@ -61,9 +61,11 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
     request = finder.request
     assert request.dir is not None
     path = request.dir / file
-    if not path.is_file():
+    if not _is_there(path):
+        below = next(iter(sorted(request.dir.glob(f"*/{file}"))), None)
         near = did_you_mean(file, [entry.name for entry in request.dir.glob("*.safetensors")])
-        raise InputError(f"{path} is missing: put the file there ({near})")
+        hint = f"or give checkpoints.dir={below.parent}" if below else f"({near})"
+        raise InputError(f"{path} is missing: put the file there {hint}")
     tower = path
     if _is_plain(path, finder):
         finder.conversions.used(str(path), remembered(path, request.cache), str(path))
@@ -75,6 +77,19 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
         whose = f"lacks {odd!r}, which {PRETRAINED} has" if odd in names else f"has {odd!r}, which {PRETRAINED} lacks"
         raise InputError(f"{path} {whose}: all files of the folder must hold the same tensors")
     return tower
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file of the folder is there. Raises InputError for one that holds something else than the tensors of a model."""
+    if fault := contents.dangling(path):
+        raise InputError(f"cannot read {path}: {fault}")
+    if not path.is_file():
+        return False
+    if fault := contents.fault_of(path, "pickle"):
+        raise InputError(f"cannot read {path}: {fault}")
+    if contents.kind_of(path)[0] == "safetensors":
+        folders.describe(path, adapters=False).checked()
+    return True
 
 
 def _is_plain(path: Path, finder: Finder) -> bool:
@@ -99,8 +114,9 @@ def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dic
 
 def _heads(finder: Finder, path: Path, variant: str) -> dict[str, Path | None]:
     request = finder.request
-    shapes = store.shapes_of(path) if path.is_file() else {}
-    if path.is_file() and not shapes:
+    there = _is_there(path)
+    shapes = store.shapes_of(path) if there else {}
+    if there and not shapes:
         raise InputError(f"{path} is no readable safetensors file: copy it again, or remove it to build heads from prompts")
     heads: dict[str, Path | None] = {}
     for task in request.tasks:

@@ -56,7 +56,8 @@ def _check_apart(given: Path, folder: Path, who: str, source: Any) -> None:
         if mine is not None and mine in above | _chain(real):
             which = "is" if mine == _identity(real) else "contains"
             raise MergeError(f"out {given} {which} {place}, which {who} is read from: give another directory")
-        if real.is_dir() and _identity(real) in _chain(folder):
+        there = _identity(real)
+        if there is not None and there in _chain(folder):
             raise MergeError(f"out {given} lies inside {place}, which {who} is read from: give a directory outside of it")
 
 

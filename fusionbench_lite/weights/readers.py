@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -100,7 +101,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     try:
         save_file(apart, path, metadata=metadata)
     except SafetensorError as error:
-        raise OSError(first_line(error)) from error
+        code = re.search(r"\(os error (\d+)\)", str(error))  # so that what helps can be said
+        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(first_line(error))) from error
 
 
 def checksum(salt: str, tensors: Mapping[str, Tensor]) -> str:

@@ -41,14 +41,14 @@ def converted(*arguments: str) -> State:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The command is refused in one line, and nothing is written."""
-    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    before = {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
     capsys.readouterr()
     assert convert.main([*arguments]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("fusionbench_lite: ")
     assert said.err.count("\n") == 1
     assert not said.out
-    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+    assert {path: path.lstat().st_mtime_ns for path in Path().rglob("*")} == before
     return said.err
 
 
@@ -57,7 +57,9 @@ def same(a: State, b: State) -> bool:
 
 
 WRAPPED: dict[str, tuple[Callable[[], Any], str]] = {
-    "epoch_32.pt": (lambda: {"epoch": 32, "name": "run", "state_dict": under("module."), "optimizer": OPTIMIZER}, "state_dict.module."),
+    "epoch_32.pt": (
+        lambda: {"epoch": 32, "name": "run", "state_dict": under("module."), "optimizer": OPTIMIZER}, "state_dict.module.",
+    ),
     "model and optimizer": (lambda: {"model": STATE, "optimizer": OPTIMIZER, "iter": 10}, "model."),
     "model_state_dict": (lambda: {"model_state_dict": under("_orig_mod.module.")}, "model_state_dict._orig_mod.module."),
     "lightning": (lambda: {
@@ -157,6 +159,7 @@ def test_shards_an_index_and_their_folder(capsys: pytest.CaptureFixture[str]) ->
     expected = TOWER
     assert same(converted("model"), expected)  # the fix
     assert same(converted("model/model.safetensors.index.json"), expected)
+    assert "among the files of the source" in refused(capsys, "model", "model/model-00001-of-00002.safetensors")
     Path("model/model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors" in refused(capsys, "model", "out.safetensors")
 

@@ -61,7 +61,8 @@ def test_what_training_scripts_save(container: str, tmp_path: Path) -> None:
     }, tmp_path / "c.pt", container)
     assert (found.kind, found.class_name) == ("checkpoint", "")
     assert found.attributes == {"epoch": 3, "name": "run"}
-    assert same(found.tensors, {**{f"state_dict.{name}": tensor for name, tensor in WEIGHTS.items()}, "rng.0": torch.get_rng_state()})
+    expected = {f"state_dict.{name}": tensor for name, tensor in WEIGHTS.items()}
+    assert same(found.tensors, {**expected, "rng.0": torch.get_rng_state()})
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -172,7 +173,8 @@ def test_two_tensors_under_one_name(tmp_path: Path) -> None:
     ({"optimizer": {"state": {}, "param_groups": []}, "epoch": 1}, ("no tensors (entries 'optimizer', 'epoch')",)),
     (argparse.Namespace(a=1), ("'argparse.Namespace'",)), (nn.GELU(), ("no tensors",)),
     ({"w": torch.zeros(3).to(torch.float8_e4m3fn)}, ("8-bit floats", "quantised", "16 or 32 bits")),
-    ({"w": torch.zeros(3, dtype=torch.complex64)}, ("complex tensors",)), ({"w": torch.eye(3).to_sparse()}, ("sparse", "to_dense()")),
+    ({"w": torch.zeros(3, dtype=torch.complex64)}, ("complex tensors",)),
+    ({"w": torch.eye(3).to_sparse()}, ("sparse", "to_dense()")),
     ({"w": torch.zeros(3, device="meta")}, ("without values, of the device meta",)),
 ])
 def test_files_of_something_else_say_what(content: Any, parts: tuple[str, ...], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import atomic_file, expanded, file_sha256
 from fusionbench_lite.planning.refusals import exit_status
-from fusionbench_lite.weights import prefixes
+from fusionbench_lite.weights import contents, foreign, prefixes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,14 +85,31 @@ def parse(arguments: list[str]) -> Options:
     if len(files) != 2:
         raise InputError(f"give SOURCE and OUT, got {len(files)} paths: python -m fusionbench_lite.convert --help tells more")
     source, out = map(expanded, files)
-    if not source.exists():
-        near = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise InputError(f"{source} is no file ({did_you_mean(source.name, near)}): give the checkpoint to convert")
+    if not _is_there(source):
+        broken = contents.dangling(source)
+        near = "" if broken else did_you_mean(source.name, _entries(source.parent))
+        raise InputError(f"{source} is no file ({broken or near}): give the checkpoint to convert")
     if out.suffix != ".safetensors":
         raise InputError(f"{out} must end in .safetensors: that is what is written")
-    if out.exists() and out.samefile(source):
+    if _is_there(out) and out.samefile(source):
         raise InputError(f"{out} is the source itself: give another OUT")
+    if source.is_dir() and out.absolute().parent == source.absolute():
+        raise InputError(f"{out} would lie among the files of the source: give an OUT in another folder")
     return Options(source, out, settings.get("model"), settings.get("layout"), settings.get("tower"))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        raise InputError(f"cannot use {path}: {error.strerror or error}; give another path") from error
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def convert(options: Options) -> list[tuple[str, str]]:
@@ -143,6 +160,8 @@ def _is_head(raw: Raw) -> bool:
     places = {name.rpartition(".")[0] for name in raw.tensors}
     kinds = {name.rpartition(".")[2] for name in raw.tensors}
     matrices = [tensor for name, tensor in raw.tensors.items() if name.rpartition(".")[2] == "weight"]
+    if prefixes.roots(raw.tensors) or foreign.known(raw.tensors):  # a tower of one tensor, an adapter
+        return False
     return len(places) == 1 and kinds in ({"weight"}, {"weight", "bias"}) and matrices[0].dim() == 2
 
 
@@ -168,7 +187,8 @@ def _tower(raw: Raw, options: Options) -> Result:
     model = options.model or reading.looks_like(parts.visual, parts.layout)[0]
     if model not in clip.SIZES:
         numbers = "patch {}, width {}, {} blocks".format(*reading.looks_like(parts.visual, parts.layout)[1])
-        raise InputError(f"{who} is the tower of no known model ({numbers}): give one of {', '.join(clip.SIZES)}")
+        with reading.whole(raw, who):
+            raise InputError(f"{who} is the tower of no known model ({numbers}): give one of {', '.join(clip.SIZES)}")
     layout = options.layout or parts.layout
     tower = reading.tower(raw, model, clip.SIZES[model], None, layout, who)
     which = "with" if clip_keys.PROJECTION[layout] in tower.visual else "without"

@@ -27,6 +27,9 @@ from fusionbench_lite.weights import clip_keys, contents, folders
 if TYPE_CHECKING:
     from torch import Tensor
 
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Endings of files that `convert` may make a safetensors file of."""
+
 
 def collected(finder: Finder) -> Found:
     """Return the files of the user's folder; raises InputError for missing, foreign and unequal ones."""
@@ -65,6 +68,9 @@ def _tower(finder: Finder, file: str, name: str, names: set[str] | None) -> Path
         below = next(iter(sorted(request.dir.glob(f"*/{file}"))), None)
         near = did_you_mean(file, [entry.name for entry in request.dir.glob("*.safetensors")])
         hint = f"or give checkpoints.dir={below.parent}" if below else f"({near})"
+        pickled = next((entry for entry in request.dir.glob(f"{path.stem}.*") if entry.suffix in PICKLED), None)
+        if pickled is not None:
+            hint = f"with `python -m fusionbench_lite.convert {pickled} {path}`"
         raise InputError(f"{path} is missing: put the file there {hint}")
     tower = path
     if _is_plain(path, finder):
@@ -107,7 +113,11 @@ def _convert(source: SourceFile, finder: Finder) -> tuple[dict[str, Tensor], dic
     raw = reading.read(source.path)
     tower = reading.tower(raw, request.model, request.size, None, request.layout, source.where)
     if tower.rest:
-        raise InputError(f"{source.where} has {next(iter(tower.rest))!r} beside its image tower: keep the tower alone")
+        alone = source.path.with_name(f"{source.path.stem}-tower.safetensors")
+        raise InputError(
+            f"{source.where} has {next(iter(tower.rest))!r} beside its image tower: keep the tower alone, put what `python -m "
+            f"fusionbench_lite.convert {source.path} {alone}` writes in its place"
+        )
     return converting.ordered(tower.visual, request.size, request.layout), tower.said
 
 

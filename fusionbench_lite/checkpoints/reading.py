@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Raw", "Tower", "as_float32", "check_backbone", "check_shapes", "check_untouched", "head", "looks_like", "parted", "read",
-    "tower",
+    "tower", "whole",
 ]
 
 _NAMES = {"packed": "open_clip's names", "separate": "transformers' names"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,9 +42,9 @@ _OTHERS = (
 
 def named(shapes: Shapes) -> tuple[str, str]:
     """Return what a file is that has no image tower, and what to do; both in words."""
-    for pattern, what, fix in (*_INSIDE, *_OTHERS):
-        if any(re.search(pattern, name) for name in shapes):
-            return what, fix
+    found = known(shapes)
+    if found is not None:
+        return found
     if shapes and all(name.isdecimal() for name in shapes):
         return f"a list of {len(shapes)} tensors without names", "give a state dict, which has them"
     shown = f"{len(shapes)} tensors" + (f", first {next(iter(shapes))!r}" if shapes else "")
@@ -52,6 +52,15 @@ def named(shapes: Shapes) -> tuple[str, str]:
         f"{shown}; neither visual.conv1.weight (open_clip) nor vision_model.embeddings.patch_embedding.weight (transformers) is "
         "among its names", GIVE,
     )
+
+
+def known(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return what a file is by names that are none of CLIP's, and what to do; None where none is known."""
+    names = list(names)
+    for pattern, what, fix in (*_INSIDE, *_OTHERS):
+        if any(re.search(pattern, name) for name in names):
+            return what, fix
+    return None
 
 
 def half(shapes: Shapes, layout: str, prefix: str) -> tuple[str, str] | None:

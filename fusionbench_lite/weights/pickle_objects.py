@@ -109,7 +109,8 @@ def key_of(value: Any) -> Any:
 
 def _dictionary(*arguments: Any) -> dict[Any, Any]:
     out: dict[Any, Any] = {}
-    for pairs in arguments[:1]:
+    for given in arguments[:1]:
+        pairs = list(given.items()) if isinstance(given, dict) else given
         if not isinstance(pairs, (list, tuple)):
             raise Refused(f"it makes a dictionary of a {spelled(pairs)}")
         for key, value in pairs:
@@ -179,7 +180,9 @@ def _latin(text: Any, *_: Any) -> bytes:
 
 _DTYPE_NAMES = frozenset(_DTYPES.values()) | {"strided", "per_tensor_affine", "contiguous_format"}
 _BY_NAME: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _dictionary, "builtins.dict": _dictionary, "builtins.set": _set, "__builtin__.set": _set,
+    **{f"{module}.{name}": make for module in ("builtins", "__builtin__")
+       for name, make in {"dict": _dictionary, "list": _queue, "set": _set}.items()},
+    "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor": _tensor, "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter, "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _of_type, "collections.defaultdict": _default_dictionary,

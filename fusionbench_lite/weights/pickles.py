@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import re
 import struct
 import sys
 import zipfile
@@ -56,6 +57,8 @@ def _from_zip(path: Path) -> PickledModule:
 def _from_archive(archive: zipfile.ZipFile, nbytes: int) -> Any:
     """Return the object of an archive. Its entries are stored as they are, so that none can be larger than the file."""
     entries = {entry.filename: entry for entry in archive.infolist()}
+    if any(re.fullmatch(r"[^/]+/(code/.*|constants\.pkl)", name) for name in entries):
+        raise Refused("it is a TorchScript program, not a checkpoint", SCRIPT)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()) or sum(
         entry.file_size for entry in archive.infolist()
     ) > nbytes or len(entries) != len(archive.infolist()):
@@ -64,8 +67,6 @@ def _from_archive(archive: zipfile.ZipFile, nbytes: int) -> Any:
     if len(tops) != 1:
         raise Refused(f"it is an archive with {len(tops)} data.pkl instead of one")
     top = tops[0]
-    if any(name.startswith(f"{top}code/") or name == f"{top}constants.pkl" for name in entries):
-        raise Refused("it is a TorchScript program, not a checkpoint", SCRIPT)
     order = archive.read(f"{top}byteorder").decode("ascii", "replace") if f"{top}byteorder" in entries else "little"
     if order != sys.byteorder:
         raise Refused(f"its numbers are {order}-endian, this machine is {sys.byteorder}-endian")

@@ -105,7 +105,12 @@ def test_own_output_is_accepted_again(tmp_path: Path) -> None:
     (["in.pt", "out.safetensors", "model=vit_b23"], ("unknown model 'vit_b23'", "did you mean 'vit_b32'?")),
     (["in.pt", "out.safetensors", "layout=pack"], ("unknown layout 'pack'", "did you mean 'packed'?")),
     (["in.pt", "out.safetensors", "modle=vit_b32"], ("unknown key 'modle'", "did you mean 'model'?")),
-    (["same.safetensors", "same.safetensors"], ("is the source itself",)), (["junk.pt", "out.safetensors"], ("junk.pt", "text ('junk')")),
+    (["same.safetensors", "same.safetensors"], ("is the source itself",)),
+    (["junk.pt", "out.safetensors"], ("junk.pt", "text ('junk')")),
+    (["a" * 300, "out.safetensors"], ("File name too long", "give another path")),
+    (["in.pt", "a" * 300 + ".safetensors"], ("File name too long", "give another path")),
+    (["in.pt", "folder.safetensors"], ("folder.safetensors",)),
+    (["in.pt", "junk.pt/out.safetensors"], ("junk.pt/out.safetensors",)),
     (["evil.pt", "out.safetensors"], ("evil.pt", "posix.system")), (["other.safetensors", "out.safetensors"], ("no image tower",)),
 ])
 def test_bad_input(
@@ -123,6 +128,7 @@ def test_bad_input(
     save_file({"w": torch.zeros(1)}, "same.safetensors")
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, "other.safetensors")
     Path("junk.pt").write_bytes(b"junk")
+    Path("folder.safetensors").mkdir()
     torch.save(Call(), "evil.pt")
     before = sorted(path.name for path in tmp_path.iterdir())
     assert convert.main(arguments) == 2

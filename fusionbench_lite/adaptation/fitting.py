@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, MergeWarning
@@ -37,16 +38,7 @@ def fitted(model: Any, experts: Experts) -> nn.Module:
             check_model(form, experts.pretrained)
             _warn_of_rest(form, experts)
             return form
-    lacking, names = _lacking(model, experts), list(_tensors(model))
-    free = [name for name in names if name not in experts.specs]
-    name, alike = next(((n, found) for n in lacking if (found := _alike(n, free))), (lacking[0], None))
-    if len(free) == len(names):
-        there = alike or next(iter(names), "none")
-        raise MergeError(
-            f"the model has no tensor of the pretrained weights: it has {there!r}, they have {name!r}; {_fix(alike)}"
-        )
-    has = "has nothing like it" if alike is None else f"has {alike!r}"
-    raise MergeError(f"the model lacks {len(lacking)} of the {len(experts.specs)} weights: of {name!r} it {has}; {_fix(alike)}")
+    raise _misfit(model, experts)
 
 
 def check_model(model: nn.Module, pretrained: StateDict) -> None:
@@ -99,29 +91,43 @@ def _is_changed(name: str, experts: Experts) -> bool:
     return any(not torch.equal(base, weights[name]) for weights in experts.by_task.values())
 
 
-def _alike(name: str, free: list[str]) -> str | None:
+def _misfit(model: nn.Module, experts: Experts) -> MergeError:
+    """Return the error that names a weight that the model lacks, and what it has instead."""
+    lacking, tensors = _lacking(model, experts), _tensors(model)
+    free = {name: tensor for name, tensor in tensors.items() if name not in experts.specs}
+    name, alike = next(((n, found) for n in lacking if (found := _alike(n, experts, free))), (lacking[0], None))
+    fix = _fix(alike, free)
+    if len(free) == len(tensors):
+        there = alike or next(iter(tensors), "none")
+        return MergeError(f"the model has no tensor of the pretrained weights: it has {there!r}, they have {name!r}; {fix}")
+    has = "nothing like it" if alike is None else repr(alike)
+    return MergeError(f"the model lacks {len(lacking)} of the {len(experts.specs)} weights: for {name!r} it has {has}; {fix}")
+
+
+def _alike(name: str, experts: Experts, free: Mapping[str, Tensor]) -> str | None:
     """Return which of the model's tensors without weights could be the one of this name."""
     bare = _bare(name)
     for other in free:
         if _bare(other) == bare or f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}"):
             return other
-    return next(iter(difflib.get_close_matches(name, free, n=1, cutoff=0.8)), None)
+    fitting = [other for other, tensor in free.items() if tensor.shape == experts.specs[name].shape]
+    return next(iter(difflib.get_close_matches(name, fitting, n=1, cutoff=0.4)), None)
 
 
 def _bare(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split(".") if part not in ADDED)
 
 
-def _fix(alike: str | None) -> str:
+def _fix(alike: str | None, free: Mapping[str, Tensor]) -> str:
+    if any("base_layer" in name.split(".") for name in free):
+        return "take the adapters off: model.unload()"
     if alike is None:
         return (
             "build the encoder that the weights belong to, or leave out of pretrained and of every expert what is not in "
             "model.state_dict()"
         )
-    if ".parametrizations." in f".{alike}":
+    if "parametrizations" in alike.split("."):
         return "take its parametrization off: torch.nn.utils.parametrize.remove_parametrizations"
-    if "base_layer" in alike.split("."):
-        return "take the adapters off: model.unload()"
     return "give pretrained and every expert the model's names, or build the encoder that the weights belong to"
 
 
@@ -133,7 +139,7 @@ def _warn_of_rest(model: nn.Module, experts: Experts) -> None:
     rest = [name for name in rest if name not in again]
     if rest:
         warnings.warn(
-            f"the pretrained weights lack {len(rest)} tensors of the model, {rest[0]!r} among them: they stay as they are in "
-            "the model, and the merged weights do not hold them",
+            f"the pretrained weights lack {len(rest)} of the model's {len(_tensors(model))} tensors, {rest[0]!r} among them: they "
+            "stay as they are in the model, and the merged weights do not hold them",
             MergeWarning, stacklevel=4,
         )

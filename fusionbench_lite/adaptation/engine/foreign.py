@@ -65,6 +65,8 @@ def head_error(task: str, head: Any, features: Tensor, error: Exception) -> Merg
     """Return the error of a head that does not run on features."""
     tensors = [*head.parameters(), *head.buffers()] if isinstance(head, nn.Module) else []
     fix = "give a head for such features"
+    if any(t.is_inference() for t in tensors):
+        fix = "it was made in inference mode: give copy.deepcopy(head), made outside it"
     odd = next((t for t in tensors if t.is_floating_point() and t.dtype != features.dtype), None)
     away = next((t for t in tensors if t.device != features.device), None)
     if away is not None:
@@ -105,6 +107,8 @@ def _told(inputs: Inputs) -> str:
 
 
 def _fix(model: nn.Module, inputs: Inputs, weights: Iterable[Tensor], error: Exception) -> str:
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        return "it was made in inference mode: give copy.deepcopy(model), made outside it"
     tensors = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     taken = _taken(model)
     strange = [name for name in tensors if taken is not None and name and name not in taken]

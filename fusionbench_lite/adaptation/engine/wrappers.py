@@ -9,18 +9,16 @@ from typing import Any
 
 from torch import nn
 
+from fusionbench_lite.adaptation.engine.foreign import first_line
 from fusionbench_lite.errors import MergeError
 
-PLAIN = {"OptimizedModule": "_orig_mod"}
-"""Class of a wrapper that runs with other weights in place, and the name of the module inside."""
+NAMED = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module"}
+"""Class of a wrapper, and its name for the module inside, which is in the names of tensors."""
 
-HINDERING = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module"}
-"""The same of wrappers that have to come off: a stateless call refuses them, or they replace modules on other devices."""
+NAMELESS = {"CheckpointWrapper": "_checkpoint_wrapped_module", "OffloadWrapper": "_checkpoint_wrapped_module"}
+"""The same of wrappers that leave it out of the names. They run modules again in the backward pass, without merged weights."""
 
-RECOMPUTING = {"CheckpointWrapper": "_checkpoint_wrapped_module", "OffloadWrapper": "_checkpoint_wrapped_module"}
-"""The same of wrappers that run a module again in the backward pass, when the weights of the call are gone, and hide their name."""
-
-_ALL = {**PLAIN, **HINDERING, **RECOMPUTING}
+_ALL = {**NAMED, **NAMELESS}
 
 
 class Holder(nn.Module):
@@ -37,18 +35,21 @@ class Holder(nn.Module):
 
 
 def forms(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the model under each of the names that its tensors can go by: its own, and those without wrappers.
+    """Yield the model without its wrappers, under each of the names that its tensors can go by: with the wrappers' and without.
 
     The forms share the model's tensors and compute what it computes; the model itself stays as it is. Compiled modules run
-    uncompiled where their wrapper is off.
+    uncompiled: what runs with weights of the moment, and with hooks, is compiled anew time and again, or without the hooks.
     """
-    kinds = {kind for module in model.modules() if (kind := _kind(module)) is not None}
-    if not kinds & (HINDERING.keys() | RECOMPUTING.keys()):
+    if _is_plain(model):
         yield model
-    elif kinds & HINDERING.keys():
-        yield _without(model, {name for name in kinds if name not in PLAIN}, keep=True)
-    if kinds:
-        yield _without(model, kinds, keep=False)
+        return
+    yield _without(model, keep=True)
+    yield _without(model, keep=False)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Say whether no module is wrapped, or compiled in place, which a copy of it is not."""
+    return not any(_kind(module) or getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -56,27 +57,21 @@ def _kind(module: nn.Module) -> str | None:
     return next((name for name in names if name in _ALL and _ALL[name] in module._modules), None)
 
 
-def _without(model: nn.Module, kinds: set[str], *, keep: bool) -> nn.Module:
-    """Return a copy of the model without wrappers of these kinds; what holds no wrapper is shared. `keep` keeps names."""
+def _without(model: nn.Module, *, keep: bool) -> nn.Module:
+    """Return a copy of the model without wrappers; what holds no wrapper is shared. `keep` keeps names."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    wrappers = [(module, kind) for module in model.modules() if (kind := _kind(module)) in kinds]
+    wrappers = [(module, kind) for module in model.modules() if (kind := _kind(module)) is not None]
     try:
         for wrapper, kind in reversed(wrappers):  # those inside others first
-            assert kind is not None
             inner = wrapper.get_submodule(_ALL[kind])
-            if not any(_kind(module) in kinds for module in inner.modules()):
+            if _is_plain(inner):
                 memo.update({id(module): module for module in inner.modules()})
             bare = copy.deepcopy(inner, memo)
-            memo[id(wrapper)] = Holder(_ALL[kind], bare) if keep and kind in HINDERING else bare
+            memo[id(wrapper)] = Holder(_ALL[kind], bare) if keep and kind in NAMED else bare
         return copy.deepcopy(model, memo)
     except Exception as error:
-        kind = wrappers[0][1]
-        assert kind is not None
+        inside = "model" if not wrappers else f"model that is the {_ALL[wrappers[0][1]]!r} of its {wrappers[0][1]}"
         raise MergeError(
-            f"a {kind} in {type(model).__name__} cannot be taken off, {type(error).__name__}: {_line(error)}; "
-            f"give the model without it: what it wraps is its {_ALL[kind]!r}"
+            f"{type(model).__name__} cannot be copied without what wraps its modules, {first_line(error)}; give the {inside}, "
+            "without wrappers and not compiled"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,32 +21,11 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FOLD = "fold it with peft's merge_and_unload and give the folder that save_pretrained then writes"
 FLOATING = ("F64", "F32", "F16", "BF16")
-_SHARD = re.compile(r"adapter_model-(\d+)-of-(\d+)\.safetensors")
 
 
 def is_adapter(folder: Path) -> bool:
     """Say whether the folder holds a PEFT adapter."""
     return folder.is_dir() and describe(folder).kind == "adapter"
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files of the tensors: the one that peft reads, else all shards. Raises MergeError where some are missing."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    shards = {int(match[1]): match for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
-    if not shards:
-        if (folder / "adapter_model.bin").exists():
-            raise MergeError(
-                f"adapter {folder}: adapter_model.bin is a pickle, which can run code and is not read: convert it to "
-                f"safetensors with peft's save_pretrained(..., safe_serialization=True), which writes {WEIGHTS}"
-            )
-        raise MergeError(f"adapter {folder}: there is no {WEIGHTS}: copy it beside {CONFIG}")
-    one = next(iter(shards.values()))
-    for number in range(1, int(one[2]) + 1):
-        if number not in shards:
-            name = f"adapter_model-{number:0{len(one[1])}}-of-{one[2]}.safetensors"
-            raise MergeError(f"adapter {folder}: {name} is missing, {one[0]} is there: copy all {int(one[2])} beside {CONFIG}")
-    return [folder / shards[number][0] for number in sorted(shards)]
 
 
 class AdapterFile:
@@ -65,7 +43,10 @@ class AdapterFile:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        for path in weight_files(folder):
+        found = describe(folder)
+        if found.kind != "adapter":
+            raise self.error(found.sentence.removeprefix(f"adapter {folder}: "))
+        for path in found.files:
             with self._open(path) as file:
                 for key in file.keys():  # noqa: SIM118 (not a mapping)
                     if key in self._files:

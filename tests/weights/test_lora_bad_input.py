@@ -240,4 +240,6 @@ def test_no_lora_at_all(tmp_path):
 
 def test_integers(tmp_path):
     refuse_tensors(tmp_path, {Q_A: torch.zeros(2, 5, dtype=torch.int8)}, repr(Q_A), "I8", "F32")
-    refuse_tensors(tmp_path, {}, repr(Q_A), "torch.int8", base=base_state() | {Q: torch.zeros(7, 5, dtype=torch.int8)})
+    refuse_tensors(tmp_path, {}, repr(Q_A), "torch.int64", base=base_state() | {Q: torch.zeros(7, 5, dtype=torch.int64)})
+    with pytest.raises(fbl.MergeError, match=f"pretrained: {Q!r} .* is quantised"):
+        read_adapter(write_adapter(tmp_path), base_state() | {Q: torch.zeros(7, 5, dtype=torch.int8)})

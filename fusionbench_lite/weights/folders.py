@@ -86,6 +86,8 @@ def describe(path: str | os.PathLike[str], adapters: bool = True) -> WeightsFold
 
     `adapters`: whether an adapter is of use, as for an expert and not for the model that it changes.
     """
+    if not os.fspath(path):  # which would be the working directory
+        return WeightsFolder(path=Path(), kind="none", fault="the path is empty: give a .safetensors file or a directory of them")
     expanded_path = expanded(path)
     try:
         return _decide(os.fspath(path), expanded_path, adapters)

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -140,6 +141,24 @@ def test_a_name_with_a_null(tmp_path):
     with pytest.raises(fbl.InputError, match="null"):
         write(str(tmp_path / "a\0b"))
     assert everything(tmp_path) == {}
+
+
+def test_a_folder_without_the_right_to_write(tmp_path, monkeypatch):
+    def refuse(**_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(fbl.InputError, match="cannot write .*out: Permission denied; nothing was left there, permit writing"):
+        write(tmp_path / "new" / "deep" / "out")
+    assert everything(tmp_path) == {}
+
+
+def test_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write("~/out") == tmp_path / "out"
+    assert (tmp_path / "out" / "model-00001-of-00002.safetensors").is_file()
+    with pytest.raises(fbl.MergeError, match="which expert 'a' is read from"):
+        write("~/out", a=tmp_path / "out")
 
 
 def test_out_through_links(tmp_path):

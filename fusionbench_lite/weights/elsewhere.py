@@ -18,6 +18,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ADDRESS = re.compile(r"(https?|hf|s3|gs|file|git\+ssh)://.*", re.IGNORECASE)
 _STATE = re.compile(r"(optim(izer)?|scheduler|scaler|rng_states?|random_states|training_args)([_.-].*)?", re.IGNORECASE)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_UNFINISHED = (".crdownload", ".part", ".partial", ".incomplete", ".download", ".aria2", ".tmp")
 _OTHERS = (*_PICKLED, ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".npz", ".distcp", ".tflite", ".mlmodel", ".nemo")
 
 
@@ -52,6 +53,9 @@ def nothing_in(folder: Path, names: list[str]) -> str:
     below = list(_below(folder))
     if below:
         return f"{folder} holds no {SUFFIX} file itself: give {_choice(below)}"
+    unfinished = next((name for name in names if name.lower().endswith(_UNFINISHED)), None)
+    if unfinished is not None and not others:
+        return f"{folder} holds no {SUFFIX} file, only {unfinished}, a download that has not ended: fetch it again"
     if not others:
         where = "" if names else " (it is empty)"
         return f"{folder} holds no {SUFFIX} file{where}: give the folder of the weights, or convert other formats first"

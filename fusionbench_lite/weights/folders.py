@@ -20,7 +20,7 @@ from fusionbench_lite.weights.contents import dangling, fault_of, first_line, pe
 from fusionbench_lite.weights.elsewhere import ADAPTER, ADAPTER_CONFIG, base_of, hint_below, is_weights, missing, nothing_in
 from fusionbench_lite.weights.forms import Form, chosen, read_form
 from fusionbench_lite.weights.headers import Stored, headers
-from fusionbench_lite.weights.indexes import SUFFIX, check_places, is_index, part_of, read_index
+from fusionbench_lite.weights.indexes import SUFFIX, check_places, is_index, missing_parts, part_of, read_index
 from fusionbench_lite.weights.quantised import FIX, sign
 
 _FACTOR = re.compile(r".*[._](lora_(A|B|down|up|embedding_[AB])|hada_w[12]_[ab]|lokr_w[12])(\..*)?")
@@ -86,6 +86,8 @@ def describe(path: str | os.PathLike[str], adapters: bool = True) -> WeightsFold
 
     `adapters`: whether an adapter is of use, as for an expert and not for the model that it changes.
     """
+    if not os.fspath(path):  # which would be the working directory
+        return WeightsFolder(path=Path(), kind="none", fault="the path is empty: give a .safetensors file or a directory of them")
     expanded_path = expanded(path)
     try:
         return _decide(os.fspath(path), expanded_path, adapters)
@@ -191,15 +193,19 @@ def _adapter(folder: Path, names: list[str], adapters: bool) -> WeightsFolder:
         raise MergeError(f"adapter {folder}: there is no {ADAPTER + SUFFIX}: copy it beside {ADAPTER_CONFIG}{hint_below(folder)}")
     if not adapters:
         raise MergeError(f"{folder} is a LoRA adapter, not a model: give the model that it was trained from{base_of(folder)}")
-    file = folder / (ADAPTER + SUFFIX)
-    if file.name not in here and all(name.lower().endswith(SUFFIX) for name in here):
+    parts = [ADAPTER + SUFFIX] if ADAPTER + SUFFIX in here else [name for name in here if part_of(name)]
+    if not parts:
         raise MergeError(
-            f"adapter {folder}: its tensors are in {len(here)} files, {here[0]} the first: join them as {file.name}, with "
-            "safetensors.torch.save_file of all that load_file gives"
+            f"adapter {folder}: {here[0]} is a pickle or another's file, which is not read: convert it to safetensors with peft's "
+            f"save_pretrained(..., safe_serialization=True), which writes {ADAPTER + SUFFIX}"
         )
-    if file.name in here and (fault := fault_of(file)):
-        raise MergeError(f"adapter {folder}: {file.name} cannot be read: {fault}")
-    return WeightsFolder(path=folder, kind="adapter", form="a LoRA adapter", folder=folder, files=(file,))
+    if lacks := missing_parts(parts):
+        raise MergeError(f"adapter {folder}: {lacks[0]} is missing, {parts[0]} is there: copy all parts beside {ADAPTER_CONFIG}")
+    for name in parts:
+        if fault := fault_of(folder / name):
+            raise MergeError(f"adapter {folder}: {name} cannot be read: {fault}")
+    form = "a LoRA adapter" + (f" in {len(parts)} shards" if len(parts) > 1 else "")
+    return WeightsFolder(path=folder, kind="adapter", form=form, folder=folder, files=tuple(folder / name for name in parts))
 
 
 def _model(path: Path, folder: Path, form: Form, ignored: tuple[str, ...], names: list[str]) -> WeightsFolder:

@@ -27,6 +27,11 @@ class Form:
     places: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
+    def stem(self) -> str:
+        """What the form is called before numbers and suffix."""
+        return stem_of((self.index or self.files[0]).name)
+
+    @property
     def words(self) -> str:
         """What the form is: "a model in one file, model.safetensors", "a model in 3 shards with an index"."""
         if len(self.files) == 1:
@@ -45,7 +50,7 @@ def chosen(folder: Path, files: list[str], indexes: list[str], present: list[str
     forms += _unlisted(folder, [name for name in files if name not in claimed])
     forms.sort(key=lambda form: form.rank)
     best = [form for form in forms if form.rank == forms[0].rank]
-    complete = [form for form in best if not form.lacks]
+    complete = _plain([form for form in best if not form.lacks])
     if len(complete) > 1:
         first, second = complete[:2]
         raise MergeError(
@@ -98,6 +103,14 @@ def _unlisted(folder: Path, files: list[str]) -> list[Form]:
         title = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         rank = _rank(names[0], False)
         forms.append(Form(name=title, files=tuple(folder / name for name in names), lacks=gone, rank=rank))
+    return forms
+
+
+def _plain(forms: list[Form]) -> list[Form]:
+    """Return the form of which all others are variants by their names (a.fp16 of a), where there is one; else all."""
+    for form in forms:
+        if all(other.stem.startswith(f"{form.stem}.") for other in forms if other is not form):
+            return [form]
     return forms
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,12 +29,13 @@ def everything(root: Path) -> dict[str, bytes | str]:
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+        found[name] = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
     return found
 
 
 def write(out: Path | str, method: str = "weight_averaging", base: object = None, **experts: object) -> Path:
-    return fbl.merge_files(method, model() if base is None else base, experts or {"a": model(1), "b": model(2)}, out, shard_bytes=200)
+    experts = experts or {"a": model(1), "b": model(2)}
+    return fbl.merge_files(method, model() if base is None else base, experts, out, shard_bytes=200)
 
 
 def untouched(root: Path, out: Path | str, match: str, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
@@ -59,7 +61,7 @@ def test_out_that_is_an_input(tmp_path, monkeypatch, who, spelling):
     given = {"base": folder} if who == "pretrained" else {"a": folder}
     out = spelling.format(folder) if "{" in spelling else str(tmp_path / spelling)
     untouched(tmp_path, out, f"is .*m, which {who} is read from: give another directory", monkeypatch, **given)
-    given = {key: tmp_path / "link" for key in given}  # the input through a link, out by its name
+    given = dict.fromkeys(given, tmp_path / "link")  # the input through a link, out by its name
     untouched(tmp_path, folder, f"is .*link, which {who} is read from", monkeypatch, **given)
 
 
@@ -141,6 +143,24 @@ def test_a_name_with_a_null(tmp_path):
     assert everything(tmp_path) == {}
 
 
+def test_a_folder_without_the_right_to_write(tmp_path, monkeypatch):
+    def refuse(**_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(fbl.InputError, match="cannot write .*out: Permission denied; nothing was left there, permit writing"):
+        write(tmp_path / "new" / "deep" / "out")
+    assert everything(tmp_path) == {}
+
+
+def test_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write("~/out") == tmp_path / "out"
+    assert (tmp_path / "out" / "model-00001-of-00002.safetensors").is_file()
+    with pytest.raises(fbl.MergeError, match="which expert 'a' is read from"):
+        write("~/out", a=tmp_path / "out")
+
+
 def test_out_through_links(tmp_path):
     (tmp_path / "big").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "big")
@@ -167,8 +187,8 @@ def test_a_mounted_file_system_is_not_replaced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "task",
-    ["", ".", "..", ".hidden", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "c:", "what?", "CON", "nul", "Aux.txt", "com1", "x.", "x ", " x",
-     "model.safetensors", "model.safetensors.index.json", "0.part", "x" * 256, "ä" * 128, "\ud800", 3, None],
+    ["", ".", "..", ".hidden", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "c:", "what?", "CON", "nul", "Aux.txt", "com1", "x.", "x ",
+     " x", "model.safetensors", "model.safetensors.index.json", "0.part", "x" * 256, "ä" * 128, "\ud800", 3, None],
 )  # fmt: skip
 def test_tasks_that_cannot_be_folders(tmp_path, task):
     for method in ("individual", "emr_merging"):

@@ -165,6 +165,14 @@ def test_leftovers_of_shards_beside_the_whole(tmp_path):
     assert reads(tmp_path / "m").ignored == ("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors")
 
 
+@pytest.mark.parametrize("stem", ["diffusion_pytorch_model", "model-ema", "unet"])
+def test_variants_of_a_name_come_after_it(tmp_path, stem):
+    one(tmp_path / "m" / f"{stem}.safetensors")
+    for seed, variant in enumerate(("fp16", "non_ema"), 1):
+        one(tmp_path / "m" / f"{stem}.{variant}.safetensors", model(seed))
+    assert reads(tmp_path / "m").ignored == (f"{stem}.fp16.safetensors", f"{stem}.non_ema.safetensors")
+
+
 @pytest.mark.parametrize("names", [("a", "b"), ("model.fp16", "model.bf16"), ("consolidated", "ema")])
 def test_two_equally_good_forms(tmp_path, names):
     for seed, name in enumerate(names):

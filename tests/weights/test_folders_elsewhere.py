@@ -58,6 +58,19 @@ def test_addresses(address):
     assert fault(address) == f"{address!r} is an address: download what is there and give the path of its folder"
 
 
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
+    one(tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert fault("") == "the path is empty: give a .safetensors file or a directory of them"
+    reads(".")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.crdownload", "model.safetensors.part", "a1b2.incomplete"])
+def test_downloads_that_have_not_ended(tmp_path, name):
+    (tmp_path / name).touch()
+    assert fault(tmp_path) == f"{tmp_path} holds no .safetensors file, only {name}, a download that has not ended: fetch it again"
+
+
 @pytest.mark.parametrize("slip", ["model.safetensor", "Model.safetensors", "model.safetensors ", "model.safetensors\n"])
 def test_misspelt_paths(tmp_path, slip):
     path = one(tmp_path / "model.safetensors")

@@ -131,6 +131,16 @@ def test_an_adapter_in_parts(tmp_path):
     parts = [folder / f"adapter_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     for number, part in enumerate(parts):
         save_file(dict(list(tensors.items())[number::2]), part)
-    assert "its tensors are in 2 files, adapter_model-00001-of-00002.safetensors the first: join them" in fault(folder)
-    save_file(load_file(parts[0]) | load_file(parts[1]), whole)
-    assert same_bits(expert_read(folder, base_state()), expert_read(write_adapter(tmp_path / "other"), base_state()))
+    found = describe(folder)
+    assert (found.kind, found.files, found.sentence) == ("adapter", tuple(parts), f"{folder} is a LoRA adapter in 2 shards")
+    assert f"is part 1 of 2 of a model: give the folder {folder}" in fault(parts[0])
+    parts[1].rename(tmp_path / "away")
+    assert "adapter_model-00002-of-00002.safetensors is missing, adapter_model-00001-of-00002.safetensors is there" in fault(folder)
+    assert "and adapter" in fault(parts[0])
+
+
+def test_a_pickled_adapter(tmp_path):
+    folder = write_adapter(tmp_path / "lora")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    assert "adapter_model.bin is a pickle" in fault(folder)
+    assert "save_pretrained(..., safe_serialization=True)" in fault(folder)

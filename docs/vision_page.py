@@ -60,6 +60,11 @@ Pickled modules are read by an interpreter of our own that knows a list of class
 a file that asks for another class is refused by name. Every file is checked before it is used: size and SHA-256 where
 they are published, tensor names, shapes, finite values.
 
+Training checkpoints are looked into, here and by `convert`: the image tower is found in whatever entry (`state_dict`, `model`)
+and under whatever prefix (`net.`, `module._orig_mod.`) it lies, what wrappers add inside names is taken off too, and the state
+of optimizers is passed over. What was taken off is printed and kept in the metadata of the converted file. Two towers that
+differ, as a model and its moving average, are refused by name: `convert SOURCE OUT tower=state_dict_ema` keeps one of them.
+
 ## Data sets
 """
 

@@ -131,7 +131,7 @@ def check_shapes(
             fix = "use files of the model" if tensors[name].dim() == len(shape) else f"if FSDP or ZeRO made it flat, {foreign.FULL}"
             raise InputError(f"{who}: {name!r} has shape {stored}, the model needs {shape}: {fix}")
     if unknown:
-        raise InputError(f"{who} has {unknown[0]!r}, which the model lacks: {did_you_mean(unknown[0], expected)}")
+        raise InputError(f"{who} has {unknown[0]!r}, which the model lacks: {clip_keys.instead_of(unknown[0], expected, tensors)}")
 
 
 def as_float32(tensors: Mapping[str, Tensor], who: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.errors import InputError, did_you_mean, nearest
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights import prefixes
 from fusionbench_lite.weights.towers import PROJECTION, Split, split
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "PROJECTION", "TEXT_SIDE", "Split", "as_layout", "split", "text_of_open_clip", "text_to_open_clip", "to_packed", "to_separate",
+    "PROJECTION", "TEXT_SIDE", "Split", "as_layout", "instead_of", "split", "text_of_open_clip", "text_to_open_clip", "to_packed",
+    "to_separate",
 ]
 
 TEXT_SIDE = (
@@ -182,7 +183,18 @@ def _check_names(state: Mapping[str, Tensor], expected: Iterable[str], optional:
         if name not in state:
             raise InputError(f"{who} lacks {name!r}: {did_you_mean(name, unknown)}" if unknown else f"{who} lacks {name!r}")
     if unknown:
-        raise InputError(f"{who} has {unknown[0]!r}, which is no tensor of this tower: {did_you_mean(unknown[0], wanted)}")
+        names = [*wanted, *([optional] if optional else [])]
+        raise InputError(f"{who} has {unknown[0]!r}, which is no tensor of this tower: {instead_of(unknown[0], names, state)}")
+
+
+def instead_of(name: str, names: Iterable[str], present: Iterable[str]) -> str:
+    """Return what helps against a tensor that a tower does not know, given those it knows and those that are there."""
+    present = set(present)
+    known = [each for each in names if name.endswith(f".{each}")]
+    if known:
+        return "keep one of the two" if known[0] in present else f"did you mean {known[0]!r}?"
+    near = nearest(name, [each for each in names if each not in present])
+    return f"did you mean {near!r}?" if near else "a tower with it computes something else, give one without"
 
 
 def _only(state: Mapping[str, Tensor], layout: str, who: str) -> dict[str, Tensor]:

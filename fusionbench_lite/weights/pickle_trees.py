@@ -49,9 +49,9 @@ def collect(root: Any, nbytes: int) -> PickledModule:
     attributes = _plain(root) if isinstance(root, dict) else {}
     if len(modules) == 1:
         attributes |= _plain(modules[0].state)
-    kind = "module" if isinstance(root, Stub) else "checkpoint"
-    if isinstance(root, dict) and any(isinstance(value, PickledTensor) for value in root.values()):
-        kind = "state_dict"
+    items = root.items if isinstance(root, Stub) else root
+    flat = isinstance(items, dict) and any(isinstance(value, PickledTensor) for value in items.values())
+    kind = "module" if modules == [root] else "state_dict" if flat else "checkpoint"
     return PickledModule(kind, modules[0].cls.name if len(modules) == 1 else "", _made(tensors, nbytes), attributes)
 
 
@@ -99,7 +99,7 @@ def _walk(root: Any, modules: list[Stub]) -> Iterator[tuple[str, PickledTensor]]
         if isinstance(value, PickledTensor):
             yield name, value
             continue
-        if isinstance(value, Stub) and (inside or _is_module(value) or value is root):
+        if isinstance(value, Stub) and (inside or _is_module(value) or (value is root and not value.items)):
             if not inside:
                 modules.append(value)
             children, inside = _children_of_module(name, value), True

@@ -17,6 +17,7 @@ from fusionbench_lite.models import clip
 from tests.support import vision_files
 from tests.support.clip_models import input_refused
 from tests.support.helpers import State
+from tests.support.mirror import Mirror, mirror  # noqa: F401
 from tests.support.vision_files import TINY
 
 FILES = {
@@ -103,6 +104,20 @@ def test_experts_with_a_moving_average_or_a_head(family: str, tree: Path) -> Non
     with input_refused("quantised"):
         checkpoints.find(request(tree, family))
     assert not list((tree / "cache").rglob("expert-*.safetensors"))
+
+
+def test_wrapped_files_of_the_hub(mirror: Mirror, releases: Path, tmp_path: Path) -> None:  # noqa: F811
+    models = mirror.root / "models"
+    vision_files.write_ta(models / "SphereLab" / "vision_models_in_FDA", "vit_b32", ("mnist",), TINY)
+    vision_files.write_timm(models, "vit_b32", TINY)
+    expert = vision_files.expert_state(TINY, "mnist")
+    path = models / "SphereLab" / "vision_models_in_FDA" / FILES["ta"]
+    torch.save({"state_dict": under("module.", entries("ta", expert)), "optimizer": OPTIMIZER}, path)
+    made = request(releases, "ta", dir=None, cache=tmp_path / "cache")
+    assert same(checkpoints.find(made).experts["mnist"], {n[7:]: t for n, t in expert.items() if n.startswith("visual.")})
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with input_refused("SphereLab/vision_models_in_FDA|finetuned.pt", "git lfs pull"):
+        checkpoints.find(dataclasses.replace(made, cache=tmp_path / "other"))
 
 
 def own(tree: Path) -> dict[str, State]:

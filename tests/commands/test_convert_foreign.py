@@ -87,7 +87,7 @@ TOWERS = {
     "half": ({name: tensor for name, tensor in STATE.items() if "conv1" not in name},
              ("lacks 'visual.conv1.weight'", "half a tower")),
     "adapter": ({"base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 8)}, ("LoRA",)),
-    "a prompt": ({**STATE, "visual.prompt": torch.zeros(4, 32)}, ("has 'prompt', which the model lacks",)),
+    "a prompt": ({**STATE, "visual.prompt": torch.zeros(4, 32)}, ("has 'prompt', which the model lacks", "give one without")),
     "integers": ({**STATE, "visual.proj": torch.zeros(32, 16, dtype=torch.int64)}, ("'proj' has dtype torch.int64",)),
     "not finite": ({**STATE, "visual.proj": torch.full((32, 16), float("nan"))}, ("512 of 512 values of 'proj' are not finite",)),
     "head with a bias": ({"weight": torch.ones(10, 16), "bias": torch.ones(10)}, ("a bias of up to 1", "zero-shot")),

@@ -240,7 +240,7 @@ def test_bad_keys_are_named() -> None:
         clip_keys.split({})
     with refusal("under another prefix"):
         clip_keys.split(state | {"module.proj": state["proj"]})
-    with refusal("'model.proj', which is no tensor of this tower", "did you mean 'proj'?"):
+    with refusal("'model.proj', which is no tensor of this tower", "keep one of the two"):
         clip_keys.to_separate(state | {"model.proj": state["proj"]})
     with refusal("beside its image tower"):
         clip_keys.to_separate(vision_files.base_state(TINY))

@@ -91,6 +91,17 @@ def attacks(canary: Path) -> dict[str, tuple[bytes, str]]:
         "item of a maker": (b"\x80\x02ctorch.nn.parameter\nParameter\nK\x01K\x02s.", "fills a maker"),
         "add to a dict": (b"\x80\x04}(K\x01\x90.", "fills a dict"),
         "tensor of text": (called(stack_global("torch._utils", "_rebuild_tensor_v2"), *"abcd"), "tensor of a str"),
+        "tensor of a kind by text": (
+            called(stack_global("torch._tensor", "_rebuild_from_type_v2"), *"abcd"), "makes a tensor by a str",
+        ),
+        "tensor of a kind by a call": (
+            b"\x80\x04" + stack_global("torch._tensor", "_rebuild_from_type_v2") + b"(" + stack_global("os", "system") + b"N("
+            + text(shell) + b"tNtR.", "'os.system'",
+        ),
+        "default": (b"\x80\x04" + stack_global("collections", "defaultdict") + stack_global("os", "system") + b"\x85R.", "'os.system'"),
+        "queue of text": (called(stack_global("collections", "deque"), shell), "makes a list of a str"),
+        "name of a package": (called(stack_global("lightning.pytorch.cli", "main"), shell), "'lightning.pytorch.cli.main'"),
+        "builtins": (called(stack_global("builtins", "compile"), code), "'builtins.compile'"),
         "storage of text": (called(stack_global("torch.storage", "_load_from_bytes"), shell), "storage"),
     }
     return found

@@ -140,6 +140,15 @@ def test_configurations_of_packages_that_are_not_there(module: str, tmp_path: Pa
     assert list(found.tensors) == [f"{place}.{name}" for place in ("model", "models.ema") for name in WEIGHTS]
 
 
+def test_a_kind_of_dictionary_at_the_top(tmp_path: Path) -> None:
+    node = type("EasyDict", (dict,), {})
+    for content, kind in ((WEIGHTS, "state_dict"), ({"model": WEIGHTS}, "checkpoint")):
+        with importable("easydict", EasyDict=node):
+            torch.save(node(content), tmp_path / "c.pt")
+        found = read_pickled(tmp_path / "c.pt")
+        assert (found.kind, len(found.tensors)) == (kind, 2)
+
+
 def test_callbacks_under_their_classes(tmp_path: Path) -> None:
     """As Lightning before 1.6 kept them."""
     callback = type("ModelCheckpoint", (), {})

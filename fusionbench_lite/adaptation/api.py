@@ -101,7 +101,7 @@ def adapt(
     check_tasks(view.tasks, heads, batches)
     model = fitted(model, view)
     from fusionbench_lite.adaptation.engine.procedure import Context
-    from fusionbench_lite.adaptation.trial import check_runs
+    from fusionbench_lite.adaptation.engine.trial import check_runs
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     # What is learned has to take gradients, wherever this is called.

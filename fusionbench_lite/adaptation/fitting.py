@@ -33,12 +33,12 @@ def fitted(model: Any, experts: Experts) -> nn.Module:
     _check_kind(model)
     from fusionbench_lite.adaptation.engine.wrappers import forms
 
-    for form in forms(model):
-        if not _lacking(form, experts):
-            check_model(form, experts.pretrained)
-            _warn_of_rest(form, experts)
-            return form
-    raise _misfit(model, experts)
+    form = max(forms(model), key=lambda form: sum(name in experts.specs for name in _tensors(form)))
+    if _lacking(form, experts):
+        raise _misfit(model, experts)
+    check_model(form, experts.pretrained)
+    _warn_of_rest(form, experts)
+    return form
 
 
 def check_model(model: nn.Module, pretrained: StateDict) -> None:

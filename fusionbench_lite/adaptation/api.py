@@ -81,14 +81,14 @@ def adapt(
     `heads[task](features)` returns logits, -inf for classes that it masks; `batches[task]` yields the inputs of one step, a
     tensor, a list of one, or a mapping of the tensors that the model takes by name. Methods that read several batches in a
     step take as many; supervised ones take pairs of inputs and labels. Modules that are compiled or wrapped for data
-    parallelism or checkpoints run without that. The model may have tensors that `pretrained` lacks (a MergeWarning names
-    one), but not lack weights that experts changed. Experts, which may be paths, and hyperparameters are as in
+    parallelism or checkpoints run without that. A MergeWarning names a tensor of the model that `pretrained` lacks, and a
+    weight that experts changed and the model lacks. Experts, which may be paths, and hyperparameters are as in
     `fusionbench_lite.merge`; methods with adapters on a merged model take its weights as `merged` where it is not one
     of their `base` methods. Inputs, the model's parameters and the heads stay as they are.
 
     Raises MergeError naming the task, the values and the fix: everything that `merge` refuses; a missing head or
-    missing batches; fewer batches than steps; a model that lacks weights, returns no features or passes no gradient on to them;
-    heads that return no logits; a loss or a gradient that is not finite.
+    missing batches; fewer batches than steps; a model that has weights under other names, returns no features or passes no
+    gradient on to them; heads that return no logits; a loss or a gradient that is not finite.
     """
     entry = registry.get(method, learning=True)
     if not entry.adaptive:
@@ -101,7 +101,7 @@ def adapt(
     check_tasks(view.tasks, heads, batches)
     model = fitted(model, view)
     from fusionbench_lite.adaptation.engine.procedure import Context
-    from fusionbench_lite.adaptation.trial import check_runs
+    from fusionbench_lite.adaptation.engine.trial import check_runs
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     # What is learned has to take gradients, wherever this is called.

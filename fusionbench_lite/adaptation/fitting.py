@@ -26,19 +26,20 @@ ADDED = (
 def fitted(model: Any, experts: Experts) -> nn.Module:
     """Return the model under the names of the pretrained weights; it shares the tensors of what was given.
 
-    Wrappers that change names alone come off (see `engine/wrappers.py`). Warns of tensors of the model that the weights lack.
-    Raises MergeError for weights that experts changed and the model lacks, naming one and what the model has instead; for
-    shapes that differ; for a model whose weights cannot be replaced.
+    Wrappers that change names alone come off (see `engine/wrappers.py`). Warns of weights that experts changed and the model
+    lacks, and of tensors of the model that the weights lack. Raises MergeError where the model has something like such a weight,
+    naming both, or no weight at all; for shapes that differ; for a model whose weights cannot be replaced.
     """
     _check_kind(model)
     from fusionbench_lite.adaptation.engine.wrappers import forms
 
-    for form in forms(model):
-        if not _lacking(form, experts):
-            check_model(form, experts.pretrained)
-            _warn_of_rest(form, experts)
-            return form
-    raise _misfit(model, experts)
+    form = max(forms(model), key=lambda form: sum(name in experts.specs for name in _tensors(form)))
+    lacking = _lacking(form, experts)
+    if lacking:
+        _check_lacking(lacking, form, experts)
+    check_model(form, experts.pretrained)
+    _warn_of_rest(form, experts)
+    return form
 
 
 def check_model(model: nn.Module, pretrained: StateDict) -> None:
@@ -91,17 +92,23 @@ def _is_changed(name: str, experts: Experts) -> bool:
     return any(not torch.equal(base, weights[name]) for weights in experts.by_task.values())
 
 
-def _misfit(model: nn.Module, experts: Experts) -> MergeError:
-    """Return the error that names a weight that the model lacks, and what it has instead."""
-    lacking, tensors = _lacking(model, experts), _tensors(model)
+def _check_lacking(lacking: list[str], model: nn.Module, experts: Experts) -> None:
+    """Raise MergeError where weights that the model lacks are there under another name, or none is there; warn of others."""
+    tensors = _tensors(model)
     free = {name: tensor for name, tensor in tensors.items() if name not in experts.specs}
     name, alike = next(((n, found) for n in lacking if (found := _alike(n, experts, free))), (lacking[0], None))
-    fix = _fix(alike, free)
     if len(free) == len(tensors):
         there = alike or next(iter(tensors), "none")
-        return MergeError(f"the model has no tensor of the pretrained weights: it has {there!r}, they have {name!r}; {fix}")
-    has = "nothing like it" if alike is None else repr(alike)
-    return MergeError(f"the model lacks {len(lacking)} of the {len(experts.specs)} weights: for {name!r} it has {has}; {fix}")
+        raise MergeError(
+            f"the model has no tensor of the pretrained weights: it has {there!r}, they have {name!r}; {_fix(alike, free)}"
+        )
+    what = f"the model lacks {len(lacking)} of the {len(experts.specs)} weights"
+    if alike is not None:
+        raise MergeError(f"{what}: for {name!r} it has {alike!r}; {_fix(alike, free)}")
+    warnings.warn(
+        f"{what}, {name!r} among them: they take no part in its features, and are merged with the coefficients of the start",
+        MergeWarning, stacklevel=5,
+    )
 
 
 def _alike(name: str, experts: Experts, free: Mapping[str, Tensor]) -> str | None:
@@ -111,7 +118,7 @@ def _alike(name: str, experts: Experts, free: Mapping[str, Tensor]) -> str | Non
         if _bare(other) == bare or f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}"):
             return other
     fitting = [other for other, tensor in free.items() if tensor.shape == experts.specs[name].shape]
-    return next(iter(difflib.get_close_matches(name, fitting, n=1, cutoff=0.4)), None)
+    return next(iter(difflib.get_close_matches(name, fitting, n=1, cutoff=0.5)), None)
 
 
 def _bare(name: str) -> tuple[str, ...]:
@@ -122,10 +129,7 @@ def _fix(alike: str | None, free: Mapping[str, Tensor]) -> str:
     if any("base_layer" in name.split(".") for name in free):
         return "take the adapters off: model.unload()"
     if alike is None:
-        return (
-            "build the encoder that the weights belong to, or leave out of pretrained and of every expert what is not in "
-            "model.state_dict()"
-        )
+        return "build the encoder that the weights belong to"
     if "parametrizations" in alike.split("."):
         return "take its parametrization off: torch.nn.utils.parametrize.remove_parametrizations"
     return "give pretrained and every expert the model's names, or build the encoder that the weights belong to"

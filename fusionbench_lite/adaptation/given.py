@@ -12,7 +12,7 @@ from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from fusionbench_lite.models.inputs import Inputs
 
@@ -139,7 +139,9 @@ def inputs_of(task: str, step: int, given: Any) -> Inputs:
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise MergeError(f"{where} has non-finite values; check the inputs")
-    return {name: _plain(tensor) for name, tensor in given.items()} if isinstance(given, Mapping) else _plain(given)
+    from fusionbench_lite.models.inputs import each, plain
+
+    return each(plain, given)
 
 
 def _mended(tensors: list[Any]) -> str:
@@ -149,9 +151,3 @@ def _mended(tensors: list[Any]) -> str:
     if strange:
         return "make tensors of it, torch.as_tensor(...)"
     return "leave empty batches out" if any(t.numel() == 0 for t in tensors) else "give each a first dimension of examples"
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return the tensor without its history, a copy where it was made in inference mode and cannot be saved for gradients."""
-    tensor = tensor.detach()
-    return tensor.clone() if tensor.is_inference() else tensor

@@ -22,6 +22,12 @@ def each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return function(inputs)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor without its history, a copy where it was made in inference mode, when gradients could not read it."""
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def part_of(inputs: Inputs, first: int, last: int) -> Inputs:
     """Return some of the examples in a row."""
     return each(lambda tensor: tensor[first:last], inputs)

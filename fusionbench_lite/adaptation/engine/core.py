@@ -16,7 +16,7 @@ from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples
 from fusionbench_lite.adaptation.engine.ties import aliases, distinct
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.models.inputs import Inputs, size_of
+from fusionbench_lite.models.inputs import Inputs, plain, size_of
 from fusionbench_lite.models.modes import evaluating
 
 Segment = tuple[str, int, int]
@@ -67,7 +67,7 @@ class MergedEncoder:
             if name in of_model and name not in follow
         }
         self._constants = {
-            name: experts.pretrained[name].to(of_model[name].device) for name in experts.specs
+            name: plain(experts.pretrained[name]).to(of_model[name].device) for name in experts.specs
             if name in of_model and name not in self.leaves and name not in follow
         }
         experts.drop_held()

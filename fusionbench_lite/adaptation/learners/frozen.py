@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.core import call, in_chunks
 from fusionbench_lite.adaptation.engine.procedure import Context, Examples
-from fusionbench_lite.models.inputs import Inputs
+from fusionbench_lite.models.inputs import Inputs, plain
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.specs import StateDict, work_dtype
 
@@ -86,7 +86,7 @@ class Frozen:
         for name in self._names:
             first = tied.get(name, name)
             if first not in moved:
-                moved[first] = weights[first].detach().to(self._device)
+                moved[first] = plain(weights[first]).to(self._device)
         return {name: moved[tied.get(name, name)] for name in self._names}
 
 

@@ -13,7 +13,7 @@ from fusionbench_lite.adaptation.engine.core import call
 from fusionbench_lite.adaptation.engine.foreign import first_line
 from fusionbench_lite.adaptation.engine.ties import repeats
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.models.inputs import Inputs, part_of
+from fusionbench_lite.models.inputs import Inputs, part_of, plain
 from fusionbench_lite.weights.specs import StateDict
 
 _FIX = "take detach, no_grad, inference_mode, copies of weights and activation checkpointing out of its forward"
@@ -27,7 +27,7 @@ def check_runs(model: nn.Module, pretrained: StateDict, example: Inputs, *, grad
     """
     of_model = model.state_dict()
     again = repeats(model, pretrained)
-    weights = {n: _own(t).to(of_model[n].device) for n, t in pretrained.items() if n in of_model and n not in again}
+    weights = {n: plain(t).to(of_model[n].device) for n, t in pretrained.items() if n in of_model and n not in again}
     leaves = [tensor.requires_grad_() for tensor in weights.values() if tensor.is_floating_point()] if gradient else []
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), contextlib.suppress(torch.OutOfMemoryError):
         if not gradient:
@@ -87,9 +87,3 @@ def _noting(model: nn.Module, noted: Callable[[str, nn.Module], bool]) -> Iterat
 
 def _holds(name: str, module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     return any(f"{name}.{own}".lstrip(".") in weights for own, _ in module.named_parameters(recurse=False))
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Return the tensor detached, a copy where it was made in inference mode and can take no gradient."""
-    tensor = tensor.detach()
-    return tensor.clone() if tensor.is_inference() else tensor

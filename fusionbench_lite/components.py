@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, integer, location, word
-from fusionbench_lite.paths import expanded
+from fusionbench_lite.paths import expanded, folder
 from fusionbench_lite.planning.command_line import command
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(plan: Plan, options: Options) -> int:
-    for path in _run(plan, options):
-        print(path)
+    for picture in _run(plan, options):
+        print(picture)
     return 0
 
 
@@ -63,6 +63,7 @@ def _run(plan: Plan, options: Options) -> list[Path]:
     from fusionbench_lite.tables import component_pictures
     from fusionbench_lite.weights.experts import Experts
 
+    out = folder("components.out", expanded(options.out)) if options.out else plan.results_dir / "pictures" / "components"
     batches: dict[str, tuple[Inputs, Tensor | None]] = {}
     with Progress() as progress:
         suite = loading.load(plan, progress)
@@ -78,14 +79,13 @@ def _run(plan: Plan, options: Options) -> list[Path]:
             suite.model, experts, start, suite.heads, batches, names, objective=options.objective,
             top=options.top, progress=progress,
         )
-    folder = expanded(options.out) if options.out else plan.results_dir / "pictures" / "components"
     what = "all" if options.matrix == "all" else options.matrix
     subtitle = (
         f"{plan.model}, {plan.task_set}, seed {plan.seed}; {options.objective.replace('_', ' ')} on "
         f"{min(len(labels) for _, labels in batches.values() if labels is not None)} test examples per task; "
         + (f"{len(names)} matrices together" if len(names) > 1 else names[0])
     )
-    return component_pictures.draw(frame, experts.tasks, folder / f"{plan.method}-{what}.png", plan.method, subtitle)
+    return component_pictures.draw(frame, experts.tasks, out / f"{plan.method}-{what}.png", plan.method, subtitle)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ MOMENT = 3.0
 CACHE_VARIABLE = "FUSIONBENCH_LITE_CACHE"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+_SEPARATOR = re.compile(r"[/\\]" if os.name == "nt" else "/")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -43,12 +44,13 @@ def expanded(path: str | os.PathLike[str], *, interpolated: bool = False) -> Pat
     written, full = _at_home(text), _at_home(os.path.expandvars(text))
     names = _VARIABLE.findall(text)
     unset = [name for name in names if name.strip("{}") not in os.environ and not (interpolated and name.startswith("{"))]
-    if names and (unset or not os.path.exists(full)) and os.path.exists(named := _up_to_last_dollar(written)):
+    named = up_to_last("$", written)
+    if names and (unset or not os.path.exists(full)) and os.path.exists(named):
         log.debug("%s is there: its $ is no variable", named)
         return Path(written)
     if unset:
         raise InputError(
-            f"{text}: the environment variable {unset[0].strip('{}')} is not set: set it, or make {_up_to_last_dollar(written)} "
+            f"{text}: the environment variable {unset[0].strip('{}')} is not set: set it, or make {named} "
             "first where its name has a $"
         )
     return Path(full)
@@ -58,17 +60,17 @@ def _at_home(text: str) -> str:
     """Return a path with the `~` at its start expanded. One that still starts so is absolute, lest it is expanded again."""
     full = os.path.expanduser(text)
     if text.startswith("~") and (full == text or os.environ.get("HOME") == ""):
-        user = re.split(r"[/\\]", text)[0]
+        user = _SEPARATOR.split(text)[0]
         if not os.path.exists(text):
             raise InputError(f"{text}: {user} has no home folder: write {os.path.join(os.curdir, text)} for a folder of that name")
         full = os.path.abspath(text)
     return os.path.abspath(full) if os.path.normpath(full).startswith("~") else full
 
 
-def _up_to_last_dollar(path: str) -> str:
-    """Return a path up to the last of its parts that has a $."""
-    head, dollar, tail = path.rpartition("$")
-    return head + dollar + re.split(r"[/\\]", tail)[0]
+def up_to_last(sign: str, path: str) -> str:
+    """Return a path up to the last of its parts that has a sign."""
+    head, found, tail = path.rpartition(sign)
+    return head + found + _SEPARATOR.split(tail)[0]
 
 
 def folder(key: str, path: Path) -> Path:

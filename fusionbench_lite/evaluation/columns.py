@@ -7,7 +7,7 @@ and its numbers would be those of another.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 LABEL, METHOD, RECORDS, METRICS, AVERAGE = "label", "method", "records", "metrics", "average"
 DETAILS = (METHOD, "family", "select", "uses_test_labels", "trial", "seeds")
@@ -25,21 +25,31 @@ _OWN = {LABEL, RECORDS, METRICS, AVERAGE, *DETAILS, *TIMES, *DIFFERENCE, *(f"{AV
 _HEADERS = {METHOD_HEADER, AVERAGE_HEADER, INTERVAL_HEADER, SECONDS_HEADER}
 
 
+def hidden(tasks: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first task whose name is that of another column of their table, and why; None where there is none."""
+    return _first(tasks, _column)
+
+
 def refusal(tasks: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first task whose name neither tables nor records can carry, and why; None where all are fine."""
-    return next(((task, reason) for task in tasks if (reason := _reason(task, tasks))), None)
+    """Return the first task whose name neither tables nor files can carry, and why; None where all are fine."""
+    return hidden(tasks) or _first(tasks, _file)
 
 
-def _reason(task: str, tasks: Sequence[str]) -> str:
-    """Return what is wrong with a name, "" where nothing is."""
+def _first(tasks: Sequence[str], check: Callable[[str, Sequence[str]], str]) -> tuple[str, str] | None:
+    return next(((task, reason) for task in tasks if (reason := check(task, tasks))), None)
+
+
+def _column(task: str, tasks: Sequence[str]) -> str:
+    """Return what is wrong with a name as that of a column, "" where nothing is."""
     if task in _OWN or task in _HEADERS or task.startswith(VERSUS):
         return "tables have a column of their own of that name"
-    if (other := next((name for name in tasks for end in ENDS if task == name + end), None)) is not None:
-        return f"tables have a column of that name for task {other!r}"
+    other = next((name for name in tasks for end in ENDS if task == name + end), None)
+    return f"tables have a column of that name for task {other!r}" if other is not None else ""
+
+
+def _file(task: str, tasks: Sequence[str]) -> str:
+    """Return what is wrong with a name as part of those of files, "" where nothing is."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in task):
         return "it has a character that cannot be printed"
-    if "/" in task or task in (".", ".."):
-        return "names of files are made of it"
-    if len(task.encode()) > LONGEST:
-        return f"it is {len(task.encode())} bytes long, and the names of its files have room for {LONGEST}"
-    return ""
+    size = len(task.encode())
+    return f"it is {size} bytes long, and the names of its files have room for {LONGEST}" if size > LONGEST else ""

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.paths import expanded
+from fusionbench_lite.paths import expanded, up_to_last
 from fusionbench_lite.planning.config import Config
 
 SWEEPS = {"-m", "--multirun"}
@@ -28,7 +28,7 @@ NAMES = ("tasks", "checkpoints.experts")
 """Keys of names of tasks."""
 
 _ARGUMENT = re.compile(r"(\+{0,2})([A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
-_PLAIN = re.compile(r"[A-Za-z_][\w.-]*|0|[1-9]\d*")
+_PLAIN = re.compile(r"[A-Za-z_][\w.-]*|0|[1-9]\d*", re.ASCII)
 _VALUES = ("null", "true", "false", "nan", "inf")
 """Words that are values to Hydra."""
 _FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
@@ -51,7 +51,7 @@ PATHS = frozenset({*path_keys(), *FOREIGN})
 def prepared(arguments: Sequence[str]) -> list[str]:
     """Return arguments with paths expanded and quoted for Hydra, and names of tasks quoted where they read as something else.
 
-    Where the arguments ask for a sweep, a comma separates its runs, unless what lies there has the comma in its name. Prepared
+    Where the arguments ask for a sweep, a comma separates its runs, unless the part of a path with the comma is there. Prepared
     arguments stay as they are. Raises InputError for an empty path and for one that cannot be expanded.
     """
     sweep = sweeps(arguments)
@@ -86,8 +86,10 @@ def path_text(text: str) -> str:
 def _path(key: str, text: str, sweep: bool) -> str:
     if text.lower() == "null":
         return text
-    if sweep and unquoted(text) is None and not os.path.lexists(os.path.normpath(str(_expanded(key, text)))):
-        if _FUNCTION.match(text):
+    is_function = _FUNCTION.match(text) is not None
+    several = sweep and ("," in text or is_function) and unquoted(text) is None
+    if several and not os.path.lexists(up_to_last(",", str(_expanded(key, text)))):
+        if is_function:
             return text
         return ",".join(quoted(_escaped(_expanded(key, path_text(part.strip())))) for part in split(text))
     return quoted(_escaped(_expanded(key, path_text(text))))
@@ -104,7 +106,7 @@ def _expanded(key: str, text: str) -> str:
 
 def _escaped(path: str) -> str:
     """Return a path whose ${ is none of OmegaConf's where such a path is there."""
-    return path.replace("${", r"\${") if "${" in path and os.path.lexists(path) else path
+    return path.replace("${", r"\${") if "${" in path and os.path.lexists(up_to_last("$", path)) else path
 
 
 # Names of tasks ------------------------------------------------------------------------------------------------------
@@ -119,9 +121,14 @@ def _names(text: str, sweep: bool) -> str:
     return ",".join(_value(part.strip()) for part in parts)
 
 
+def listed(text: str) -> str:
+    """Return a list of the names that commas separate in a text."""
+    return f"[{','.join(_name(part.strip(), _VALUES) for part in split(text))}]"
+
+
 def _value(text: str) -> str:
     if text.startswith("[") and text.endswith("]"):
-        return f"[{','.join(_name(part.strip(), _VALUES) for part in split(text[1:-1]))}]"
+        return listed(text[1:-1])
     return _name(text, _VALUES[1:])  # tasks=null are those of the model
 
 

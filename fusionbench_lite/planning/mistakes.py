@@ -11,7 +11,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.planning.arguments import NAMES, parsed, quoted, split
+from fusionbench_lite.planning.arguments import NAMES, listed, parsed, quoted, split
 from fusionbench_lite.planning.config import composed
 
 _GROUPS = ("method", "model", "checkpoints", "trainer", "logger")
@@ -62,9 +62,12 @@ def unreadable(argument: str, overrides: Sequence[str]) -> InputError:
             whole = " ".join([argument, *rest[:count]])
             if parsed(whole) is not None:
                 return InputError(f"{argument} ends within a bracket, at a blank: write {for_shells(whole)}")
+    if key.lstrip("+") in NAMES and value[:1] not in ("[", "{") and len(split(value)) > 1:
+        return _several(argument)
     inner = quoted(value)
     if value[:1] in ("[", "{") and value[-1:] not in ("]", "}"):
-        return InputError(f"{argument}: the bracket is not closed: close it, or write {for_shells(f'{key}={inner}')} for a text")
+        text = "" if key.lstrip("+") in NAMES else f", or write {for_shells(f'{key}={inner}')} for a text"
+        return InputError(f"{argument}: the bracket is not closed: end the list or mapping with its bracket{text}")
     if parsed(f"{key}={inner}") is None:
         return InputError(f"{argument!r}: {key!r} is no key: write KEY=VALUE")
     return InputError(f"{argument}: this value needs quotes within quotes: write {for_shells(f'{key}={inner}')}")
@@ -78,8 +81,7 @@ def _several(argument: str) -> InputError:
     if name in _GROUPS or name == "experiment":
         return InputError(f"{argument} names several: {each}")
     if name in NAMES:
-        names = ",".join(part.strip() if parsed(f"a=[{part.strip()}]") else quoted(part.strip()) for part in split(value))
-        return InputError(f"{argument}: a list stands in brackets: write {for_shells(f'{key}=[{names}]')}, or {each}")
+        return InputError(f"{argument}: a list stands in brackets: write {for_shells(f'{key}={listed(value)}')}, or {each}")
     return InputError(f"{argument}: commas separate the runs of a sweep: {each}, or write {for_shells(f'{key}={quoted(value)}')}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ def resolve(value: Any, data_dir: Path | None, others: Sequence[str] = ()) -> Ta
     names = tuple(_spelled(name, available) for name in value)
     for name in names:
         if name not in available:
+            if len(names) == 1 and re.fullmatch(r"\[.*\]", name):
+                raise InputError(f"unknown task {name!r}: for a list of tasks write tasks={name}, without the inner quotes")
             choices = [*sets, *available] if len(names) == 1 else available
             raise InputError(f"unknown task or task set {name!r}: {did_you_mean(name, choices)}")
         if names.count(name) > 1:

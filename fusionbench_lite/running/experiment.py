@@ -14,6 +14,7 @@ from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import expanded, experiments_dir
 from fusionbench_lite.planning import given
 from fusionbench_lite.planning import plan as planning
+from fusionbench_lite.planning.arguments import prepared
 from fusionbench_lite.planning.plan import Plan
 
 
@@ -63,6 +64,7 @@ def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]
 
 
 def _plan(overrides: list[str]) -> Plan:
+    overrides = prepared(overrides)  # those of the file; those of the command line are already
     config = compose("config", overrides=overrides)
     registered = config.method.id in registry.names()
     if config.steps is not None and registered and not registry.get(config.method.id).adaptive:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.evaluation.columns import AVERAGE, DIFFERENCE, ENDS, LABEL, RECORDS, TIMES, refusal
+from fusionbench_lite.evaluation.columns import AVERAGE, DIFFERENCE, ENDS, LABEL, RECORDS, TIMES, hidden
 from fusionbench_lite.evaluation.measures import ACCURACY, Measure, measure_of, shared
 from fusionbench_lite.evaluation.selection import RULES
 from fusionbench_lite.registry import REFERENCE, SOME
@@ -138,7 +138,7 @@ def _tasks(rows: Rows, kept: dict[str, Record]) -> tuple[tuple[str, ...], dict[s
                     f"task '{task}' is judged by {first.measures()[task].phrase} in {first.path.name} and by {measure.phrase} in "
                     f"{record.path.name}; put them in tables of their own"
                 )
-    if (refused := refusal(first.tasks)) is not None:
+    if (refused := hidden(first.tasks)) is not None:
         raise InputError(f"{first.path.name}: a task called {refused[0]!r} has no place in tables, because {refused[1]}; rename it")
     measures = first.measures()
     whole = shared(measures.values())

@@ -20,7 +20,7 @@ from fusionbench_lite.finetuning.recipes import Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.models.modes import with_weights
-from fusionbench_lite.paths import expanded
+from fusionbench_lite.paths import expanded, folder
 from fusionbench_lite.suites import Wanted
 from fusionbench_lite.suites.clip import loading
 from fusionbench_lite.suites.clip.requests import layout_of, request_of, sources_of, variant_of
@@ -51,6 +51,7 @@ class _Training:
         if wanted.family == "own":
             raise InputError("checkpoints=own reads experts that are there: choose the recipe's family, as checkpoints=tall")
         self.wanted, self.options, self.given, self.progress = wanted, options, options.given, progress
+        self._folder()  # refused before anything is loaded
         self.device = device_of(wanted.device)
         changes = {name: self.given[name] for name in CHANGES if name in self.given}
         self.recipe: Recipe = recipe_of(self.given.get("recipe") or _recipe(wanted), **changes)
@@ -109,7 +110,7 @@ class _Training:
 
     def _folder(self) -> Path:
         if "out" in self.given:
-            return expanded(self.given["out"])
+            return folder("finetune.out", expanded(self.given["out"]))
         wanted = self.wanted
         return wanted.cache / "finetuned" / f"{wanted.model}-{layout_of(wanted)}-{variant_of(wanted)}"
 

@@ -12,6 +12,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.readers import open_experts
 from fusionbench_lite.weights.specs import StateDict
@@ -91,6 +92,8 @@ def adapt(
     extra = {name: hyperparameters.pop(name) for name in entry.inputs if name in hyperparameters}
     configured = entry.configure(**hyperparameters)
     view = Experts(pretrained, open_experts(experts, pretrained))
+    if view.changed and entry.family != registry.REFERENCE:  # training on labels reads no expert
+        buffers.warn_kept(view.changed)
     view.check_unread()
     _check_steps(steps)
     _check_tasks(view.tasks, heads=heads, batches=batches)

@@ -55,7 +55,8 @@ def beyond(who: str, name: str, merged: Tensor, dtype: torch.dtype, lower: str =
     largest = "NaN" if bool(merged.isnan().any()) else f"{float(merged.abs().amax()):.6g}"
     wider = "torch.float64" if torch.finfo(dtype).max > 1e38 else "torch.bfloat16 or torch.float32"
     fixes = [f"lower {lower}"] if lower else []
-    fixes.append("check the size of the weights" if dtype == torch.float64 else f"give the pretrained model and the experts in {wider}")
+    wide = dtype == torch.float64
+    fixes.append("check the size of the weights" if wide else f"give the pretrained model and the experts in {wider}")
     return MergeError(
         f"{who}: {name!r} leaves the range of {dtype}: its largest value is {largest}, the limit {torch.finfo(dtype).max:.6g}; "
         f"{', or '.join(fixes)}"

@@ -90,7 +90,8 @@ def test_task_arithmetic_and_breadcrumbs_add_all_of_a_scalar(dtype):
     """Breadcrumbs has no row of a scalar to mask: θ0 + α Σ τ."""
     base = {"s": torch.tensor(4.0, dtype=dtype), "w": torch.randn(4, 40, generator=rng(0)).to(dtype)}
     experts = experts_of(base, 3)
-    experts = {task: {**expert, "s": torch.tensor(4.0 + number, dtype=dtype)} for number, (task, expert) in enumerate(experts.items())}
+    for number, expert in enumerate(experts.values()):
+        expert["s"] = torch.tensor(4.0 + number, dtype=dtype)
     for method in ("task_arithmetic", "breadcrumbs"):
         for given in ({}, {"granularity": "tensor"}) if method == "breadcrumbs" else ({},):
             state = fbl.merge(method, base, experts, scaling=0.25, **given).state_dict()

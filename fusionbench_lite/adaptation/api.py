@@ -14,6 +14,7 @@ from fusionbench_lite.adaptation.given import check_steps, check_tasks, heads_ev
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.readers import open_experts
 from fusionbench_lite.weights.specs import StateDict
@@ -96,6 +97,8 @@ def adapt(
     extra = {name: hyperparameters.pop(name) for name in entry.inputs if name in hyperparameters}
     configured = entry.configure(**hyperparameters)
     view = Experts(pretrained, open_experts(experts, pretrained))
+    if view.changed and entry.family != registry.REFERENCE:  # training on labels reads no expert
+        buffers.warn_kept(view.changed)
     view.check_unread()
     steps = check_steps(steps)
     check_tasks(view.tasks, heads, batches)

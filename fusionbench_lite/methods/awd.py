@@ -43,7 +43,7 @@ def awd_ta(experts: Experts, h: AwdTa) -> Iterator[tuple[str, Tensor]]:
     """θ = θ0 + λ Σ_t (τ_t - δ), δ minimising the mean |cos(τ_i - δ, τ_j - δ)| over pairs plus α‖δ‖ (AWD, a reconstruction).
 
     The gradient of ‖δ‖ at δ = 0 counts as 0, and so do cosines and gradients that are no more than rounding (orthogonal and
-    parallel task vectors). Cost: two passes for gradient descent, which needs only the T × T inner
+    parallel task vectors, and those of one entry). Cost: two passes for gradient descent, which needs only the T × T inner
     products; O(Td) per step for Adam, with δ and its moments in memory.
     """
     for names, redundant in redundant_vectors(experts, h):
@@ -63,6 +63,9 @@ def redundant_vectors(experts: Experts, h: AwdTa) -> Iterator[tuple[list[str], T
     tensor, flattened, after Adam, which changes it entry by entry."""
     groups = [experts.names] if h.group == "global" else [[name] for name in experts.names]
     for names in groups:
+        if sum(experts.numel(name) for name in names) == 1:  # cosines are 1 or -1, whatever δ: no gradient but rounding
+            yield names, torch.zeros(len(experts), dtype=torch.float64)
+            continue
         nothing = torch.zeros((len(experts), len(experts)), dtype=torch.float64)
         products = sum((experts.inner_products(name) for name in names), nothing)
         if h.optimizer == "adam" and len(experts) > 1:

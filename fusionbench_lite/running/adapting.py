@@ -20,6 +20,7 @@ from fusionbench_lite.evaluation.results import TaskResult
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.running import course
 from fusionbench_lite.running.recording import Outcome, Selection
+from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
 
     method = registry.get(plan.method)
     experts = Experts(suite.pretrained, suite.experts)
+    if experts.changed and method.family != registry.REFERENCE:
+        buffers.warn_kept(experts.changed)
     experts.check_unread()
     extra = {} if merged is None else {"merged": merged}
     example = suite.inputs(plan.tasks[0], "test", np.arange(1))

@@ -141,10 +141,13 @@ def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progr
 
 def _said(caught: list[warnings.WarningMessage]) -> Iterator[str]:
     """Yield what a method warned of, after printing it; other warnings go where they would have gone."""
+    said: set[str] = set()
     for warning in caught:
         if issubclass(warning.category, MergeWarning):
-            log.warning("%s", warning.message)
-            yield str(warning.message)
+            if str(warning.message) not in said:  # a base that was merged before the method warned of the same experts
+                log.warning("%s", warning.message)
+                yield str(warning.message)
+            said.add(str(warning.message))
         else:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 

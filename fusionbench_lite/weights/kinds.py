@@ -57,7 +57,7 @@ def _unusable(tensor: Tensor) -> tuple[str, str] | None:
     if tensor.layout != torch.strided:
         return f"is not dense ({tensor.layout})", "make it dense with .to_dense()"
     if tensor.is_complex():
-        return f"is complex ({tensor.dtype})", "make its parts real numbers with torch.view_as_real(tensor)"
+        return f"is complex ({tensor.dtype})", "make its parts real numbers with torch.view_as_real(tensor.resolve_conj())"
     if str(tensor.dtype).removeprefix("torch.") not in _STORED:
         return f"has dtype {tensor.dtype}, which no method merges", "convert it with .to(torch.float32)"
     if tensor.numel() and _end(tensor) > tensor.untyped_storage().nbytes():

@@ -32,7 +32,7 @@ class Limits:
         """
         stored = merged.to(dtype)
         if not (finite and dtype == merged.dtype) and not is_finite(stored):
-            raise MergeError(f"{self.method}: {self._beyond(name, merged, dtype)}")
+            raise beyond(self.method, name, merged, dtype, "scaling" if self.scaled else "")
         # Of BatchNorm, which takes a root of it: a few numbers.
         if name.endswith("running_var") and bool((stored < 0).any()):
             self.negative.append(name)
@@ -49,14 +49,18 @@ class Limits:
             )
             self.negative.clear()
 
-    def _beyond(self, name: str, merged: Tensor, dtype: torch.dtype) -> str:
-        largest = "NaN" if bool(merged.isnan().any()) else f"{float(merged.abs().amax()):.6g}"
-        wider = "torch.float64" if torch.finfo(dtype).max > 1e38 else "torch.bfloat16 or torch.float32"
-        lower = "lower scaling, or " if self.scaled else ""
-        what = f"{name!r} leaves the range of {dtype}: its largest value is {largest}, the limit {torch.finfo(dtype).max:.6g}"
-        if dtype == torch.float64:
-            return f"{what}; {lower}check the size of the weights"
-        return f"{what}; {lower}give the pretrained model and the experts in {wider}"
+
+def beyond(who: str, name: str, merged: Tensor, dtype: torch.dtype, lower: str = "") -> MergeError:
+    """Return the error for merged values that a dtype cannot hold; `lower` names the hyperparameters that could be lower."""
+    largest = "NaN" if bool(merged.isnan().any()) else f"{float(merged.abs().amax()):.6g}"
+    wider = "torch.float64" if torch.finfo(dtype).max > 1e38 else "torch.bfloat16 or torch.float32"
+    fixes = [f"lower {lower}"] if lower else []
+    wide = dtype == torch.float64
+    fixes.append("check the size of the weights" if wide else f"give the pretrained model and the experts in {wider}")
+    return MergeError(
+        f"{who}: {name!r} leaves the range of {dtype}: its largest value is {largest}, the limit {torch.finfo(dtype).max:.6g}; "
+        f"{', or '.join(fixes)}"
+    )
 
 
 def is_finite(tensor: Tensor) -> bool:

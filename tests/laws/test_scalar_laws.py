@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fusionbench_lite as fbl
 from fusionbench_lite import registry
+from tests.oracles import adaptive
 from tests.support.helpers import Setting, State, clip_state, expert_of, experts_of, rng
 from tests.support.key_sets import fisher_of, gram_of
 from tests.support.small_models import Transformer, small_setting
@@ -89,7 +90,8 @@ def test_task_arithmetic_and_breadcrumbs_add_all_of_a_scalar(dtype):
     """Breadcrumbs has no row of a scalar to mask: θ0 + α Σ τ."""
     base = {"s": torch.tensor(4.0, dtype=dtype), "w": torch.randn(4, 40, generator=rng(0)).to(dtype)}
     experts = experts_of(base, 3)
-    experts = {task: {**expert, "s": torch.tensor(4.0 + number, dtype=dtype)} for number, (task, expert) in enumerate(experts.items())}
+    for number, expert in enumerate(experts.values()):
+        expert["s"] = torch.tensor(4.0 + number, dtype=dtype)
     for method in ("task_arithmetic", "breadcrumbs"):
         for given in ({}, {"granularity": "tensor"}) if method == "breadcrumbs" else ({},):
             state = fbl.merge(method, base, experts, scaling=0.25, **given).state_dict()
@@ -176,3 +178,15 @@ def test_a_scalar_has_coefficients_of_its_own(method):
     start = fbl.adapt(method, *scaled(()).arguments(), 0, **({"awd_steps": 2} if method == "awd_am" else {})).coefficients
     assert bool((got.coefficients["logit_scale"] != start["logit_scale"]).all())
     assert not torch.equal(got.state_dict()["logit_scale"], s.pretrained["logit_scale"])
+
+
+@pytest.mark.parametrize(("method", "level"), [("adamerging_layerwise", "layer"), ("adamerging_taskwise", "task")])
+def test_the_gradient_of_a_scalar_is_that_of_autograd(method, level):
+    s = scaled(())
+    problem = adaptive.adamerging(s.pretrained, s.experts, level)
+    want = adaptive.run(problem, s.model, s.heads, s.batches, 5, 0.01)
+    got = fbl.adapt(method, *s.arguments(), 5, lr=0.01)
+    expected = want.coefficients["logit_scale" if level == "layer" else "*"]
+    assert torch.allclose(got.coefficients["logit_scale"], expected, atol=1e-9)
+    assert torch.allclose(got.state_dict()["logit_scale"], want.state["logit_scale"], atol=1e-9)
+    assert torch.allclose(got.losses, want.losses, atol=1e-9)

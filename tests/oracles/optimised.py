@@ -157,7 +157,7 @@ def awd_delta(
     """The redundant vector of flat task vectors, and the loss before each step and at the end."""
     vectors = [torch.from_numpy(tau) for tau in taus]
     delta = torch.zeros_like(vectors[0], requires_grad=True)
-    if len(taus) == 1:
+    if len(taus) == 1 or taus[0].size == 1:  # cosines of single entries are 1 or -1, whatever δ: no gradient but rounding
         return delta.detach().numpy(), []
     kind = {"gd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
     stepper = kind([delta], lr=lr)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fusionbench_lite.adaptation.engine.parts import Factors, Part, Sum, TasksAlone
 from fusionbench_lite.models.modes import unmixed
 from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.limits import beyond, is_finite
 
 
 class Parametrisation(nn.Module):
@@ -56,7 +57,7 @@ class Parametrisation(nn.Module):
     @torch.no_grad()
     def write(self, targets: Mapping[str, Tensor]) -> None:
         """Write merged tensors into contiguous `targets`, rounded from the work dtype where theirs is another; they may be
-        on another device than the parts."""
+        on another device than the parts. Raises MergeError for values beyond the range of a narrower dtype."""
         coefficients = self._effective()
         for name, target in targets.items():
             part = self.parts[name]
@@ -66,6 +67,7 @@ class Parametrisation(nn.Module):
                 part.combine(coefficients[self.rows[name]], out)
             if out is not target:
                 target.copy_(out)
+                check_range(name, out, target)
 
     @torch.no_grad()
     def pull_back(self, gradients: Mapping[str, Tensor]) -> None:
@@ -117,14 +119,25 @@ class Parametrisation(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
-        """Return the merged weights in the keys, order and dtypes of the pretrained model; tied tensors are tied again."""
+        """Return the merged weights in the keys, order and dtypes of the pretrained model; tied tensors are tied again.
+
+        Raises MergeError for values beyond the range of their dtype.
+        """
         result = {}
         tied = self.experts.tied
         for name, base in self.experts.pretrained.items():
             if name not in tied:
                 result[name] = base.detach().clone(memory_format=torch.contiguous_format)
-        self.write({name: tensor for name, tensor in result.items() if name in self.parts})
+        self.write(targets := {name: tensor for name, tensor in result.items() if name in self.parts})
+        for name, tensor in targets.items():
+            check_range(name, tensor, tensor)
         return {name: result[tied.get(name, name)] for name in self.experts.pretrained}
+
+
+def check_range(name: str, merged: Tensor, stored: Tensor) -> None:
+    """Raise MergeError where a merged tensor has values that its stored dtype cannot hold."""
+    if not is_finite(stored):
+        raise beyond("the adapted model", name, merged, stored.dtype, "scaling or lr")
 
 
 def _follow(table: dict[str, Any], name: str, first: str) -> None:

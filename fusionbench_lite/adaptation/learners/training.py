@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.core import Segment, call, in_groups, pieces_of
 from fusionbench_lite.adaptation.engine.objectives import objective
+from fusionbench_lite.adaptation.engine.parametrisation import check_range
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples, Procedure, Update
 from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.weights.experts import Experts
@@ -90,6 +91,7 @@ class Training(Procedure):
         result = {name: tensor.detach().clone() for name, tensor in self.experts.pretrained.items()}
         for name, tensor in self.weights.items():
             result[name] = tensor.detach().to(result[name].dtype).clone()
+            check_range(name, tensor.detach(), result[name])
         return result
 
     def _current(self) -> dict[str, Tensor]:

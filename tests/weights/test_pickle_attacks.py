@@ -98,7 +98,9 @@ def attacks(canary: Path) -> dict[str, tuple[bytes, str]]:
             b"\x80\x04" + stack_global("torch._tensor", "_rebuild_from_type_v2") + b"(" + stack_global("os", "system") + b"N("
             + text(shell) + b"tNtR.", "'os.system'",
         ),
-        "default": (b"\x80\x04" + stack_global("collections", "defaultdict") + stack_global("os", "system") + b"\x85R.", "'os.system'"),
+        "default": (
+            b"\x80\x04" + stack_global("collections", "defaultdict") + stack_global("os", "system") + b"\x85R.", "'os.system'",
+        ),
         "queue of text": (called(stack_global("collections", "deque"), shell), "makes a list of a str"),
         "name of a package": (called(stack_global("lightning.pytorch.cli", "main"), shell), "'lightning.pytorch.cli.main'"),
         "builtins": (called(stack_global("builtins", "compile"), code), "'builtins.compile'"),

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import atomic_file, expanded, file_sha256
 from fusionbench_lite.planning.refusals import exit_status
-from fusionbench_lite.weights import contents, foreign, prefixes
+from fusionbench_lite.weights import foreign, prefixes
+from fusionbench_lite.weights.stored import contents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +96,9 @@ def parse(arguments: list[str]) -> Options:
         raise InputError(f"{out} is the source itself: give another OUT")
     if source.is_dir() and out.absolute().parent == source.absolute():
         raise InputError(f"{out} would lie among the files of the source: give an OUT in another folder")
-    return Options(source, out, settings.get("model"), settings.get("layout"), settings.get("tower"))
+    return Options(
+        source=source, out=out, model=settings.get("model"), layout=settings.get("layout"), tower=settings.get("tower"),
+    )
 
 
 def _is_there(path: Path) -> bool:
@@ -134,7 +137,7 @@ def convert(options: Options) -> list[tuple[str, str]]:
 
 def _identity(source: Path) -> tuple[str, int]:
     """Return SHA-256 and size of a file; of several files of a folder the SHA-256 of theirs, one below the other."""
-    from fusionbench_lite.weights import folders
+    from fusionbench_lite.weights.stored import folders
 
     files = folders.describe(source).files if source.is_dir() or source.suffix == ".json" else (source,)
     try:

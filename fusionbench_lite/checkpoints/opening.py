@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.weights import contents, folders, foreign, indexes
+from fusionbench_lite.weights import foreign
+from fusionbench_lite.weights.stored import contents, folders, indexes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,9 @@ def read(path: Path) -> Raw:
         from fusionbench_lite.weights.pickles import read_pickled
 
         module = read_pickled(path)
-        return Raw(module.tensors, module.attributes, module.kind, module.class_name, alone)
+        return Raw(
+            tensors=module.tensors, attributes=module.attributes, form=module.kind, class_name=module.class_name, part=alone,
+        )
     return Raw(_loaded(path), {}, "safetensors", part=alone)
 
 

@@ -22,7 +22,8 @@ from fusionbench_lite.checkpoints.locating import SourceFile
 from fusionbench_lite.checkpoints.stated import stated_family
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import clip
-from fusionbench_lite.weights import clip_keys, contents, folders
+from fusionbench_lite.weights import clip_keys
+from fusionbench_lite.weights.stored import contents, folders
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, WriteError
 from fusionbench_lite.paths import check_name, expanded
-from fusionbench_lite.weights.indexes import INDEX
 from fusionbench_lite.weights.readers import write_tensors
+from fusionbench_lite.weights.stored.indexes import INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.contents import first_line
-from fusionbench_lite.weights.folders import WeightsFolder, describe
-from fusionbench_lite.weights.headers import unreadable
 from fusionbench_lite.weights.specs import StateDict, TensorSpec
+from fusionbench_lite.weights.stored.contents import first_line
+from fusionbench_lite.weights.stored.folders import WeightsFolder, describe
+from fusionbench_lite.weights.stored.headers import unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import fusionbench_lite as fbl
 from fusionbench_lite import registry
-from fusionbench_lite.weights.indexes import INDEX
 from fusionbench_lite.weights.readers import SafetensorsWeights
+from fusionbench_lite.weights.stored.indexes import INDEX
 from tests.support.helpers import State, expert_of, experts_of, same_bits, snapshot
 from tests.support.key_sets import gpt2_state, t5_state, tied_experts_of
 from tests.support.merging import PAIRS, arguments

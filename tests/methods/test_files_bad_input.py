@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import fusionbench_lite as fbl
-from fusionbench_lite.weights.indexes import INDEX
+from fusionbench_lite.weights.stored.indexes import INDEX
 from tests.support.helpers import State, expert_of, rng
 
 BASE = {"a.weight": torch.randn(6, 5, generator=rng(1)), "a.bias": torch.randn(6, generator=rng(2)), "n": torch.arange(3)}

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 import fusionbench_lite as fbl
 from fusionbench_lite.errors import MergeWarning
-from fusionbench_lite.weights.folders import WeightsFolder, describe
-from fusionbench_lite.weights.indexes import INDEX
+from fusionbench_lite.weights.stored.folders import WeightsFolder, describe
+from fusionbench_lite.weights.stored.indexes import INDEX
 from tests.support.helpers import State, rng, same_bits
 
 NAMES = tuple(f"layers.{i}.fc.weight" for i in range(6))

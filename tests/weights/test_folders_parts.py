@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import fusionbench_lite as fbl
 from fusionbench_lite.errors import MergeWarning
-from fusionbench_lite.weights.folders import describe
-from fusionbench_lite.weights.indexes import INDEX
+from fusionbench_lite.weights.stored.folders import describe
+from fusionbench_lite.weights.stored.indexes import INDEX
 from tests.support.helpers import same_bits
 from tests.support.lora_files import base_state, write_adapter
 from tests.support.stored_models import NAMES, expert_read, fault, indexed, model, one, reads, shards

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fusionbench_lite as fbl
-from fusionbench_lite.weights.lora import is_adapter, read_adapter
+from fusionbench_lite.weights.lora import read_adapter
 from fusionbench_lite.weights.readers import SafetensorsWeights
 from fusionbench_lite.weights.specs import TensorSpec
 from tests.support.helpers import same_bits, snapshot
@@ -188,10 +188,3 @@ def test_weights_behind_a_file_and_no_mapping_that_stays(tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(fbl.MergeError, match="adapter_model.safetensors cannot be read"):
         expert[Q]
-
-
-def test_is_adapter(tmp_path):
-    assert not is_adapter(tmp_path)
-    assert not is_adapter(tmp_path / "missing")
-    assert is_adapter(write_adapter(tmp_path))
-    assert not is_adapter(tmp_path / "adapter_config.json")

@@ -10,7 +10,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from fusionbench_lite.weights.pickle_objects import MAKERS, Maker, Refused, Storage, Stub, StubClass, find, key_of, spelled
+from fusionbench_lite.weights.pickles.objects import MAKERS, Maker, Refused, Storage, Stub, StubClass, find, key_of, spelled
 
 OPERATIONS = 20_000_000
 """Operations of one file; a pickled ViT-L/14 has some 60,000."""

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.paths import expanded
-from fusionbench_lite.weights.contents import dangling, fault_of, first_line, permitted
-from fusionbench_lite.weights.elsewhere import ADAPTER, ADAPTER_CONFIG, base_of, hint_below, is_weights, missing, nothing_in
-from fusionbench_lite.weights.forms import Form, chosen, read_form
-from fusionbench_lite.weights.headers import Stored, headers
-from fusionbench_lite.weights.indexes import SUFFIX, check_places, is_index, missing_parts, part_of, read_index
 from fusionbench_lite.weights.quantised import FIX, sign
+from fusionbench_lite.weights.stored.contents import dangling, fault_of, first_line, permitted
+from fusionbench_lite.weights.stored.elsewhere import ADAPTER, ADAPTER_CONFIG, base_of, hint_below, is_weights, missing, nothing_in
+from fusionbench_lite.weights.stored.forms import Form, chosen, read_form
+from fusionbench_lite.weights.stored.headers import Stored, headers
+from fusionbench_lite.weights.stored.indexes import SUFFIX, check_places, is_index, missing_parts, part_of, read_index
 
 _FACTOR = re.compile(r".*[._](lora_(A|B|down|up|embedding_[AB])|hada_w[12]_[ab]|lokr_w[12])(\..*)?")
 """Names of tensors that are factors of a change, not weights."""

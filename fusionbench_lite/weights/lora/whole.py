@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from fusionbench_lite.weights.lora_config import AdapterConfig
-from fusionbench_lite.weights.lora_files import AdapterFile
-from fusionbench_lite.weights.lora_names import Names
-from fusionbench_lite.weights.lora_pairs import Pair, TensorSpecs, check_shape
-from fusionbench_lite.weights.lora_roles import is_vocabulary
-from fusionbench_lite.weights.lora_tied import partner, untied
+from fusionbench_lite.weights.lora.config import AdapterConfig
+from fusionbench_lite.weights.lora.files import AdapterFile
+from fusionbench_lite.weights.lora.names import Names
+from fusionbench_lite.weights.lora.pairs import Pair, TensorSpecs, check_shape
+from fusionbench_lite.weights.lora.roles import is_vocabulary
+from fusionbench_lite.weights.lora.tied import partner, untied
 
 
 def replacements(

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from fusionbench_lite.errors import MergeError, nearest
-from fusionbench_lite.weights.contents import dangling, fault_of, first_line
+from fusionbench_lite.weights.stored.contents import dangling, fault_of, first_line
 
 INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"

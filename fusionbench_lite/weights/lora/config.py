@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionbench_lite.weights.lora_files import CONFIG, FOLD, AdapterFile
-from fusionbench_lite.weights.lora_targets import Targets, read_targets
+from fusionbench_lite.weights.lora.files import CONFIG, FOLD, AdapterFile
+from fusionbench_lite.weights.lora.targets import Targets, read_targets
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base weights as they are; PiSSA, OLoRA, CorDA, LoftQ change them."""

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.lora_config import AdapterConfig, read_config, warn_of_patterns
-from fusionbench_lite.weights.lora_files import FOLD, AdapterFile, is_adapter
-from fusionbench_lite.weights.lora_keys import Module, sort_keys
-from fusionbench_lite.weights.lora_names import Names
-from fusionbench_lite.weights.lora_pairs import Pair, check_shape, fit
-from fusionbench_lite.weights.lora_targets import warn_of_targets
-from fusionbench_lite.weights.lora_tied import partner, stored_twice, twins, untied, warn_of_ties
-from fusionbench_lite.weights.lora_whole import replacements
+from fusionbench_lite.weights.lora.config import AdapterConfig, read_config, warn_of_patterns
+from fusionbench_lite.weights.lora.files import FOLD, AdapterFile
+from fusionbench_lite.weights.lora.keys import Module, sort_keys
+from fusionbench_lite.weights.lora.names import Names
+from fusionbench_lite.weights.lora.pairs import Pair, check_shape, fit
+from fusionbench_lite.weights.lora.targets import warn_of_targets
+from fusionbench_lite.weights.lora.tied import partner, stored_twice, twins, untied, warn_of_ties
+from fusionbench_lite.weights.lora.whole import replacements
 from fusionbench_lite.weights.specs import StateDict, TensorSpec, specs_of, tied_names, work_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["LoraExpert", "is_adapter", "read_adapter"]
 
 
 class LoraExpert(Mapping[str, "Tensor"]):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.weights.contents import fault_of, first_line
+from fusionbench_lite.weights.stored.contents import fault_of, first_line
 
 
 class Stored(NamedTuple):

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.weights.lora_config import AdapterConfig
-from fusionbench_lite.weights.lora_files import AdapterFile
-from fusionbench_lite.weights.lora_pairs import Pair
-from fusionbench_lite.weights.lora_roles import is_embedding, is_head, is_vocabulary
+from fusionbench_lite.weights.lora.config import AdapterConfig
+from fusionbench_lite.weights.lora.files import AdapterFile
+from fusionbench_lite.weights.lora.pairs import Pair
+from fusionbench_lite.weights.lora.roles import is_embedding, is_head, is_vocabulary
 from fusionbench_lite.weights.specs import TensorSpec
 
 _LANGUAGE_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")

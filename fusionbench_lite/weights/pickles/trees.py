@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.pickle_objects import PickledTensor, Refused, Stub, shown
+from fusionbench_lite.weights.pickles.objects import PickledTensor, Refused, Stub, shown
 
 if TYPE_CHECKING:
     from torch import Tensor

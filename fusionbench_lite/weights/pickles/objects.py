@@ -1,6 +1,6 @@
 """What the names in pickles of checkpoints become instead of what they name.
 
-A class of the allow-list in `pickle_names` becomes a `Stub`, which keeps arguments and state as data; storages, tensors and
+A class of the allow-list in `names.py` becomes a `Stub`, which keeps arguments and state as data; storages, tensors and
 parameters become descriptions; the few functions that files call are `MAKERS`, written here. Nothing is imported on a file's word.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fusionbench_lite.weights import pickle_names
+from fusionbench_lite.weights.pickles import names as pickle_names
 
 LONGEST = 120
 """Characters of a name in a message."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fusionbench_lite.errors import nearest
-from fusionbench_lite.weights.contents import first_line
-from fusionbench_lite.weights.indexes import SUFFIX, is_index
+from fusionbench_lite.paths import expanded
+from fusionbench_lite.weights.stored.contents import first_line
+from fusionbench_lite.weights.stored.indexes import SUFFIX, is_index
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model"
 _DEEP, _MANY, _SHOWN = 4, 300, 3
@@ -123,8 +124,8 @@ def _main(folder: Path) -> Path | None:
 
 def _cached(repo: str) -> Iterator[Path]:
     """Yield the snapshots of a repository in the cache of the Hugging Face hub."""
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    cache = expanded(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
     yield from _below(cache / f"models--{repo.replace('/', '--')}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.weights.indexes import SUFFIX, check_index, missing_parts, part_of, read_index, stem_of
+from fusionbench_lite.weights.stored.indexes import SUFFIX, check_index, missing_parts, part_of, read_index, stem_of
 
 _FIRST = "model"
 

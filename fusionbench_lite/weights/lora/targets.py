@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusionbench_lite.weights.lora_files import CONFIG, AdapterFile
-from fusionbench_lite.weights.lora_keys import unwrapped
+from fusionbench_lite.weights.lora.files import CONFIG, AdapterFile
+from fusionbench_lite.weights.lora.keys import unwrapped
 
 Named = str | tuple[str, ...]
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusionbench_lite.weights.lora_files import FLOATING, FOLD, AdapterFile
+from fusionbench_lite.weights.lora.files import FLOATING, FOLD, AdapterFile
 
 _PEFT = re.compile(r"(?:module\.)*(?:base_model\.model\.)?")
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from fusionbench_lite.errors import nearest
-from fusionbench_lite.weights.lora_config import AdapterConfig
-from fusionbench_lite.weights.lora_files import AdapterFile
-from fusionbench_lite.weights.lora_keys import unwrapped
+from fusionbench_lite.weights.lora.config import AdapterConfig
+from fusionbench_lite.weights.lora.files import AdapterFile
+from fusionbench_lite.weights.lora.keys import unwrapped
 
 _PLAIN = frozenset({"module", "model", "transformer", "base_model", "backbone"})
 """Prefixes that say nothing of which part of a model is meant."""

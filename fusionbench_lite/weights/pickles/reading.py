@@ -1,7 +1,7 @@
 """Tensors out of torch's pickled files, whole modules of packages that are gone included, without running what they say.
 
 Three containers are read: the zip archives of torch.save, its format before 1.6, and bare pickles of modules. Names outside
-the allow-list of `pickle_names` end the reading with an error that names them; nothing of the file has run then.
+the allow-list of `names.py` end the reading with an error that names them; nothing of the file has run then.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.pickle_machine import load
-from fusionbench_lite.weights.pickle_names import SCRIPT
-from fusionbench_lite.weights.pickle_objects import Refused, Storage, shown, storage_of
-from fusionbench_lite.weights.pickle_trees import PickledModule, collect
+from fusionbench_lite.weights.pickles.machine import load
+from fusionbench_lite.weights.pickles.names import SCRIPT
+from fusionbench_lite.weights.pickles.objects import Refused, Storage, shown, storage_of
+from fusionbench_lite.weights.pickles.trees import PickledModule, collect
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What files of torch's old format begin with."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.folders import describe
+from fusionbench_lite.weights.stored.folders import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +21,6 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FOLD = "fold it with peft's merge_and_unload and give the folder that save_pretrained then writes"
 FLOATING = ("F64", "F32", "F16", "BF16")
-
-
-def is_adapter(folder: Path) -> bool:
-    """Say whether the folder holds a PEFT adapter."""
-    return folder.is_dir() and describe(folder).kind == "adapter"
 
 
 class AdapterFile:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusionbench_lite.weights.lora_config import AdapterConfig
-from fusionbench_lite.weights.lora_files import FLOATING, FOLD, AdapterFile
-from fusionbench_lite.weights.lora_keys import Module
-from fusionbench_lite.weights.lora_roles import is_vocabulary
+from fusionbench_lite.weights.lora.config import AdapterConfig
+from fusionbench_lite.weights.lora.files import FLOATING, FOLD, AdapterFile
+from fusionbench_lite.weights.lora.keys import Module
+from fusionbench_lite.weights.lora.roles import is_vocabulary
 from fusionbench_lite.weights.specs import TensorSpec
 
 TensorSpecs = Mapping[str, TensorSpec]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import pytest
 from safetensors import safe_open
 
 from fusionbench_lite import paths, registry
+from fusionbench_lite.errors import MergeWarning
 from fusionbench_lite.paths import config_dir
+from fusionbench_lite.running import run as running
 from fusionbench_lite.tables import records
 from tests.support.commands import ROOT, in_this_process
 
@@ -243,3 +246,11 @@ def test_result_json_names_sources_and_versions(command, tmp_path):
     assert {"torch", "lightning", "python", "fusionbench_lite"} <= set(data["versions"])
     assert set(data["data"]) == {"digits", "signs", "land"}
     assert all(len(hash) == 64 for hash in data["checkpoints"]["files"].values())
+
+
+def test_a_warning_of_a_base_and_of_the_method_is_recorded_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for text in ("experts changed 'n'", "another", "experts changed 'n'"):
+            warnings.warn(text, MergeWarning, stacklevel=1)
+    assert list(running._said(caught)) == ["experts changed 'n'", "another"]

@@ -74,7 +74,7 @@ def parse(arguments: list[str]) -> Options:
     choices = {"model": MODELS, "layout": LAYOUTS, "tower": ()}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        is_path = argument.endswith(".safetensors") or Path(argument).exists()  # the = is in the name of a folder
+        is_path = argument.endswith(".safetensors") or _is_there(Path(argument))  # the = is in the name of a folder
         if not equals or not (key in choices or (key.isidentifier() and not is_path)):
             files.append(argument)
         elif key not in choices:

@@ -106,6 +106,11 @@ def test_a_pipe_that_is_closed_is_no_traceback(tmp_path, line):
     assert process.returncode == 0
 
 
+def _hear_interruptions():
+    """A shell starts what runs in its background with interruptions ignored, tests as well."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interruption_is_a_line(tmp_path):
     """The process is asked while it waits, so that the signal comes when the command runs."""
     code = (
@@ -117,7 +122,8 @@ def test_an_interruption_is_a_line(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_hear_interruptions,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
@@ -133,7 +139,7 @@ def test_an_interruption_while_hydra_is_imported_is_a_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     process = subprocess.Popen(
         [sys.executable, "-m", LITE, "--help"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=_hear_interruptions,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"

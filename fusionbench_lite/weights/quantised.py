@@ -27,8 +27,8 @@ _CODES = re.compile(r"(.*_)?(q_?weight|weight|w_q|packed|codes|qidxs|q?data|int_
 _ALONE = re.compile(r"(.*_)?(qweight|w_q|weight_packed|qidxs)|quant_state.*", re.IGNORECASE)
 """Last parts of names that no library uses for anything but codes."""
 _PLAIN = re.compile(
-    r".*(ids?|ind(ex|ices)|masks?|bias|buckets?|count(er)?s?|steps?|tracked|shape|version|lengths?|positions?)|num_.*",
-    re.IGNORECASE,
+    r".*(ids?|ind(ex|ices)|masks?|bias|buckets?|count(er)?s?|steps?|tracked|shape|version|lengths?|positions?"
+    r"|initiali[sz]ed|inited|flags?)|num_.*", re.IGNORECASE,
 )
 """Last parts of names of integer buffers that may lie beside a learned scale at full precision; GPT-2's mask is its `bias`."""
 

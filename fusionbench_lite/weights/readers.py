@@ -56,6 +56,9 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
             raise MergeError(f"{file}: {name!r} has dtype {dtype}, which no method here merges: convert it first")
         return TensorSpec(shape, getattr(torch, _DTYPES[dtype]))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # that of Mapping reads the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 

@@ -10,9 +10,11 @@ import torch
 import fusionbench_lite as fbl
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeWarning
+from fusionbench_lite.weights.readers import SafetensorsWeights
 from tests.methods.test_files import write
 from tests.support.adapt_comparison import run
 from tests.support.helpers import State, setting, snapshot
+from tests.support.lora_files import factors, write_adapter
 
 ONE_MODEL = ["weight_averaging", "task_arithmetic", "ties_merging", "cart", "slerp"]
 PER_TASK = ["tall_masks", "emr_merging", "tsv_c"]
@@ -145,3 +147,26 @@ def test_adaptation_says_it_once_too(method):
         got = run(method, s, 1)
     assert [str(w.message).count("'bn.num_batches_tracked'") for w in said if issubclass(w.category, MergeWarning)] == [1]
     assert int(got.state_dict()["bn.num_batches_tracked"]) == 0
+
+
+def test_masks_and_counters_of_a_file_are_read_once(tmp_path, monkeypatch):
+    """Adapters read no buffer of the pretrained file again, and asking a file for a name reads nothing."""
+    masks = {"attn.bias": torch.ones(4, 4, dtype=torch.bool), "bn.num_batches_tracked": torch.tensor(2)}
+    base = {"fc.weight": torch.ones(4, 4), **masks}
+    pretrained = write(base, tmp_path / "base", "file")
+    trained = write(base, tmp_path / "trained", "file")
+    adapters = {name: write_adapter(tmp_path / name, factors("fc", 4, 4)) for name in ("one", "two")}
+    read: list[tuple[str, str]] = []
+    once = SafetensorsWeights.__getitem__
+
+    def noted(self: SafetensorsWeights, name: str) -> torch.Tensor:
+        read.append((str(self.path), name))
+        return once(self, name)
+
+    monkeypatch.setattr(SafetensorsWeights, "__getitem__", noted)
+    fbl.merge_files("weight_averaging", pretrained, {"trained": trained, **adapters}, tmp_path / "out")
+    buffers = [(str(path), name) for path, name in read if name != "fc.weight"]
+    assert sorted(buffers) == sorted((str(path), name) for path in (pretrained, trained) for name in masks)
+    read.clear()
+    assert "fc.weight" in SafetensorsWeights(pretrained)
+    assert not read

@@ -26,6 +26,7 @@ def test_one_shard_of_several(tmp_path):
         reads(re.search(r"give the folder (\S+)", text)[1])
     part = shards(tmp_path / "c", keep=(1, 3)) / "model-00001-of-00003.safetensors"
     assert "part 1 of 3 of a model, and" in fault(part)
+    assert fault(part).endswith("where it is a whole model, call it by another name")
     assert "lacks model-00002-of-00003.safetensors" in fault(part)
     reads(one(tmp_path / "d" / "model-00001-of-00001.safetensors"))
 

@@ -131,6 +131,15 @@ def test_a_deeper_model(tmp_path):
     refuse(write_adapter(tmp_path / "other", under("model.", tensors)), base_state(), "'encoder.2.q.weight'", "lacks")
 
 
+def test_names_that_a_library_changes_on_loading(tmp_path):
+    """The file of a ViT, LLaVA or Qwen2-VL has other names than the loaded model, whose names the adapter has."""
+    loaded = base_state()
+    stored = {name.replace("encoder.", "blocks.layer."): value for name, value in loaded.items()}
+    folder = write_adapter(tmp_path, linear_tensors())
+    refuse(folder, stored, "'encoder.0.q.weight'", "give the loaded model's state_dict()")
+    read_saying(folder, loaded)  # the advice works
+
+
 def test_two_shifts_are_none(tmp_path):
     tensors = under("model.", factors("encoder.0.q", 7, 5)) | factors("encoder.1.q", 7, 5)
     refuse(write_adapter(tmp_path, tensors), base_state(), "model.encoder.0.q.lora_A.weight", "lacks")

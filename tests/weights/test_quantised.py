@@ -47,6 +47,7 @@ PLAIN = {
     "masks beside a scale": {"attn.bias": "U8", "attn.causal_mask": "U8", "attn.scale": "F32"},
     "counters beside a scale": {"ema.steps": "I32", "ema.num_updates": "I32", "ema.scale": "F32"},
     "codebook of a tokeniser": {"quantizer.codebook": "F32", "quantizer.indices": "I64"},
+    "ActNorm of VQGAN and Glow": {"norm.loc": "F32", "norm.scale": "F32", "norm.initialized": "U8"},
     "scales of other modules": {"a.scale": "F32", "b.position_ids": "I32", "b.table": "U8"},
     "every wide type": {kind: kind for kind in ("F64", "F32", "F16", "BF16", "BOOL", "I64", "C64")},
     "nothing": {},

@@ -11,6 +11,11 @@ from fusionbench_lite.weights.lora.config import AdapterConfig
 from fusionbench_lite.weights.lora.files import AdapterFile
 from fusionbench_lite.weights.lora.keys import unwrapped
 
+OTHER_MODEL = (
+    "use the model that the adapter was trained on; if it is that model, its library renames weights when it loads them: give the "
+    "loaded model's state_dict()"
+)
+"""What helps where names are not found: transformers stores ViT, LLaVA and others under older names than its modules have."""
 _PLAIN = frozenset({"module", "model", "transformer", "base_model", "backbone"})
 """Prefixes that say nothing of which part of a model is meant."""
 _LEAD = 2
@@ -77,13 +82,10 @@ class Names:
         """Return the sentence that a key needs a tensor which the pretrained model lacks."""
         if self.shift.of(name) is None:
             what = f"lies outside {'.'.join(self.shift.dropped)!r}, the part of its model that the pretrained one holds"
-            return f"{key!r} {what}: use the model that the adapter was trained on"
+            return f"{key!r} {what}: {OTHER_MODEL}"
         near = nearest(self.moved(name), self.known) or next(iter(self.known), None)
         example = "" if near is None else f" (of its {len(self.known)} keys one is {near!r})"
-        return (
-            f"{key!r} needs {self.moved(name)!r}, which the pretrained model lacks{example}: use the model that the adapter was "
-            "trained on"
-        )
+        return f"{key!r} needs {self.moved(name)!r}, which the pretrained model lacks{example}: {OTHER_MODEL}"
 
     def check_meaning(self, config: AdapterConfig) -> None:
         """Warn where the shift drops or adds the name of a part, of which a model may have several; refuse the wrong one."""

@@ -143,7 +143,8 @@ def _check_whole(path: Path, siblings: list[str]) -> None:
     if whole.fault is None and path in whole.files:
         raise MergeError(f"{path} is {what}: give the folder {parent}")
     why = whole.fault or f"{parent} is read as {whole.form}: move the parts into a folder of their own"
-    raise MergeError(f"{path} is {what}, and {why}")
+    renamed = "; where it is a whole model, call it by another name" if part else ""
+    raise MergeError(f"{path} is {what}, and {why}{renamed}")
 
 
 def _lonely(path: Path, factor: str, siblings: list[str]) -> str:

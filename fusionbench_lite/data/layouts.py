@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from fusionbench_lite.errors import InputError, did_you_mean
 
 _CHANNELS = (1, 3)
+_FEW = 16
+"""The largest value of images that are no darker than others, but of up to 4 bits, such as scikit-learn's digits from 0 to 16."""
 
 
 def images_of(path: Path, field: str, images: NDArray[Any], size: int | None) -> NDArray[np.uint8]:
@@ -34,8 +36,10 @@ def images_of(path: Path, field: str, images: NDArray[Any], size: int | None) ->
         raise InputError(f"{wrong}: resize the images, for example {resized}")
     if len(view) == 0:
         raise InputError(f"{path}: {field} holds no example: put at least one there")
-    if int(images.max()) == 1:
-        raise InputError(f"{path}: {field} holds 0 and 1 only, and 255 is white: store {field} * 255")
+    if 0 < (most := int(images.max())) <= _FEW:
+        held, factor = ("0 and 1", "* 255") if most == 1 else (f"0 to {most}", f"* {255 // most}")
+        white = "" if 255 % most == 0 else ", or what else makes its white 255"
+        raise InputError(f"{path}: {field} holds {held} only, and 255 is white: store {field} {factor}{white}")
     if not grey:
         return np.ascontiguousarray(view) if size is not None else view
     coloured = np.broadcast_to(view[..., None], (*view.shape, 3))

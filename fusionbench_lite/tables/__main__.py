@@ -45,12 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     given = parser().parse_args(argv)
     if given.experiment is not None and re.match(r"[a-z_]+=", given.experiment):
-        key, _, value = given.experiment.partition("=")
-        raise InputError(f"{given.experiment}: options of tables are written as --{key.replace('_', '-')} {value}")
+        raise _option(given.experiment)
     given.results_dir = expanded(given.results_dir)
     given.output = expanded(given.output) if given.output is not None else None
     _answer(given)
     return 0
+
+
+def _option(argument: str) -> InputError:
+    """Return what a KEY=VALUE of the other commands is here."""
+    from fusionbench_lite.planning.mistakes import for_shells
+
+    key, _, value = argument.partition("=")
+    option = f"--{key.replace('_', '-')}"
+    one_value = [name for action in parser()._actions if action.nargs is None for name in action.option_strings]
+    if option not in one_value:
+        return InputError(f"{argument}: tables has no key {key!r}: give an experiment, or one of {', '.join(one_value)}")
+    return InputError(f"{argument}: options of tables are written as {for_shells(f'{option}={value}')}")
 
 
 def _answer(given: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.engine.foreign import features_of, running
+from fusionbench_lite.adaptation.engine.norms import differentiable
 from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective
 from fusionbench_lite.adaptation.engine.parametrisation import Parametrisation
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Examples
@@ -38,7 +39,7 @@ def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Ten
     """
     arguments: tuple[Any, ...] = () if isinstance(inputs, Mapping) else (inputs,)
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    with evaluating(model), running(model, inputs, weights):
+    with evaluating(model), running(model, inputs, weights), differentiable(weights):
         output = torch.func.functional_call(model, distinct(model, weights), arguments, named)
     return features_of(output, model, inputs)
 

@@ -38,20 +38,24 @@ def check_runs(model: nn.Module, pretrained: StateDict, example: Inputs, *, grad
         if without:
             raise MergeError(f"{type(model).__name__} runs {without[0]} without a gradient: {_FIX}")
         with _noting(model, lambda name, module: True) as again_run:
-            gradients = _gradients(model, features, leaves)
+            gradients = _gradients(model, features, leaves, again_run)
         if again_run:
-            raise MergeError(
-                f"{type(model).__name__} runs {again_run[0]} again in the backward pass, when merged weights are not in place: "
-                "switch activation checkpointing off, such as by model.set_grad_checkpointing(False)"
-            )
+            raise _recomputed(model, again_run)
         if all(found is None for found in gradients):
             raise MergeError(
                 f"the features of {type(model).__name__} take no gradient from its weights, and nothing would be learned: {_FIX}"
             )
 
 
-def _gradients(model: nn.Module, features: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the features' sum, none where they take none."""
+def _recomputed(model: nn.Module, modules: list[str]) -> MergeError:
+    return MergeError(
+        f"{type(model).__name__} runs {modules[0]} again in the backward pass, when merged weights are not in place: "
+        "switch activation checkpointing off, such as by model.set_grad_checkpointing(False)"
+    )
+
+
+def _gradients(model: nn.Module, features: Tensor, leaves: list[Tensor], again_run: list[str]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the features' sum, none where they take none; `again_run` lists modules that ran for them."""
     if not features.requires_grad:
         return ()
     try:
@@ -59,6 +63,8 @@ def _gradients(model: nn.Module, features: Tensor, leaves: list[Tensor]) -> tupl
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if again_run:  # such as by a tensor of another shape than in the first pass
+            raise _recomputed(model, again_run) from error
         raise MergeError(
             f"{type(model).__name__} has no gradient, {first_line(error)}: give a model whose features can be differentiated"
         ) from error

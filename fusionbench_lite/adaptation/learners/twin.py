@@ -121,6 +121,11 @@ class Twin(Procedure):
         if self._last is None:
             return self.frozen.features(weights, inputs)
         (seen,), _ = states(self.frozen.model, weights, inputs, [self._last])
+        if seen.dim() not in (2, 3):
+            raise MergeError(
+                f"the last block of {type(self.frozen.model).__name__} returns {tuple(seen.shape)}, the router of twin_merging "
+                f"needs hidden states [{len(seen)}, N, d] or [{len(seen)}, d]: choose a method without a router"
+            )
         return token_mean(seen)
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:

@@ -6,6 +6,7 @@ looks up no attribute of an object of the file and calls none: only the makers o
 
 from __future__ import annotations
 
+import os
 import pickletools
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -14,6 +15,8 @@ from fusionbench_lite.weights.pickles.objects import MAKERS, Maker, Refused, Sto
 
 OPERATIONS = 20_000_000
 """Operations of one file; a pickled ViT-L/14 has some 60,000."""
+HANDED, HANDED_PER_BYTE = 1_000_000, 4
+"""Items, letters and bytes that makers are handed, and those for each byte of the file: what is named again and again grows it."""
 _MARK = object()
 _DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError, EOFError)
 
@@ -24,6 +27,7 @@ class Stream(Protocol):
     def read(self, size: int = ..., /) -> bytes: ...
     def readline(self) -> bytes: ...
     def tell(self) -> int: ...
+    def seek(self, place: int, whence: int = ..., /) -> Any: ...
 
 
 def load(stream: Stream, persistent: Callable[[Any], Any], from_bytes: Callable[[Any], Storage]) -> Any:
@@ -31,7 +35,7 @@ def load(stream: Stream, persistent: Callable[[Any], Any], from_bytes: Callable[
 
     `persistent` answers persistent ids, `from_bytes` reads storages that were pickled inside the pickle.
     """
-    machine = _Machine(persistent, from_bytes)
+    machine = _Machine(persistent, from_bytes, HANDED + HANDED_PER_BYTE * _length(stream))
     try:
         for number, (operation, argument, _) in enumerate(pickletools.genops(cast("Any", stream))):
             if number > OPERATIONS:
@@ -43,10 +47,23 @@ def load(stream: Stream, persistent: Callable[[Any], Any], from_bytes: Callable[
         raise Refused(f"its pickle is damaged ({type(error).__name__}: {reason})") from error
 
 
-class _Machine:
-    """The stack and the memo of one pickle."""
+def _length(stream: Stream) -> int:
+    place = stream.tell()
+    stream.seek(0, os.SEEK_END)
+    length = stream.tell()
+    stream.seek(place)
+    return length
 
-    def __init__(self, persistent: Callable[[Any], Any], from_bytes: Callable[[Any], Storage]) -> None:
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (str, bytes, tuple, list, dict, set, frozenset)) else 1
+
+
+class _Machine:
+    """The stack and the memo of one pickle, and how much makers may still be handed."""
+
+    def __init__(self, persistent: Callable[[Any], Any], from_bytes: Callable[[Any], Storage], to_hand: int) -> None:
+        self.to_hand = to_hand
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.persistent = persistent
@@ -92,6 +109,10 @@ class _Machine:
         if isinstance(function, StubClass):
             return Stub(function, arguments)
         if isinstance(function, Maker):
+            inner = [value for given in arguments if isinstance(given, tuple) for value in given]
+            self.to_hand -= sum(map(_size, arguments)) + sum(map(_size, inner))
+            if self.to_hand < 0:
+                raise Refused("it makes more of its values than it holds: they repeat one another")
             return function.make(*arguments)
         raise Refused(f"it calls a {spelled(function)}")
 

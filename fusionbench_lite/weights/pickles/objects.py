@@ -14,6 +14,8 @@ from fusionbench_lite.weights.pickles import names as pickle_names
 
 LONGEST = 120
 """Characters of a name in a message."""
+NAME, KEY = 400, 64
+"""Characters of a class's name, and parts of a tuple that is a key."""
 
 _DTYPES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
@@ -104,6 +106,8 @@ def key_of(value: Any) -> Any:
     flat = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(part, (str, int, float, bytes, bool, type(None), StubClass, Stub, PickledTensor)) for part in flat):
         raise Refused(f"it has a {spelled(value)} as a key")
+    if len(flat) > KEY:
+        raise Refused(f"it has a tuple of {len(flat)} parts as a key")
     return value
 
 
@@ -138,7 +142,7 @@ def _array(kind: Any = None, *_: Any) -> Stub:
 
 def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
     """A tensor with attributes of its own, or of a kind of its own: the tensor alone."""
-    if not isinstance(function, Maker) or not isinstance(arguments, tuple):
+    if not isinstance(function, Maker) or function.make is _of_type or not isinstance(arguments, tuple):
         raise Refused(f"it makes a tensor by a {spelled(function)}")
     return function.make(*arguments)
 
@@ -195,7 +199,7 @@ MAKERS = {name: Maker(name, make) for name, make in _BY_NAME.items()}
 
 def find(module: Any, name: Any, makers: Mapping[str, Maker]) -> Maker | StorageType | StubClass:
     """Return what a module and a name stand for, without importing either. Raises Refused."""
-    if not isinstance(module, str) or not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > NAME or not name.isidentifier():
         raise Refused(f"it asks for {_short(module, name)}, which is no plain name of a class")
     full = f"{module}.{name}"
     if full in makers:

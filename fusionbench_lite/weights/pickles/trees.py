@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MODULES, DEPTH = 100_000, 100
 """Modules, containers and tensors of one file, and these within one another."""
+NAME = 4_000
+"""Characters of the name of one of them."""
 _MODULE = ("_parameters", "_buffers", "_modules")
 
 
@@ -68,7 +70,7 @@ def _nothing(root: Any) -> Refused:
         return Refused(f"it holds {what}, {neither}", fix)
     if _is_optimizer(root):
         return Refused("it holds no tensors of a model, but the state of an optimizer", fix)
-    entries = ", ".join(shown(str(key)) for key in list(root)[:4]) + (", ..." if len(root) > 4 else "")
+    entries = ", ".join(shown(_key(key, place)) for place, key in enumerate(list(root)[:4])) + (", ..." if len(root) > 4 else "")
     return Refused(f"it holds no tensors ({f'entries {entries}' if root else 'an empty dictionary'})", fix)
 
 
@@ -115,8 +117,19 @@ def _walk(root: Any, modules: list[Stub]) -> Iterator[tuple[str, PickledTensor]]
         seen += 1 + len(children)
         if seen > MODULES or depth > DEPTH:
             raise Refused(f"it has more than {MODULES:,} modules and tensors, or {DEPTH} within one another: it contains itself")
+        if len(name) > NAME:
+            raise Refused(f"it has a name of {len(name):,} characters, {shown(name)}")
         before = f"{name}." if name else ""
-        waiting.extend((f"{before}{key}", child, depth + 1, inside) for key, child in reversed(children))
+        named = [(f"{before}{_key(key, place)}", child) for place, (key, child) in enumerate(children)]
+        waiting.extend((whole, child, depth + 1, inside) for whole, child in reversed(named))
+
+
+def _key(key: Any, place: int) -> str:
+    """Return a key as part of a name: plain values as they are written, of other objects only what they are and their place."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(part, (str, int, float, bytes, bool, type(None))) for part in parts):
+        return f"<{type(key).__name__} {place}>"
+    return str(key)
 
 
 def _children_of_module(name: str, module: Any) -> list[tuple[Any, Any]]:
@@ -127,12 +140,12 @@ def _children_of_module(name: str, module: Any) -> list[tuple[Any, Any]]:
         raise Refused(f"its module {shown(name)} has no state of a torch module")
     passing = state.get("_non_persistent_buffers_set") if isinstance(state, Mapping) else None
     skipped = passing if isinstance(passing, (set, frozenset)) else ()
-    out = []
+    out: list[tuple[Any, Any]] = []
     for part in _MODULE:
         for key, value in parts[part].items():
             if value is None or (part == "_buffers" and key in skipped):
                 continue
-            whole = f"{name}.{key}" if name else str(key)
+            whole = f"{name}.{_key(key, len(out))}" if name else _key(key, len(out))
             if part == "_modules" and not isinstance(value, Stub):
                 raise Refused(f"its module {shown(whole)} has no state of a torch module")
             if part != "_modules" and not isinstance(value, PickledTensor):

@@ -21,13 +21,18 @@ _STORED = {
 """Types of elements and how safetensors writes them."""
 
 
-def check_tensor(tensor: Any, who: str, name: str) -> None:
+def check_tensor(tensor: Any, who: str, name: Any) -> None:
     """Refuse a tensor that arithmetic would take for something else or fail at; only what describes it is read.
 
     `who` names the state dict. Raises MergeError naming the tensor, what it is and what to do about it.
     """
+    if not isinstance(name, str):
+        raise MergeError(f"{who}: the name {name!r} is a {type(name).__name__}, no text: pass model.state_dict() or a file")
     if not isinstance(tensor, torch.Tensor):
-        raise MergeError(f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: pass model.state_dict() or a file")
+        fix = "pass model.state_dict() or a file"
+        if name.rpartition(".")[2] == "_extra_state":  # torch's own name of what a module adds to its state, as fp8 layers do
+            fix = "leave such entries, which are no weights, out of the pretrained model and the experts"
+        raise MergeError(f"{who}: {name!r} must be a tensor, got {type(tensor).__name__}: {fix}")
     found = _unusable(tensor)
     if found is not None:
         raise MergeError(f"{who}: {name!r} {found[0]}: {found[1]}")

@@ -154,3 +154,17 @@ def test_views_parameters_and_plain_subclasses_pass(make):
 def test_what_is_no_tensor_is_named():
     with pytest.raises(fbl.MergeError, match=re.escape("expert 'a': 'x' must be a tensor, got float")):
         fbl.merge("weight_averaging", {"x": EYE}, {"a": {"x": 1.0}})
+
+
+def test_the_state_that_a_module_adds_of_its_own_is_left_out():
+    base = {"fc.weight": EYE, "fc._extra_state": {"amax": 1.0}}
+    with pytest.raises(fbl.MergeError, match=r"'fc\._extra_state' must be a tensor, got dict: leave such entries"):
+        fbl.merge("weight_averaging", base, {"a": base})
+    del base["fc._extra_state"]
+    fbl.merge("weight_averaging", base, {"a": base})
+
+
+@pytest.mark.parametrize("name", [0, ("fc", "weight"), None])
+def test_names_are_text(name):
+    with pytest.raises(fbl.MergeError, match=re.escape(f"pretrained: the name {name!r} is a ")):
+        fbl.merge("weight_averaging", {name: EYE}, {"a": {name: EYE}})

@@ -32,6 +32,7 @@ _PLAIN = re.compile(r"[A-Za-z_][\w.-]*|0|[1-9]\d*", re.ASCII)
 _VALUES = ("null", "true", "false", "nan", "inf")
 """Words that are values to Hydra."""
 _FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
+_CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 _FOLDER_FLAGS = re.compile(r"(--config-dir|-cd)=(.*)", re.DOTALL)
 
 
@@ -84,15 +85,18 @@ def path_text(text: str) -> str:
 
 
 def _path(key: str, text: str, sweep: bool) -> str:
-    if text.lower() == "null":
-        return text
     is_function = _FUNCTION.match(text) is not None
     several = sweep and ("," in text or is_function) and unquoted(text) is None
     if several and not os.path.lexists(up_to_last(",", str(_expanded(key, text)))):
-        if is_function:
+        choice = _CHOICE.fullmatch(text)
+        if is_function and choice is None:
             return text
-        return ",".join(quoted(_escaped(_expanded(key, path_text(part.strip())))) for part in split(text))
-    return quoted(_escaped(_expanded(key, path_text(text))))
+        return ",".join(_one_path(key, part.strip()) for part in split(text if choice is None else choice[1]))
+    return _one_path(key, text)
+
+
+def _one_path(key: str, text: str) -> str:
+    return text if text.lower() == "null" else quoted(_escaped(_expanded(key, path_text(text))))
 
 
 def _expanded(key: str, text: str) -> str:

@@ -119,6 +119,8 @@ def test_commas_of_a_sweep(tmp_path):
     assert jobs(["-m", "results_dir='~/p,q'"], "results_dir") == [f"{tmp_path}/home/p,q"]  # quotes within quotes
     assert jobs(["-m", "results_dir='p,q',r"], "results_dir") == ["p,q", "r"]
     assert jobs(["-m", "data_dir=choice(a,b)"], "data_dir") == ["a", "b"]
+    assert jobs(["-m", "data_dir=choice(~/a (1), null,'b,c')"], "data_dir") == [f"{tmp_path}/home/a (1)", None, "b,c"]
+    assert jobs(["-m", "data_dir=null,a,./null"], "data_dir") == [None, "a", "null"]  # null is no path here either
     assert value(["results_dir=p,q"], "results_dir") == "p,q"  # without -m nothing is a sweep
 
 

@@ -172,7 +172,7 @@ def iso_problems(
         taus = task_vectors(pretrained, experts, name)
         own.origin[name] = torch.from_numpy(array(pretrained[name]))
         if not is_factorised(name, tuple(pretrained[name].shape), matrices):
-            own.dense[name] = [torch.from_numpy(tau / len(taus)) for tau in taus]
+            own.dense[name] = [torch.from_numpy(np.asarray(tau / len(taus))) for tau in taus]
             continue
         blocks = [[torch.from_numpy(np.ascontiguousarray(a)) for a in block] for block in iso_blocks(taus, common_fraction)]
         common.origin[name + COMMON] = torch.zeros_like(own.origin[name])

@@ -99,7 +99,8 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
 
 def merged_weights(method: str, view: Experts, **hyperparameters: Any) -> dict[str, Tensor]:
     """Return the weights that `merge` makes of experts which have been checked and warned of already."""
-    produced = _produced(registry.get(method), view, hyperparameters, {})
+    entry = registry.get(method)
+    produced = _produced(entry, view, entry.configure(**hyperparameters), {})
     return _complete(view, produced(), produced.limits)
 
 
@@ -175,16 +176,15 @@ def _prepare(
         if hyperparameters.get(name) is None:
             raise MergeError(f"method {method!r} needs the argument {name!r}: see its documentation")
         extra[name] = hyperparameters.pop(name)
-    entry.configure(**hyperparameters)  # before anything is opened
+    configured = entry.configure(**hyperparameters)  # before anything is opened
     base = open_weights(pretrained, None, "pretrained")
     view = Experts(base, open_experts(experts, base))
     if view.changed and entry.family != REFERENCE:  # of which one keeps them, one has its own, and one is the pretrained model
         buffers.warn_kept(view.changed)
-    return view, entry, _produced(entry, view, hyperparameters, extra)
+    return view, entry, _produced(entry, view, configured, extra)
 
 
-def _produced(entry: registry.Method, view: Experts, hyperparameters: dict[str, Any], extra: dict[str, Any]) -> _Produced:
-    configured = entry.configure(**hyperparameters)
+def _produced(entry: registry.Method, view: Experts, configured: Any, extra: dict[str, Any]) -> _Produced:
     limits = Limits(entry.id, scaled="scaling" in entry.defaults)
     return _Produced(describe(configured), limits, lambda: entry.function(view, configured, **extra))
 

@@ -19,7 +19,7 @@ from fusionbench_lite.weights.stored.folders import describe
 from fusionbench_lite.weights.stored.indexes import INDEX
 from tests.support.helpers import rng, same_bits
 from tests.support.lora_files import write_adapter
-from tests.support.stored_models import NAMES, expert_read, fault, indexed, model, one, reads, shards
+from tests.support.stored_models import NAMES, expert_read, fault, indexed, model, one, reads, shards, unnumbered
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 350000000\n"
 PAGE = b"\n<!DOCTYPE html><html><title>Quota exceeded</title></html>"
@@ -51,10 +51,7 @@ def test_an_index_that_leaves_a_stored_tensor_out(tmp_path):
 
 
 def test_an_index_that_leaves_a_tensor_of_unnumbered_files_out(tmp_path):
-    state = list(model().items())
-    one(tmp_path / "one.safetensors", dict(state[:3]))
-    one(tmp_path / "two.safetensors", dict(state[3:]))
-    places = {name: "one.safetensors" if i < 3 else "two.safetensors" for i, name in enumerate(NAMES)}
+    places = unnumbered(tmp_path)
     index = tmp_path / INDEX
     index.write_text(json.dumps({"weight_map": {name: places[name] for name in NAMES[1:]}}))
     assert f"or list it in {INDEX}" in fault(tmp_path)

@@ -14,7 +14,7 @@ from fusionbench_lite.weights.stored.folders import describe
 from fusionbench_lite.weights.stored.indexes import INDEX
 from tests.support.helpers import same_bits
 from tests.support.lora_files import base_state, write_adapter
-from tests.support.stored_models import NAMES, expert_read, fault, indexed, model, one, reads, shards
+from tests.support.stored_models import expert_read, fault, indexed, model, one, reads, shards, unnumbered
 
 # ---------------------------------------------------------------- parts, indexes and adapters by their own paths
 
@@ -42,10 +42,7 @@ def test_one_shard_where_the_folder_is_read_as_something_else(tmp_path):
 
 
 def test_one_file_of_an_index_without_numbers(tmp_path):
-    state = list(model().items())
-    one(tmp_path / "one.safetensors", dict(state[:3]))
-    one(tmp_path / "two.safetensors", dict(state[3:]))
-    places = {name: "one.safetensors" if i < 3 else "two.safetensors" for i, name in enumerate(NAMES)}
+    places = unnumbered(tmp_path)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
     text = fault(tmp_path / "one.safetensors")
     assert f"is one of the 2 files of a model that {INDEX} lists: give the folder" in text

@@ -12,13 +12,14 @@ from safetensors import SafetensorError, safe_open
 
 from fusionbench_lite.errors import MergeError, MergeWarning
 from fusionbench_lite.lazy import torch
+from fusionbench_lite.weights.stored.elsewhere import ADAPTER, ADAPTER_CONFIG
 from fusionbench_lite.weights.stored.folders import describe
+from fusionbench_lite.weights.stored.indexes import SUFFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER + SUFFIX
 FOLD = "fold it with peft's merge_and_unload and give the folder that save_pretrained then writes"
 FLOATING = ("F64", "F32", "F16", "BF16")
 

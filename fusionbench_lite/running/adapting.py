@@ -16,6 +16,7 @@ from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
 from fusionbench_lite.base.processes import own_tasks
+from fusionbench_lite.data import lengths_of
 from fusionbench_lite.evaluation.results import TaskResult
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.running import course
@@ -124,11 +125,13 @@ class Feed:
             places[wanted] = np.arange(len(wanted))
             on_device = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
             table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if on_device else memory.CPU)
-            done = 0
-            for computed in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+            lengths = lengths_of(self.suite.tasks[task].inputs(split))
+            computing = self.suite.evaluator.passes.run(
+                lambda rows: self._compute(task, split, wanted[rows]), len(wanted), None if lengths is None else lengths[wanted]
+            )
+            for some, computed in computing:
                 assert computed is not None
-                table[done : done + len(computed)] = computed
-                done += len(computed)
+                table[torch.from_numpy(some)] = computed.to(table.device)
             self._precomputed[task, split] = places, table
         places, table = self._precomputed[task, split]
         return table[torch.from_numpy(places[rows])].to(self.suite.device)

@@ -105,8 +105,8 @@ def _too_long(
 ) -> None:
     length = tokenizer.length(first[number], None if second is None else second[number])
     raise InputError(
-        f"{given.where}: example {number + 1} has {length} tokens, the model takes {tokenizer.longest}, and protocol {protocol.name} "
-        f"truncates at {protocol.longest} only: choose data.protocol=plain, which truncates at the model's length"
+        f"{given.where}: example {number + 1} has {length} tokens, the model takes {tokenizer.longest}, and protocol "
+        f"{protocol.name} truncates at {protocol.longest} only: choose data.protocol=plain, which truncates at the model's length"
     )
 
 

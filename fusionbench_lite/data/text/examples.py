@@ -91,7 +91,7 @@ def _label(at: str, row: Mapping[str, Any], entry: Description) -> float:
     if is_number and value == int(value) and 0 <= value < len(classes):
         # Labels 1 to 5 of classes "1" to "5" would be read one class too high.
         if str(int(value)) in classes and classes.index(str(int(value))) != value:
-            raise InputError(f"{at}: label {value} may be class {int(value)} or the class named '{int(value)}': write names in quotes")
+            raise InputError(f"{at}: label {value} may be number {int(value)} or the name '{int(value)}': write names in quotes")
         return int(value)
     names = ", ".join(f"{number} {name}" for number, name in enumerate(classes[:8])) + ", ..." * (len(classes) > 8)
     raise InputError(f"{at}: label {_short(value)} is none of the {len(classes)} classes ({names}): correct it")

@@ -44,8 +44,8 @@ def entries(task: str, split_name: str, cache: Path) -> list[Entry]:
     if not found or set(found) != set(range(count)):
         there = ", ".join(entry.path for entry in listing[:5]) or "nothing"
         raise InputError(
-            f"dataset {REPO} has {len(found)} of {count or 'the'} files of split {split_name!r} of {task} (it holds {there}): list it "
-            f"again with a network, or put {task}.test.jsonl into data_dir"
+            f"dataset {REPO} has {len(found)} of {count or 'the'} files of split {split_name!r} of {task} (it holds {there}): list "
+            f"it again with a network, or put {task}.test.jsonl into data_dir"
         )
     return [found[number] for number in range(count)]
 
@@ -66,7 +66,8 @@ def _rows(entry: Description, paths: list[Path]) -> Iterator[tuple[str, Mapping[
             wanted = [name for name in (*entry.columns, entry.label) if name in present]  # `examples` names the missing ones
             table = parquet.read_table(path, columns=wanted)
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{path} is not readable parquet ({str(error).splitlines()[0]}): delete it, to fetch it again") from error
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path} is not readable parquet ({reason}): delete it, to fetch it again") from error
         for batch in table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 number += 1

@@ -97,7 +97,9 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
         source=test.where, words=(entry.words or entry.classes) if protocol.style == "prompt" else None,
         train_targets=targets, test_targets=answers,
         texts={column: np.array(texts, dtype=np.object_) for column, texts in texts_of(entry, protocol, test).items()},
-        caveats=notes.of(entry, protocol, whole, train, cut=encoded.cut, tested=len(test), published=source.published, metric=metric),
+        caveats=notes.of(
+            entry, protocol, whole, train, cut=encoded.cut, tested=len(test), published=source.published, metric=metric,
+        ),
     )
 
 

@@ -114,7 +114,7 @@ def _key(tokenizer: Tokenizer, longest: int, texts: Sequence[Sequence[str]]) -> 
     """Return a hash of all that decides the ids: the tokenizer, the length, and the texts, in which the template is filled in."""
     digest = hashlib.sha256(repr((tokenizer.fingerprint, longest, [len(column) for column in texts])).encode())
     for text in itertools.chain.from_iterable(texts):
-        content = text.encode("utf-8", "surrogatepass")
+        content = text.encode()
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()

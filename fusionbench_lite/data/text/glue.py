@@ -50,11 +50,6 @@ def entries(task: str, split_name: str, cache: Path) -> list[Entry]:
     return [found[number] for number in range(count)]
 
 
-def usual_path(task: str, split_name: str) -> str:
-    """Return where a split is, as far as is known without asking the hub."""
-    return f"{task}/{split_name}-00000-of-00001.parquet"
-
-
 def _rows(entry: Description, paths: list[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import pyarrow
     from pyarrow import parquet

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.data.arrays import TaskData
-from fusionbench_lite.data.text import descriptions, glue, notes, own
+from fusionbench_lite.data.text import descriptions, drawn, glue, notes, own, stock
 from fusionbench_lite.data.text.descriptions import Description
 from fusionbench_lite.data.text.encoding import encode, encode_answers, texts_of
 from fusionbench_lite.data.text.examples import Examples, as_labels
 from fusionbench_lite.data.text.protocols import Protocol
 from fusionbench_lite.data.text.tokenizing import Tokenizer
 from fusionbench_lite.data.text.tokens import Labels, Tokens
-from fusionbench_lite.errors import InputError, did_you_mean
 
 Report = Callable[[str, int, int], None]
 
@@ -152,7 +151,13 @@ def _found(name: str, reading: Reading, progress: Report | None) -> _Source:
         )
     if name in descriptions.glue_names():
         return _of_glue(descriptions.glue(name), reading, progress)
-    raise _unknown(name, folder)
+    if name in drawn.names():
+        entry = drawn.description(name)
+        return _Source(
+            entry=entry, test=lambda: drawn.split(entry, "test", reading.seed),
+            train=lambda: drawn.split(entry, "train", reading.seed),
+        )
+    raise stock.unknown(name, folder)
 
 
 def _of_glue(entry: Description, reading: Reading, progress: Report | None) -> _Source:
@@ -167,12 +172,6 @@ def _of_glue(entry: Description, reading: Reading, progress: Report | None) -> _
         train=lambda: glue.split(entry, glue.TRAIN, reading.cache, progress), stands_for=stands_for,
         published=entry.rows.get(split),
     )
-
-
-def _unknown(name: str, folder: Path | None) -> InputError:
-    known = {*descriptions.glue_names(), *(own.names(folder) if folder else ())}
-    where = f"has no {name}.test.jsonl in {folder}" if folder else "is no task of GLUE, and no data_dir is given"
-    return InputError(f"text task {name!r} {where}: {did_you_mean(name, known)}")
 
 
 def _spaced(size: int, limit: int | None) -> NDArray[np.int64]:

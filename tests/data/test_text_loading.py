@@ -127,7 +127,9 @@ def test_tokens_are_kept_and_a_damaged_file_is_made_again(reading, tmp_path: Pat
     asked = []
     encode_all = text.Tokenizer.encode_all
     monkeypatch.setattr(text.Tokenizer, "encode_all", lambda self, *given: asked.append(1) or encode_all(self, *given))
-    first = text.load("mine", reading())
+    told: list[tuple[str, int, int]] = []
+    first = text.load("mine", reading(), lambda *step: told.append(step))
+    assert told == [("tokenising mine", 4, 4), ("tokenising mine", 6, 6)]
     assert len(asked) == 2
     assert text.load("mine", reading()).sha256 == first.sha256
     assert len(asked) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ from fusionbench_lite.errors import InputError
 
 if TYPE_CHECKING:
     from fusionbench_lite.hub import Entry
+    from fusionbench_lite.hub.download import Report
 
 REPO = "nyu-mll/glue"
 TRAIN, TEST = "train", "validation"
 """The labels of GLUE's own test splits are hidden, so that all results are of validation splits."""
-Report = Callable[[str, int, int], None]
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.parquet")
 
 
@@ -51,9 +51,11 @@ def entries(task: str, split_name: str, cache: Path) -> list[Entry]:
 
 
 def _rows(entry: Description, paths: list[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError("GLUE from the hub needs pyarrow: pip install 'fusionbench_lite[hub]'") from error
     number = 0
     for path in paths:
         try:

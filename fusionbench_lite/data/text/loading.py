@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from fusionbench_lite.data.arrays import TaskData
 from fusionbench_lite.data.text import descriptions, drawn, glue, notes, own, stock
 from fusionbench_lite.data.text.descriptions import Description
-from fusionbench_lite.data.text.encoding import encode, encode_answers, texts_of
+from fusionbench_lite.data.text.encoding import Report, encode, encode_answers, texts_of
 from fusionbench_lite.data.text.examples import Examples, as_labels
 from fusionbench_lite.data.text.protocols import Protocol
 from fusionbench_lite.data.text.tokenizing import Tokenizer
 from fusionbench_lite.data.text.tokens import Labels, Tokens
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +82,8 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
     entry, protocol = source.entry, reading.protocol
     whole = source.test()
     test = whole.rows(_spaced(len(whole), reading.limit))
-    encoded = encode(entry, test, reading.tokenizer, protocol, reading.cache)
-    train_tokens, train_labels, targets, train = _train(source, reading)
+    encoded = encode(entry, test, reading.tokenizer, protocol, reading.cache, progress)
+    train_tokens, train_labels, targets, train = _train(source, reading, progress)
     answers = encode_answers(entry, test.labels, reading.tokenizer)[1] if protocol.style == "prompt" else None
     is_score = entry.classes is None
     labels = test.labels if answers is None or not is_score else np.array([float(entry.answer(one)) for one in test.labels])
@@ -102,7 +100,9 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
     )
 
 
-def _train(source: _Source, reading: Reading) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
+def _train(
+    source: _Source, reading: Reading, progress: Report | None
+) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
     """Return tokens, labels and answers of the training split, and its examples where they were read."""
     entry, tokenizer = source.entry, reading.tokenizer
     labels_of = functools.partial(as_labels, entry)
@@ -115,7 +115,7 @@ def _train(source: _Source, reading: Reading) -> tuple[Tokens, Any, Tokens | Non
         found = read()
         if found is None:
             return Tokens((), tokenizer.pad)
-        return encode(entry, found, tokenizer, reading.protocol, reading.cache).tokens
+        return encode(entry, found, tokenizer, reading.protocol, reading.cache, progress).tokens
 
     def labels() -> NDArray[Any]:
         found = read()

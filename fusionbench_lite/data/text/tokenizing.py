@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +67,9 @@ class Tokenizer:
         return self.encode_all(first, second, longest)[0]
 
     def encode_all(
-        self, first: Sequence[str], second: Sequence[str] | None, longest: int
+        self, first: Sequence[str], second: Sequence[str] | None, longest: int, done: Callable[[int], None] | None = None
     ) -> tuple[list[Row], NDArray[np.bool_]]:
-        """As `encode`, and which of the texts were cut, bool [N]."""
+        """As `encode`, and which of the texts were cut, bool [N]. `done` is called with the number of texts so far."""
         rows: list[Row] = []
         cut: list[bool] = []
         for start in range(0, len(first), _CHUNK):  # a hundred thousand encodings at once take gigabytes
@@ -78,6 +78,8 @@ class Tokenizer:
             encoded = self._own(*texts, truncation=True, max_length=longest, padding=False, return_attention_mask=False)
             rows += [np.array(ids, np.int32) for ids in encoded["input_ids"]]
             cut += self._cut(encoded, texts, longest)
+            if done is not None:
+                done(len(rows))
         highest = max((int(row.max(initial=0)) for row in rows), default=0)
         if self.vocabulary is not None and highest >= self.vocabulary:
             raise InputError(

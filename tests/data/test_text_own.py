@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from fusionbench_lite.data import text
 from fusionbench_lite.data.text import descriptions, own
 from fusionbench_lite.errors import InputError
 from tests.support import text_files
+from tests.support.commands import ROOT
 
 
 def read(folder: Path, name: str = "mine"):
@@ -158,3 +160,16 @@ def test_glue_s_descriptions_are_whole():
     assert json.dumps(tasks["sst2"].template) == (
         "\"Given the sentence '{sentence}', determine the sentiment. Is it positive or negative?\""
     )
+
+
+def test_the_example_of_the_documentation_reads(tmp_path: Path):
+    description, lines = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "text_tasks.md").read_text(), re.DOTALL)
+    (tmp_path / "tickets.json").write_text(description)
+    (tmp_path / "tickets.validation.jsonl").write_text(lines)
+    found = read(tmp_path, "tickets")
+    assert found.labels.tolist() == [0, 1, 2]
+    entry = own.description("tickets", tmp_path)
+    filled = (entry.template or "").format_map({name: texts[0] for name, texts in found.columns.items()})
+    assert filled.startswith("Title: Charged twice Text: My card")
+    keys = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "text_tasks.md").read_text(), re.MULTILINE)
+    assert keys == list(descriptions._KEYS)

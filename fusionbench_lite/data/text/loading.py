@@ -13,16 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.data.arrays import TaskData
-from fusionbench_lite.data.text import descriptions, glue, notes, own
+from fusionbench_lite.data.text import descriptions, drawn, glue, notes, own, stock
 from fusionbench_lite.data.text.descriptions import Description
-from fusionbench_lite.data.text.encoding import encode, encode_answers, texts_of
+from fusionbench_lite.data.text.encoding import Report, encode, encode_answers, texts_of
 from fusionbench_lite.data.text.examples import Examples, as_labels
 from fusionbench_lite.data.text.protocols import Protocol
 from fusionbench_lite.data.text.tokenizing import Tokenizer
 from fusionbench_lite.data.text.tokens import Labels, Tokens
-from fusionbench_lite.errors import InputError, did_you_mean
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +82,8 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
     entry, protocol = source.entry, reading.protocol
     whole = source.test()
     test = whole.rows(_spaced(len(whole), reading.limit))
-    encoded = encode(entry, test, reading.tokenizer, protocol, reading.cache)
-    train_tokens, train_labels, targets, train = _train(source, reading)
+    encoded = encode(entry, test, reading.tokenizer, protocol, reading.cache, progress)
+    train_tokens, train_labels, targets, train = _train(source, reading, progress)
     answers = encode_answers(entry, test.labels, reading.tokenizer)[1] if protocol.style == "prompt" else None
     is_score = entry.classes is None
     labels = test.labels if answers is None or not is_score else np.array([float(entry.answer(one)) for one in test.labels])
@@ -97,11 +94,15 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
         source=test.where, words=(entry.words or entry.classes) if protocol.style == "prompt" else None,
         train_targets=targets, test_targets=answers,
         texts={column: np.array(texts, dtype=np.object_) for column, texts in texts_of(entry, protocol, test).items()},
-        caveats=notes.of(entry, protocol, whole, train, cut=encoded.cut, tested=len(test), published=source.published, metric=metric),
+        caveats=notes.of(
+            entry, protocol, whole, train, cut=encoded.cut, tested=len(test), published=source.published, metric=metric,
+        ),
     )
 
 
-def _train(source: _Source, reading: Reading) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
+def _train(
+    source: _Source, reading: Reading, progress: Report | None
+) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
     """Return tokens, labels and answers of the training split, and its examples where they were read."""
     entry, tokenizer = source.entry, reading.tokenizer
     labels_of = functools.partial(as_labels, entry)
@@ -114,7 +115,7 @@ def _train(source: _Source, reading: Reading) -> tuple[Tokens, Any, Tokens | Non
         found = read()
         if found is None:
             return Tokens((), tokenizer.pad)
-        return encode(entry, found, tokenizer, reading.protocol, reading.cache).tokens
+        return encode(entry, found, tokenizer, reading.protocol, reading.cache, progress).tokens
 
     def labels() -> NDArray[Any]:
         found = read()
@@ -150,7 +151,13 @@ def _found(name: str, reading: Reading, progress: Report | None) -> _Source:
         )
     if name in descriptions.glue_names():
         return _of_glue(descriptions.glue(name), reading, progress)
-    raise _unknown(name, folder)
+    if name in drawn.names():
+        entry = drawn.description(name)
+        return _Source(
+            entry=entry, test=lambda: drawn.split(entry, "test", reading.seed),
+            train=lambda: drawn.split(entry, "train", reading.seed),
+        )
+    raise stock.unknown(name, folder)
 
 
 def _of_glue(entry: Description, reading: Reading, progress: Report | None) -> _Source:
@@ -165,12 +172,6 @@ def _of_glue(entry: Description, reading: Reading, progress: Report | None) -> _
         train=lambda: glue.split(entry, glue.TRAIN, reading.cache, progress), stands_for=stands_for,
         published=entry.rows.get(split),
     )
-
-
-def _unknown(name: str, folder: Path | None) -> InputError:
-    known = {*descriptions.glue_names(), *(own.names(folder) if folder else ())}
-    where = f"has no {name}.test.jsonl in {folder}" if folder else "is no task of GLUE, and no data_dir is given"
-    return InputError(f"text task {name!r} {where}: {did_you_mean(name, known)}")
 
 
 def _spaced(size: int, limit: int | None) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Evaluator:
     batch_size: int | None = None
     prepare: Callable[[Any], Inputs] = normalise
     bf16: bool = False
+    generates: ClassVar[bool] = False
+    """Whether models answer in texts, which are judged; an adapted model is tried before it is trained then."""
 
     def inputs(self, stored: Stored) -> Inputs:
         """Return the model's inputs for stored examples, on the device."""
@@ -81,8 +83,8 @@ class Evaluator:
         everyone = gathered(results)
         return {task: everyone[task] for task in (self.data if tasks is None else tasks)}
 
-    def trial(self, task: str, encode: Callable[[NDArray[np.int64]], Tensor]) -> None:
-        """Refuse features that this evaluator cannot judge, before an adaptation begins; none are refused here."""
+    def trial(self, encode: Callable[[], Tensor]) -> None:
+        """Refuse what an adapted model makes of an example where this evaluator cannot judge it; here it can."""
 
     def _predictions(
         self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]

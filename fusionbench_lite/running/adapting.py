@@ -170,6 +170,8 @@ def adapt(
     steps = plan.setting("steps")
     with clock.stage("merge"):
         procedure = procedure_of(plan, suite, merged)
+    if suite.evaluator.generates:
+        _try(plan, suite, procedure)
     feed = Feed(plan, suite, procedure)
 
     def batches_of(step: int) -> Sequence[Batch]:
@@ -195,6 +197,15 @@ def adapt(
         selections, course.writers(module, evaluations, trajectory),
         evaluations=course.evaluations(evaluations),
     )
+
+
+def _try(plan: Plan, suite: Suite, procedure: Procedure) -> None:
+    """Have the evaluator refuse a method whose models it cannot judge, before steps are taken."""
+    inputs = suite.inputs(plan.tasks[0], "test", np.arange(1))
+    procedure.refresh(0)
+    with torch.no_grad():
+        examples = Examples(inputs, procedure.precomputed(plan.tasks[0], inputs))
+    suite.evaluator.trial(lambda: procedure.encode(plan.tasks[0], examples))
 
 
 def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dict[str, Tensor]:

@@ -72,6 +72,7 @@ def test_mnli_is_read_from_the_protocol_s_split(served: Mirror, reading, model: 
     assert set(found.texts["hypothesis"].tolist()) == {f"validation_{split}"}
     assert found.source.endswith(f"validation_{split}")
     assert set(found.labels("test").tolist()) == {1 if split == "matched" else 2}
+    assert any("MNLI: " in note for note in found.caveats) == (split == "mismatched")
 
 
 def test_another_number_of_examples_is_told(served: Mirror, reading):

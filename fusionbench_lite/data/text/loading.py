@@ -49,10 +49,16 @@ class TextTask(TaskData):
     texts: Mapping[str, NDArray[np.object_]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
+    def test_sha256(self) -> str:
+        """SHA-256 of names, classes, answers, metric, and the tokens and labels of the test split: what a result is of."""
+        about = self.name, self.classes, self.words, self.metric, fingerprint(self.test_images), self.test_labels.tolist()
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
+    @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256 of names, classes, answers, and tokens and labels of both splits."""
-        about = self.name, self.classes, self.words, self.metric, fingerprint(self.test_images), fingerprint(self.train_images)
-        return hashlib.sha256(repr((about, np.asarray(self.test_labels).tolist())).encode()).hexdigest()
+        """SHA-256 of the same of both splits; a training split that waits is known by its files, labels included."""
+        labels = self.train_labels.tolist() if isinstance(self.train_labels, np.ndarray) else None
+        return hashlib.sha256(repr((self.test_sha256, fingerprint(self.train_images), labels)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,20 @@ def test_the_validation_split_is_the_test_split_and_training_waits(served: Mirro
     assert served.asked("*/test-00000*") == []
 
 
+def test_answers_of_the_training_split_wait_too(served: Mirror, tmp_path: Path):
+    tokenizer = text.Tokenizer(text_files.t5(tmp_path / "t5"))
+    reading = text.Reading(tokenizer=tokenizer, protocol=protocol(None, "flan_t5_base"), cache=tmp_path / "cache")
+    found = text.load("sst2", reading)
+    assert found.test_targets is not None
+    assert found.test_targets.tolist() == ["positive", "negative"] * 2
+    assert found.texts["text"][0].endswith("determine the sentiment. Is it positive or negative?")
+    assert found.train_targets is not None
+    assert found.train_targets.fingerprint != found.inputs("train").fingerprint
+    assert served.asked("*train-00000*") == []
+    assert tokenizer.decode(found.train_targets.rows()) == ["negative", "positive"] * 3 + ["negative"]
+    assert len(found.inputs("train")) == len(found.labels("train")) == 7
+
+
 @pytest.mark.parametrize(
     ("model", "name", "split"),
     [
@@ -72,6 +86,7 @@ def test_mnli_is_read_from_the_protocol_s_split(served: Mirror, reading, model: 
     assert set(found.texts["hypothesis"].tolist()) == {f"validation_{split}"}
     assert found.source.endswith(f"validation_{split}")
     assert set(found.labels("test").tolist()) == {1 if split == "matched" else 2}
+    assert any("MNLI: " in note for note in found.caveats) == (split == "mismatched")
 
 
 def test_another_number_of_examples_is_told(served: Mirror, reading):

@@ -197,9 +197,12 @@ def test_a_task_s_hash_is_of_its_texts_labels_and_answers(reading, tmp_path: Pat
     hashes.append(text.load("mine", reading("prompt")).sha256)
     text_files.jsonl(folder / "mine.test.jsonl", text_files.labelled(4, 1, start=6))
     hashes.append(text.load("mine", reading("prompt")).sha256)
-    text_files.jsonl(folder / "mine.train.jsonl", text_files.labelled(5))
-    hashes.append(text.load("mine", reading("prompt")).sha256)
-    assert len(set(hashes)) == 4
+    judged = text.load("mine", reading("prompt")).test_sha256
+    for rows in (text_files.labelled(5), text_files.labelled(5, 1)):
+        text_files.jsonl(folder / "mine.train.jsonl", rows)
+        hashes.append(text.load("mine", reading("prompt")).sha256)
+        assert text.load("mine", reading("prompt")).test_sha256 == judged
+    assert len(set(hashes)) == 5
 
 
 def test_an_unknown_task_is_refused_with_the_nearest(reading, tmp_path: Path):

@@ -58,7 +58,7 @@ def test_deferred_tokens_and_labels_are_read_once_and_not_for_their_fingerprint(
 
     def rows():
         asked.append("rows")
-        return ROWS
+        return Tokens(ROWS, PAD)
 
     def labels():
         asked.append("labels")

@@ -10,6 +10,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,8 @@ def _too_long(
 
 def _key(tokenizer: Tokenizer, longest: int, texts: Sequence[Sequence[str]]) -> str:
     """Return a hash of all that decides the ids: the tokenizer, the length, and the texts, in which the template is filled in."""
-    digest = hashlib.sha256(repr((tokenizer.fingerprint, longest, [len(column) for column in texts])).encode())
+    versions = [version(library) for library in ("tokenizers", "transformers")]
+    digest = hashlib.sha256(repr((tokenizer.fingerprint, versions, longest, [len(column) for column in texts])).encode())
     for text in itertools.chain.from_iterable(texts):
         content = text.encode()
         digest.update(len(content).to_bytes(8, "little"))

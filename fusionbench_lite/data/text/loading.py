@@ -49,10 +49,16 @@ class TextTask(TaskData):
     texts: Mapping[str, NDArray[np.object_]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
+    def test_sha256(self) -> str:
+        """SHA-256 of names, classes, answers, metric, and the tokens and labels of the test split: what a result is of."""
+        about = self.name, self.classes, self.words, self.metric, fingerprint(self.test_images), self.test_labels.tolist()
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
+    @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256 of names, classes, answers, and tokens and labels of both splits."""
-        about = self.name, self.classes, self.words, self.metric, fingerprint(self.test_images), fingerprint(self.train_images)
-        return hashlib.sha256(repr((about, np.asarray(self.test_labels).tolist())).encode()).hexdigest()
+        """SHA-256 of the same of both splits; a training split that waits is known by its files, labels included."""
+        labels = self.train_labels.tolist() if isinstance(self.train_labels, np.ndarray) else None
+        return hashlib.sha256(repr((self.test_sha256, fingerprint(self.train_images), labels)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,41 +110,32 @@ def _train(
     source: _Source, reading: Reading, progress: Report | None
 ) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
     """Return tokens, labels and answers of the training split, and its examples where they were read."""
-    entry, tokenizer = source.entry, reading.tokenizer
-    labels_of = functools.partial(as_labels, entry)
+    entry, tokenizer, prompted = source.entry, reading.tokenizer, reading.protocol.style == "prompt"
+
+    def read(found: Examples | None) -> tuple[Tokens, NDArray[Any], Tokens]:
+        none = Tokens((), tokenizer.pad)
+        if found is None:
+            return none, as_labels(entry, ()), none
+        tokens = encode(entry, found, tokenizer, reading.protocol, reading.cache, progress).tokens
+        return tokens, found.labels, encode_answers(entry, found.labels, tokenizer)[0] if prompted else none
+
+    if source.stands_for is None:
+        found = source.train()
+        tokens, labels, answers = read(found)
+        return tokens, labels, answers if prompted else None, found
 
     @functools.cache
-    def read() -> Examples | None:
-        return source.train()
+    def opened() -> tuple[Tokens, NDArray[Any], Tokens]:
+        return read(source.train())  # the texts themselves are not kept: those of MNLI take more than all the tokens
 
-    def tokens() -> Tokens:
-        found = read()
-        if found is None:
-            return Tokens((), tokenizer.pad)
-        return encode(entry, found, tokenizer, reading.protocol, reading.cache, progress).tokens
-
-    def labels() -> NDArray[Any]:
-        found = read()
-        return labels_of(()) if found is None else found.labels
-
-    def answers() -> Tokens:
-        return encode_answers(entry, labels(), tokenizer)[0]
-
-    def rows(made: Callable[[], Tokens]) -> Callable[[], list[NDArray[np.int32]]]:
-        return lambda: made().rows()
-
-    prompted = reading.protocol.style == "prompt"
-    if source.stands_for is None:
-        return tokens(), labels(), answers() if prompted else None, read()
-
-    def stands_for(what: str) -> Callable[[], str]:
+    def known(what: str) -> Callable[[], str]:
         about = what, dataclasses.astuple(entry), reading.protocol.style, reading.protocol.longest, tokenizer.fingerprint
         given = source.stands_for or str
         return lambda: hashlib.sha256(repr((about, given())).encode()).hexdigest()
 
-    deferred = Tokens.deferred(rows(tokens), tokenizer.pad, stands_for("texts"))
-    targets = Tokens.deferred(rows(answers), tokenizer.pad, stands_for("answers")) if prompted else None
-    return deferred, Labels(labels, np.float64 if entry.classes is None else np.int64), targets, None
+    deferred = Tokens.deferred(lambda: opened()[0], tokenizer.pad, known("texts"))
+    targets = Tokens.deferred(lambda: opened()[2], tokenizer.pad, known("answers")) if prompted else None
+    return deferred, Labels(lambda: opened()[1], np.float64 if entry.classes is None else np.int64), targets, None
 
 
 def _found(name: str, reading: Reading, progress: Report | None) -> _Source:

@@ -48,15 +48,13 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets, and of the padding."""
-        from importlib.metadata import version
-
         backend = getattr(self._own, "backend_tokenizer", None)
         if backend is None:
             rules: Any = sorted(self._own.get_vocab().items()), type(self._own).__name__
         else:
             rules = json.loads(backend.to_str())
             rules |= {"truncation": None, "padding": None}  # what the last call asked for
-        about = (rules, self.pad, self._own.all_special_tokens, version("tokenizers"))
+        about = (rules, self.pad, self._own.all_special_tokens)
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def encode(self, first: Sequence[str], second: Sequence[str] | None, longest: int) -> list[Row]:
@@ -135,10 +133,10 @@ class Tokenizer:
         if self._own.model_max_length < _UNLIMITED:
             limits.append(int(self._own.model_max_length))
         positions = self._config.get("n_positions", self._config.get("max_position_embeddings"))
-        # T5's positions are relative: its n_positions is a relic.
-        if isinstance(positions, int) and self._config.get("model_type") != "t5":
+        kind = self._config.get("model_type")
+        if isinstance(positions, int) and kind != "t5":  # its positions are relative: n_positions is a relic
             # RoBERTa counts positions from the one after the padding's id.
-            limits.append(positions - (self.pad + 1 if self._config.get("model_type") == "roberta" else 0))
+            limits.append(positions - (self._config.get("pad_token_id", 1) + 1 if kind == "roberta" else 0))
         return min(limits, default=None)
 
 

@@ -46,10 +46,10 @@ class Course:
             return self.lr * ((steps - step) / rest)
         return self.lr * (0.5 * (1 + math.cos(math.pi * (step - self.warmup) / rest)))
 
-    def optimizer_of(self, parameters: Any) -> torch.optim.Optimizer:
-        """Return the optimizer of parameters or groups of them; a group may have a weight decay of its own."""
+    def optimizer_of(self, parameters: Any, *, fused: bool | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters or groups of them; a group may have a weight decay of its own. `fused` is torch's."""
         kind: type[torch.optim.Optimizer] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.optimizer]
-        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)  # type: ignore[call-arg]
+        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)  # type: ignore[call-arg]
 
 
 class Training(Procedure):

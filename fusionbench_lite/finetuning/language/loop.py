@@ -82,7 +82,7 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], course: Course) -> torch.
     matrices = [tensor for tensor in parameters.values() if tensor.dim() > 1]
     others = [tensor for tensor in parameters.values() if tensor.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return course.optimizer_of([group for group in groups if group["params"]])
+    return course.optimizer_of([group for group in groups if group["params"]], fused=True)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def resolve(value: Any, data_dir: Path | None, others: Sequence[str] = ()) -> Ta
     an unknown set or task with the nearest one, for an empty or repeated task, for a missing data directory.
     """
     if data_dir is not None and not os.path.isdir(data_dir):  # noqa: PTH112 (no error for a name that is too long)
-        raise InputError(f"data_dir {data_dir} is not a directory: give the folder that holds NAME.npz and NAME.json")
+        raise InputError(f"data_dir {data_dir} is not a directory: give the folder that holds the files of the tasks")
     sets = task_sets()
     if isinstance(value, bool) or not isinstance(value, (int, str, Sequence)):
         raise InputError(f"tasks must be a number, a name or a list of task names, got {value!r}")
@@ -74,5 +74,5 @@ def _spelled(name: Any, available: Sequence[str]) -> str:
 
 def _named(label: str, entry: dict[str, Any], data_dir: Path | None) -> TaskSet:
     if entry.get("needs_data_dir") and data_dir is None:
-        raise InputError(f"tasks={label} reads NAME.npz and NAME.json files: add data_dir=FOLDER")
+        raise InputError(f"tasks={label} reads files of the tasks: add data_dir=FOLDER")
     return TaskSet(label, tuple(entry["tasks"]))

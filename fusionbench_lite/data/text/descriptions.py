@@ -109,12 +109,12 @@ def fields_of(template: str | None) -> list[str]:
 def _check_classes(where: str, metric: str, classes: tuple[str, ...] | None) -> None:
     if metric == "spearman":
         if classes is not None:
-            raise InputError(f"{where}: metric spearman is of scores, but classes lists {len(classes)} names: leave one of them out")
+            raise InputError(f"{where}: metric spearman is of scores, but classes lists {len(classes)} names: leave one out")
         return
     if classes is None or len(classes) < _MANY or len(set(classes)) < len(classes):
         raise InputError(
-            f'{where}: "classes" must list at least two different names in the order of the labels, such as ["negative", "positive"] '
-            "(scores have metric spearman and no classes)"
+            f'{where}: "classes" must list at least two different names in the order of the labels, such as ["negative", '
+            '"positive"] (scores have metric spearman and no classes)'
         )
 
 

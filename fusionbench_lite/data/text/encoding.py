@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import atomic_file
 
 log = logging.getLogger(__name__)
+Report = Callable[[str, int, int], None]
 _ANSWER = 32
 """Tokens that an answer may have; published ones have at most six."""
 
@@ -53,7 +56,9 @@ def texts_of(entry: Description, protocol: Protocol, given: Examples) -> dict[st
     return {name: list(given.columns[name]) for name in entry.text}
 
 
-def encode(entry: Description, given: Examples, tokenizer: Tokenizer, protocol: Protocol, cache: Path) -> Encoded:
+def encode(
+    entry: Description, given: Examples, tokenizer: Tokenizer, protocol: Protocol, cache: Path, report: Report | None = None
+) -> Encoded:
     """Return the token ids of examples, from the cache where it holds them; a damaged file there is made again.
 
     Raises InputError for a text without tokens, and for one that is longer than the model where the protocol truncates later.
@@ -64,7 +69,8 @@ def encode(entry: Description, given: Examples, tokenizer: Tokenizer, protocol: 
     path = cache / "text" / f"{entry.name}-{_key(tokenizer, longest, texts)[:16]}.npz"
     found = _kept(path) if path.exists() else None
     if found is None:
-        rows, cut = tokenizer.encode_all(first, second, longest)
+        done = None if report is None else functools.partial(_tell, report, entry.name, len(first))
+        rows, cut = tokenizer.encode_all(first, second, longest, done)
         _refuse(entry, given, rows)
         found = rows, cut
         _keep(path, rows, cut)
@@ -94,6 +100,10 @@ def encode_answers(entry: Description, labels: NDArray[np.float64], tokenizer: T
     return Tokens([ids[answer] for answer in answers], tokenizer.pad), texts
 
 
+def _tell(report: Report, task: str, total: int, done: int) -> None:
+    report(f"tokenising {task}", done, total)
+
+
 def _refuse(entry: Description, given: Examples, rows: Sequence[Row]) -> None:
     empty = next((number for number, row in enumerate(rows) if not len(row)), None)
     if empty is not None:
@@ -105,16 +115,17 @@ def _too_long(
 ) -> None:
     length = tokenizer.length(first[number], None if second is None else second[number])
     raise InputError(
-        f"{given.where}: example {number + 1} has {length} tokens, the model takes {tokenizer.longest}, and protocol {protocol.name} "
-        f"truncates at {protocol.longest} only: choose data.protocol=plain, which truncates at the model's length"
+        f"{given.where}: example {number + 1} has {length} tokens, the model takes {tokenizer.longest}, and protocol "
+        f"{protocol.name} truncates at {protocol.longest} only: choose data.protocol=plain, which truncates at the model's length"
     )
 
 
 def _key(tokenizer: Tokenizer, longest: int, texts: Sequence[Sequence[str]]) -> str:
     """Return a hash of all that decides the ids: the tokenizer, the length, and the texts, in which the template is filled in."""
-    digest = hashlib.sha256(repr((tokenizer.fingerprint, longest, [len(column) for column in texts])).encode())
+    versions = [version(library) for library in ("tokenizers", "transformers")]
+    digest = hashlib.sha256(repr((tokenizer.fingerprint, versions, longest, [len(column) for column in texts])).encode())
     for text in itertools.chain.from_iterable(texts):
-        content = text.encode("utf-8", "surrogatepass")
+        content = text.encode()
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()

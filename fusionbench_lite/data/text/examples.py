@@ -73,6 +73,10 @@ def _text(at: str, row: Mapping[str, Any], name: str, entry: Description) -> str
     value = row[name]
     if not isinstance(value, str):
         raise InputError(f"{at}: column {name!r} must be a text, got {_short(value)}: write it in quotes")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{at}: column {name!r} holds half of a UTF-16 pair, as \\ud83d alone: write whole characters") from None
     return value
 
 
@@ -88,10 +92,10 @@ def _label(at: str, row: Mapping[str, Any], entry: Description) -> float:
         return float(value)
     if isinstance(value, str) and value in classes:
         return classes.index(value)
-    if is_number and value == int(value) and 0 <= value < len(classes):
+    if is_number and value in range(len(classes)):
         # Labels 1 to 5 of classes "1" to "5" would be read one class too high.
         if str(int(value)) in classes and classes.index(str(int(value))) != value:
-            raise InputError(f"{at}: label {value} may be class {int(value)} or the class named '{int(value)}': write names in quotes")
+            raise InputError(f"{at}: label {value} may be number {int(value)} or the name '{int(value)}': write names in quotes")
         return int(value)
     names = ", ".join(f"{number} {name}" for number, name in enumerate(classes[:8])) + ", ..." * (len(classes) > 8)
     raise InputError(f"{at}: label {_short(value)} is none of the {len(classes)} classes ({names}): correct it")

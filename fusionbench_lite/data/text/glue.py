@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ from fusionbench_lite.errors import InputError
 
 if TYPE_CHECKING:
     from fusionbench_lite.hub import Entry
+    from fusionbench_lite.hub.download import Report
 
 REPO = "nyu-mll/glue"
 TRAIN, TEST = "train", "validation"
 """The labels of GLUE's own test splits are hidden, so that all results are of validation splits."""
-Report = Callable[[str, int, int], None]
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.parquet")
 
 
@@ -44,21 +44,18 @@ def entries(task: str, split_name: str, cache: Path) -> list[Entry]:
     if not found or set(found) != set(range(count)):
         there = ", ".join(entry.path for entry in listing[:5]) or "nothing"
         raise InputError(
-            f"dataset {REPO} has {len(found)} of {count or 'the'} files of split {split_name!r} of {task} (it holds {there}): list it "
-            f"again with a network, or put {task}.test.jsonl into data_dir"
+            f"dataset {REPO} has {len(found)} of {count or 'the'} files of split {split_name!r} of {task} (it holds {there}): list "
+            f"it again with a network, or put {task}.test.jsonl into data_dir"
         )
     return [found[number] for number in range(count)]
 
 
-def usual_path(task: str, split_name: str) -> str:
-    """Return where a split is, as far as is known without asking the hub."""
-    return f"{task}/{split_name}-00000-of-00001.parquet"
-
-
 def _rows(entry: Description, paths: list[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError("GLUE from the hub needs pyarrow: pip install 'fusionbench_lite[hub]'") from error
     number = 0
     for path in paths:
         try:
@@ -66,7 +63,8 @@ def _rows(entry: Description, paths: list[Path]) -> Iterator[tuple[str, Mapping[
             wanted = [name for name in (*entry.columns, entry.label) if name in present]  # `examples` names the missing ones
             table = parquet.read_table(path, columns=wanted)
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{path} is not readable parquet ({str(error).splitlines()[0]}): delete it, to fetch it again") from error
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path} is not readable parquet ({reason}): delete it, to fetch it again") from error
         for batch in table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 number += 1

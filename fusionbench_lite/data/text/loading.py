@@ -13,16 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionbench_lite.data.arrays import TaskData
-from fusionbench_lite.data.text import descriptions, glue, notes, own
+from fusionbench_lite.data.text import descriptions, drawn, glue, notes, own, stock
 from fusionbench_lite.data.text.descriptions import Description
-from fusionbench_lite.data.text.encoding import encode, encode_answers, texts_of
+from fusionbench_lite.data.text.encoding import Report, encode, encode_answers, texts_of
 from fusionbench_lite.data.text.examples import Examples, as_labels
 from fusionbench_lite.data.text.protocols import Protocol
 from fusionbench_lite.data.text.tokenizing import Tokenizer
 from fusionbench_lite.data.text.tokens import Labels, Tokens
-from fusionbench_lite.errors import InputError, did_you_mean
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +49,16 @@ class TextTask(TaskData):
     texts: Mapping[str, NDArray[np.object_]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
+    def test_sha256(self) -> str:
+        """SHA-256 of names, classes, answers, metric, and the tokens and labels of the test split: what a result is of."""
+        about = self.name, self.classes, self.words, self.metric, fingerprint(self.test_images), self.test_labels.tolist()
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
+    @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256 of names, classes, answers, and tokens and labels of both splits."""
-        about = self.name, self.classes, self.words, self.metric, fingerprint(self.test_images), fingerprint(self.train_images)
-        return hashlib.sha256(repr((about, np.asarray(self.test_labels).tolist())).encode()).hexdigest()
+        """SHA-256 of the same of both splits; a training split that waits is known by its files, labels included."""
+        labels = self.train_labels.tolist() if isinstance(self.train_labels, np.ndarray) else None
+        return hashlib.sha256(repr((self.test_sha256, fingerprint(self.train_images), labels)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,8 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
     entry, protocol = source.entry, reading.protocol
     whole = source.test()
     test = whole.rows(_spaced(len(whole), reading.limit))
-    encoded = encode(entry, test, reading.tokenizer, protocol, reading.cache)
-    train_tokens, train_labels, targets, train = _train(source, reading)
+    encoded = encode(entry, test, reading.tokenizer, protocol, reading.cache, progress)
+    train_tokens, train_labels, targets, train = _train(source, reading, progress)
     answers = encode_answers(entry, test.labels, reading.tokenizer)[1] if protocol.style == "prompt" else None
     is_score = entry.classes is None
     labels = test.labels if answers is None or not is_score else np.array([float(entry.answer(one)) for one in test.labels])
@@ -97,47 +100,42 @@ def load(name: str, reading: Reading, progress: Report | None = None) -> TextTas
         source=test.where, words=(entry.words or entry.classes) if protocol.style == "prompt" else None,
         train_targets=targets, test_targets=answers,
         texts={column: np.array(texts, dtype=np.object_) for column, texts in texts_of(entry, protocol, test).items()},
-        caveats=notes.of(entry, protocol, whole, train, cut=encoded.cut, tested=len(test), published=source.published, metric=metric),
+        caveats=notes.of(
+            entry, protocol, whole, train, cut=encoded.cut, tested=len(test), published=source.published, metric=metric,
+        ),
     )
 
 
-def _train(source: _Source, reading: Reading) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
+def _train(
+    source: _Source, reading: Reading, progress: Report | None
+) -> tuple[Tokens, Any, Tokens | None, Examples | None]:
     """Return tokens, labels and answers of the training split, and its examples where they were read."""
-    entry, tokenizer = source.entry, reading.tokenizer
-    labels_of = functools.partial(as_labels, entry)
+    entry, tokenizer, prompted = source.entry, reading.tokenizer, reading.protocol.style == "prompt"
+
+    def read(found: Examples | None) -> tuple[Tokens, NDArray[Any], Tokens]:
+        none = Tokens((), tokenizer.pad)
+        if found is None:
+            return none, as_labels(entry, ()), none
+        tokens = encode(entry, found, tokenizer, reading.protocol, reading.cache, progress).tokens
+        return tokens, found.labels, encode_answers(entry, found.labels, tokenizer)[0] if prompted else none
+
+    if source.stands_for is None:
+        found = source.train()
+        tokens, labels, answers = read(found)
+        return tokens, labels, answers if prompted else None, found
 
     @functools.cache
-    def read() -> Examples | None:
-        return source.train()
+    def opened() -> tuple[Tokens, NDArray[Any], Tokens]:
+        return read(source.train())  # the texts themselves are not kept: those of MNLI take more than all the tokens
 
-    def tokens() -> Tokens:
-        found = read()
-        if found is None:
-            return Tokens((), tokenizer.pad)
-        return encode(entry, found, tokenizer, reading.protocol, reading.cache).tokens
-
-    def labels() -> NDArray[Any]:
-        found = read()
-        return labels_of(()) if found is None else found.labels
-
-    def answers() -> Tokens:
-        return encode_answers(entry, labels(), tokenizer)[0]
-
-    def rows(made: Callable[[], Tokens]) -> Callable[[], list[NDArray[np.int32]]]:
-        return lambda: made().rows()
-
-    prompted = reading.protocol.style == "prompt"
-    if source.stands_for is None:
-        return tokens(), labels(), answers() if prompted else None, read()
-
-    def stands_for(what: str) -> Callable[[], str]:
+    def known(what: str) -> Callable[[], str]:
         about = what, dataclasses.astuple(entry), reading.protocol.style, reading.protocol.longest, tokenizer.fingerprint
         given = source.stands_for or str
         return lambda: hashlib.sha256(repr((about, given())).encode()).hexdigest()
 
-    deferred = Tokens.deferred(rows(tokens), tokenizer.pad, stands_for("texts"))
-    targets = Tokens.deferred(rows(answers), tokenizer.pad, stands_for("answers")) if prompted else None
-    return deferred, Labels(labels, np.float64 if entry.classes is None else np.int64), targets, None
+    deferred = Tokens.deferred(lambda: opened()[0], tokenizer.pad, known("texts"))
+    targets = Tokens.deferred(lambda: opened()[2], tokenizer.pad, known("answers")) if prompted else None
+    return deferred, Labels(lambda: opened()[1], np.float64 if entry.classes is None else np.int64), targets, None
 
 
 def _found(name: str, reading: Reading, progress: Report | None) -> _Source:
@@ -150,7 +148,13 @@ def _found(name: str, reading: Reading, progress: Report | None) -> _Source:
         )
     if name in descriptions.glue_names():
         return _of_glue(descriptions.glue(name), reading, progress)
-    raise _unknown(name, folder)
+    if name in drawn.names():
+        entry = drawn.description(name)
+        return _Source(
+            entry=entry, test=lambda: drawn.split(entry, "test", reading.seed),
+            train=lambda: drawn.split(entry, "train", reading.seed),
+        )
+    raise stock.unknown(name, folder)
 
 
 def _of_glue(entry: Description, reading: Reading, progress: Report | None) -> _Source:
@@ -165,12 +169,6 @@ def _of_glue(entry: Description, reading: Reading, progress: Report | None) -> _
         train=lambda: glue.split(entry, glue.TRAIN, reading.cache, progress), stands_for=stands_for,
         published=entry.rows.get(split),
     )
-
-
-def _unknown(name: str, folder: Path | None) -> InputError:
-    known = {*descriptions.glue_names(), *(own.names(folder) if folder else ())}
-    where = f"has no {name}.test.jsonl in {folder}" if folder else "is no task of GLUE, and no data_dir is given"
-    return InputError(f"text task {name!r} {where}: {did_you_mean(name, known)}")
 
 
 def _spaced(size: int, limit: int | None) -> NDArray[np.int64]:

@@ -15,8 +15,8 @@ def of(
     published: int | None, metric: str,
 ) -> tuple[str, ...]:
     """Return the caveats of a task: `test` is its whole test split, of which `tested` examples are judged and `cut` truncated."""
-    said: list[str] = []
     name = entry.name
+    said = [protocol.notes[name]] if name in protocol.notes else []
     if published is not None and len(test) != published:
         said.append(f"{name}: {test.where} has {len(test):,} examples, the published split {published:,}: not comparable.")
     if entry.classes is not None:

@@ -26,7 +26,12 @@ class Protocol:
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     beyond: Literal["refuse", "truncate"] = "refuse"
     source: str = ""
-    caveats: tuple[str, ...] = ()
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """The notes of all tasks, which each task repeats as its own."""
+        return tuple(self.notes.values())
 
     def metric(self, task: str, own: str = "accuracy") -> str:
         """Return what a task is judged by; `own` is what its description says, which counts where the protocol says nothing.
@@ -58,11 +63,10 @@ def protocol(name: str | None, model: str) -> Protocol:
             raise InputError(f"no protocol is of model {model!r}: {did_you_mean(model, table[PLAIN]['models'])}")
         raise InputError(f"protocol {name} is not of {model}: choose one of {', '.join(having)}")
     of_model = models[model]
-    merged = {key: {**entry.get(key, {}), **of_model.get(key, {})} for key in ("metrics", "splits")}
-    caveats = [*entry.get("caveats", ()), *of_model.get("caveats", ())]
+    merged = {key: {**entry.get(key, {}), **of_model.get(key, {})} for key in ("metrics", "splits", "notes")}
     return Protocol(
         name=name, longest=of_model["longest"], style=of_model.get("style", "pair"), beyond=entry.get("beyond", "refuse"),
-        source=entry["source"], caveats=tuple(" ".join(caveat.split()) for caveat in caveats), **merged,
+        source=entry["source"], **merged,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +48,13 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets, and of the padding."""
-        from importlib.metadata import version
-
         backend = getattr(self._own, "backend_tokenizer", None)
         if backend is None:
             rules: Any = sorted(self._own.get_vocab().items()), type(self._own).__name__
         else:
             rules = json.loads(backend.to_str())
             rules |= {"truncation": None, "padding": None}  # what the last call asked for
-        about = (rules, self.pad, self._own.all_special_tokens, version("tokenizers"))
+        about = (rules, self.pad, self._own.all_special_tokens)
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def encode(self, first: Sequence[str], second: Sequence[str] | None, longest: int) -> list[Row]:
@@ -67,9 +65,9 @@ class Tokenizer:
         return self.encode_all(first, second, longest)[0]
 
     def encode_all(
-        self, first: Sequence[str], second: Sequence[str] | None, longest: int
+        self, first: Sequence[str], second: Sequence[str] | None, longest: int, done: Callable[[int], None] | None = None
     ) -> tuple[list[Row], NDArray[np.bool_]]:
-        """As `encode`, and which of the texts were cut, bool [N]."""
+        """As `encode`, and which of the texts were cut, bool [N]. `done` is called with the number of texts so far."""
         rows: list[Row] = []
         cut: list[bool] = []
         for start in range(0, len(first), _CHUNK):  # a hundred thousand encodings at once take gigabytes
@@ -78,10 +76,12 @@ class Tokenizer:
             encoded = self._own(*texts, truncation=True, max_length=longest, padding=False, return_attention_mask=False)
             rows += [np.array(ids, np.int32) for ids in encoded["input_ids"]]
             cut += self._cut(encoded, texts, longest)
+            if done is not None:
+                done(len(rows))
         highest = max((int(row.max(initial=0)) for row in rows), default=0)
         if self.vocabulary is not None and highest >= self.vocabulary:
             raise InputError(
-                f"the tokenizer in {self.folder} gives id {highest}, but the model has {self.vocabulary} (vocab_size of config.json): "
+                f"the tokenizer in {self.folder} gives id {highest}, the model has {self.vocabulary} (vocab_size of config.json): "
                 "take the tokenizer that the model was trained with"
             )
         return rows, np.array(cut, np.bool_)
@@ -106,9 +106,8 @@ class Tokenizer:
         moved = next((token for token in sorted(mine) if mine[token] != its.get(token)), None)
         if moved is not None:
             return f"token {moved!r} is {mine[moved]} and {its.get(moved, 'not there')}"
-        probe = [_PROBE], [_PROBE[::-1]]
-        for texts in ((probe[0], None), probe):
-            ids, others = self.encode(*texts, _CHUNK)[0].tolist(), other.encode(*texts, _CHUNK)[0].tolist()
+        for second in (None, [_PROBE[::-1]]):
+            ids, others = (one.encode([_PROBE], second, _CHUNK)[0].tolist() for one in (self, other))
             if ids != others:
                 return f"the same text becomes {ids[:8]} ... and {others[:8]} ..."
         return None
@@ -126,7 +125,7 @@ class Tokenizer:
         known = given, own.pad_token_id, self._config.get("pad_token_id"), own.unk_token_id, own.eos_token_id
         pad = next((number for number in known if number is not None), None)
         if pad is None:
-            raise InputError(f"the tokenizer in {self.folder} has no token for padding: name one as pad_token in tokenizer_config.json")
+            raise InputError(f"the tokenizer in {self.folder} has no token for padding: name a pad_token in tokenizer_config.json")
         return int(pad)
 
     def _limit(self) -> int | None:
@@ -134,9 +133,10 @@ class Tokenizer:
         if self._own.model_max_length < _UNLIMITED:
             limits.append(int(self._own.model_max_length))
         positions = self._config.get("n_positions", self._config.get("max_position_embeddings"))
-        if isinstance(positions, int) and self._config.get("model_type") != "t5":  # its positions are relative: n_positions is a relic
+        kind = self._config.get("model_type")
+        if isinstance(positions, int) and kind != "t5":  # its positions are relative: n_positions is a relic
             # RoBERTa counts positions from the one after the padding's id.
-            limits.append(positions - (self.pad + 1 if self._config.get("model_type") == "roberta" else 0))
+            limits.append(positions - (self._config.get("pad_token_id", 1) + 1 if kind == "roberta" else 0))
         return min(limits, default=None)
 
 
@@ -144,6 +144,8 @@ _PROBE = "The café's 3rd test — it isn't simple: x_1 = 2.50?"
 
 
 def _opened(folder: Path) -> Any:
+    import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before transformers, which may import torchvision)
+
     try:
         import transformers
     except ImportError as error:

@@ -23,22 +23,24 @@ class Tokens(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, rows: Sequence[Row], pad: int) -> None:
-        self._rows: Callable[[], Sequence[Row]] = lambda: rows
-        self._stands_for: Callable[[], str] | None = None
         self.pad = pad
+        self._rows: Sequence[Row] = rows
+        self._open: Callable[[], Tokens] | None = None
+        self._stands_for: Callable[[], str] | None = None
 
     @classmethod
-    def deferred(cls, rows: Callable[[], Sequence[Row]], pad: int, stands_for: Callable[[], str]) -> Tokens:
-        """Return tokens that `rows` gives when they are first read; `stands_for` is their fingerprint, known before that."""
+    def deferred(cls, open_: Callable[[], Tokens], pad: int, stands_for: Callable[[], str]) -> Tokens:
+        """Return the tokens that `open_` gives when they are first read; `stands_for` is their fingerprint, known before that."""
         tokens = cls((), pad)
-        tokens._rows, tokens._stands_for = rows, stands_for
+        tokens._open, tokens._stands_for = open_, stands_for
         return tokens
 
     @functools.cached_property
     def _stored(self) -> tuple[Row, NDArray[np.int64]]:
         """All ids in one array, and where each row begins in it, [N + 1]."""
-        rows = self._rows()
-        self._rows = lambda: ()
+        if self._open is not None:
+            return self._open()._stored
+        rows, self._rows = self._rows, ()
         ends = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
         return np.concatenate([*rows, np.empty(0, np.int32)]).astype(np.int32, copy=False), ends
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def filled(config: Mapping[str, Any], stored: Mapping[str, Tensor], classes: int
     """Return the model of a config with the tensors of its file, see `full_model`; `who` names the file in errors."""
     kind = _kind(config.get("model_type"))
     tensors = {name: stored[given] for given, name in canonical(kind, stored).items()}
-    if kind == "t5" and _is_tied(tensors):
+    if kind == "t5" and is_tied(tensors):
         tensors.pop("lm_head.weight", None)
     model = new_model(config, classes, tied="lm_head.weight" not in tensors)
     check_names(kind, tensors, own_state(model), who)
@@ -100,7 +100,16 @@ def own_state(model: Any) -> dict[str, Tensor]:
     return kept
 
 
-def check_names(kind: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], who: str) -> None:
+class Shaped(Protocol):
+    """A tensor, or what is known of one that is not read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+
+def check_names(kind: str, tensors: Mapping[str, Shaped], wanted: Mapping[str, Shaped], who: str) -> None:
     """Raise InputError where names or shapes are not those of the class; heads may be missing as a whole."""
     head = HEADS.get(kind)
     heads = ENCODERS[kind].HEAD
@@ -139,7 +148,8 @@ def _kind(name: Any) -> str:
     return str(name)
 
 
-def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
+def is_tied(tensors: Mapping[str, Tensor]) -> bool:
+    """Say whether a file holds one tensor for T5's lm_head and embeddings, or the same twice."""
     head, shared = (tensors.get(name) for name in ("lm_head.weight", "shared.weight"))
     return head is None or (shared is not None and torch.equal(head, shared))
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fusionbench_lite.base.needs import Needs
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
-from fusionbench_lite.suites.text.requests import MODELS, protocol_of, request_of
+from fusionbench_lite.suites.text.requests import MODELS, SMALL, protocol_of, request_of
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.evaluation.suite import Suite
+    from fusionbench_lite.finetuning.options import Options, Trained
 
 ANY_TEST, ANY_CLASSES = 1000, 2
 """Test examples and classes of a task of one's own, for plans."""
@@ -49,10 +50,22 @@ class Text(SuiteKind):
         _check_tasks(resolved)
         return resolved
 
+    def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
+        """Train what the cache lacks of all experts of a small model; other models are trained from folders."""
+        if wanted.model not in SMALL:
+            return super().train(wanted, options, progress)
+        if options.given:
+            raise InputError(f"finetune.* is about pretrained models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
+        from fusionbench_lite.suites.text import embedded
+
+        return embedded.train(wanted, progress)
+
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, downloading, converting and tokenising what the cache lacks."""
-        from fusionbench_lite.suites.text import loading
+        from fusionbench_lite.suites.text import embedded, loading
 
+        if wanted.family == "embedded" and wanted.model in SMALL:
+            return embedded.load(wanted, progress)
         return loading.load(wanted, progress)
 
     def needs(self, wanted: Wanted, training: int | None) -> Needs:
@@ -111,6 +124,8 @@ def _check_tasks(wanted: Wanted) -> None:
     """Raise InputError where the family has no expert of one of the tasks."""
     from fusionbench_lite.checkpoints.language import families, release
 
+    if wanted.model in SMALL and wanted.family == "embedded":
+        _check_drawn(wanted)
     if wanted.family not in families():
         return
     published = release(wanted.family, wanted.model)
@@ -119,4 +134,18 @@ def _check_tasks(wanted: Wanted) -> None:
             raise InputError(
                 f"checkpoints={wanted.family} has no expert of task {task!r} for {wanted.model} (it has "
                 f"{', '.join(published.tasks)}): checkpoints=own reads your own"
+            )
+
+
+def _check_drawn(wanted: Wanted) -> None:
+    """Raise InputError for texts that a small model has no words for."""
+    from fusionbench_lite.base.task_sets import tasks_of
+
+    drawn = tasks_of("mini_text")
+    for task in wanted.tasks:
+        if task not in drawn or wanted.data_dir is not None:
+            given = f"task {task!r}" if task not in drawn else f"the texts of {wanted.data_dir}"
+            raise InputError(
+                f"model {wanted.model} knows the words of drawn tasks alone ({', '.join(drawn)}), not {given}: use tasks=mini_text "
+                "without data_dir, or model=minilm"
             )

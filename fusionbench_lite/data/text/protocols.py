@@ -47,6 +47,11 @@ def names() -> tuple[str, ...]:
     return tuple(_table()[0])
 
 
+def models(name: str) -> tuple[str, ...]:
+    """Return the models that a protocol is of."""
+    return tuple(_table()[0][name]["models"])
+
+
 def protocol(name: str | None, model: str) -> Protocol:
     """Return a protocol as it is for a model; None is the model's own.
 

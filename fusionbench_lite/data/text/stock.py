@@ -30,8 +30,8 @@ def inventory(name: str, protocol: Protocol, cache: Path, data_dir: Path | None 
         return _own(name, data_dir)
     if name in descriptions.glue_names():
         test = protocol.splits.get(name, glue.TEST)
-        note = protocol.notes.get(name, "")
-        return [*_published(name, test, "test texts", note, cache), *_published(name, glue.TRAIN, "training texts", _TRAINING, cache)]
+        tested = _published(name, test, "test texts", protocol.notes.get(name, ""), cache)
+        return [*tested, *_published(name, glue.TRAIN, "training texts", _TRAINING, cache)]
     if name in drawn.names():
         return []
     raise unknown(name, data_dir)

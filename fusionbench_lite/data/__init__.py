@@ -9,6 +9,7 @@ from fusionbench_lite.data.arrays import (
     TaskData,
     decode_ahead,
     fingerprint,
+    lengths_of,
     load_task,
     normalise,
     originals,
@@ -16,6 +17,6 @@ from fusionbench_lite.data.arrays import (
 )
 
 __all__ = [
-    "Columns", "Originals", "Stored", "TaskData", "decode_ahead", "fingerprint", "load_task", "normalise", "originals",
-    "reads_files",
+    "Columns", "Originals", "Stored", "TaskData", "decode_ahead", "fingerprint", "lengths_of", "load_task", "normalise",
+    "originals", "reads_files",
 ]

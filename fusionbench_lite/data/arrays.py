@@ -136,6 +136,12 @@ def fingerprint(images: Any) -> str | None:
     return content
 
 
+def lengths_of(stored: Any) -> NDArray[np.int64] | None:
+    """Return how long inputs of unequal length are, int64 [N]; None where all are alike."""
+    lengths: NDArray[np.int64] | None = getattr(stored, "lengths", None)
+    return lengths
+
+
 class Originals(Protocol):
     """Training images as they were before they were resized and cut to the squares of evaluation."""
 

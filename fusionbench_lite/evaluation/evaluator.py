@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionbench_lite.base.processes import gathered, own_tasks
-from fusionbench_lite.data import Stored, TaskData, fingerprint, normalise
+from fusionbench_lite.data import Stored, TaskData, fingerprint, lengths_of, normalise
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation import metrics
 from fusionbench_lite.evaluation.passes import Passes
@@ -23,6 +23,7 @@ from fusionbench_lite.evaluation.results import average as average
 from fusionbench_lite.models.inputs import Inputs
 
 Encode = Callable[[Inputs], Tensor]
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Evaluator:
     batch_size: int | None = None
     prepare: Callable[[Any], Inputs] = normalise
     bf16: bool = False
+    generates: ClassVar[bool] = False
+    """Whether models answer in texts, which are judged; an adapted model is tried before it is trained then."""
 
     def inputs(self, stored: Stored) -> Inputs:
         """Return the model's inputs for stored examples, on the device."""
@@ -80,29 +83,51 @@ class Evaluator:
         everyone = gathered(results)
         return {task: everyone[task] for task in (self.data if tasks is None else tasks)}
 
+    def trial(self, encode: Callable[[], Tensor]) -> None:
+        """Refuse what an adapted model makes of an example where this evaluator cannot judge it; here it can."""
+
     def _predictions(
         self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]
     ) -> dict[str, TaskResult]:
-        for task in tasks:
-            metric = metrics.get(self.data[task].metric)
-            if metric.kind != metrics.CLASSES:
-                raise InputError(
-                    f"task {task!r} is judged by {metric.measure.label}, which needs {metric.kind}, and its head gives classes: "
-                    "choose a metric of classes, or a suite with a judge of its own"
-                )
-        parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
+        decide = {task: self._decision(task) for task in tasks}
 
         def predict(rows: NDArray[np.int64]) -> list[Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 encoded = features(rows)
-            return [self.heads[task](encoded.float()).argmax(-1).cpu() for task in tasks]
+            return [decide[task](self.heads[task](encoded.float())).cpu() for task in tasks]
 
-        with torch.inference_mode():
-            for predicted in self.passes.run(predict, len(self.data[tasks[0]].labels("test"))):
-                for task, part in zip(tasks, predicted, strict=True):
-                    parts[task].append(part)
+        predicted = self.in_order(tasks[0], predict)
         results = {}
-        for task in tasks:
+        for number, task in enumerate(tasks):
             entry = self.data[task]
-            results[task] = TaskResult(torch.cat(parts[task]).numpy(), np.asarray(entry.labels("test")), entry.metric)
+            parts = torch.cat([part[number] for part in predicted[1]])
+            results[task] = TaskResult(restored(parts.numpy(), predicted[0]), np.asarray(entry.labels("test")), entry.metric)
         return results
+
+    def in_order(self, task: str, predict: Callable[[NDArray[np.int64]], Result]) -> tuple[NDArray[np.int64], list[Result]]:
+        """Return the rows of the test examples in the order in which they ran, and what `predict` made of each pass."""
+        entry, rows, results = self.data[task], [], []
+        with torch.inference_mode():
+            for some, result in self.passes.run(predict, len(entry.labels("test")), lengths_of(entry.inputs("test"))):
+                rows.append(some)
+                results.append(result)
+        return np.concatenate(rows), results
+
+    def _decision(self, task: str) -> Callable[[Tensor], Tensor]:
+        """Return what makes predictions of logits [B, C]: the first of the greatest, or a head's only output as a score."""
+        metric = metrics.get(self.data[task].metric)
+        if metric.kind == metrics.CLASSES:
+            return lambda logits: logits.argmax(-1)
+        if metric.kind == metrics.SCORES and self.data[task].num_classes == 1:
+            return lambda logits: logits[:, 0].double()
+        raise InputError(
+            f"task {task!r} is judged by {metric.measure.label}, which needs {metric.kind}, and its head gives classes: "
+            "choose a metric of classes, or a suite with a judge of its own"
+        )
+
+
+def restored(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the values [N] of `rows` in the order of the examples."""
+    ordered = np.empty_like(values)
+    ordered[rows] = values
+    return ordered

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 PIXELS = 64 * 224 * 224
 """Pixels of one pass on a processor: more do not run faster there."""
 MOST = {"cpu": 250, "cuda": 1024}
+PLACES = 1 << 14
+"""Places of one pass on a processor, padding included, where examples have unequal lengths."""
 PROBE = 16
 """Examples of the first pass on a GPU, which shows what an example costs."""
 SHARE = 0.4
@@ -33,20 +35,32 @@ def earlier_peak(device: torch.device) -> int:
 
 
 class Passes:
-    """The number of examples in one pass: the one given, or one that is found; halved when memory runs out."""
+    """The number of examples in one pass: the one given, or one that is found; halved when memory runs out.
+
+    Examples of unequal lengths run in order of length, the longest first: a pass holds as many as fill the places of so many
+    of the longest.
+    """
 
     def __init__(self, size: int | None, pixels: int, device: torch.device) -> None:
-        self.device = device
+        self.device, self.given = device, size is not None
         self.size = size
+        self._longest = 1
         if size is None and device.type != "cuda":
-            self.size = max(1, min(MOST["cpu"], PIXELS // pixels))
+            self.size = max(1, min(MOST["cpu"], PIXELS // max(pixels, 1)))
 
-    def run(self, compute: Callable[[NDArray[np.int64]], Result], examples: int) -> Iterator[Result]:
-        """Yield `compute(rows)` for consecutive rows of all examples. Raises InputError where one example is too much."""
+    def run(
+        self, compute: Callable[[NDArray[np.int64]], Result], examples: int, lengths: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Result]]:
+        """Yield rows and `compute(rows)` until all examples had their turn. Raises InputError where one example is too much.
+
+        Rows are consecutive, or where `lengths` [N] are given in their order.
+        """
+        order = np.arange(examples) if lengths is None else np.argsort(-lengths, kind="stable")
         start = 0
         while start < examples:
-            size = self.size or PROBE
-            rows = np.arange(start, min(start + size, examples))
+            rows = order[start : start + self._count(order[start:], lengths)]
+            if self.size is None and lengths is not None:
+                self._longest = max(int(lengths[rows[0]]), 1)
             try:
                 result = compute(rows) if self.size else self._probed(compute, rows)
             except torch.OutOfMemoryError as error:
@@ -55,8 +69,16 @@ class Passes:
                 self.size = -(-len(rows) // 2)
                 log.warning("out of memory with %d examples in a pass: trying %d", len(rows), self.size)
                 continue
-            yield result
+            yield rows, result
             start += len(rows)
+
+    def _count(self, coming: NDArray[np.int64], lengths: NDArray[np.int64] | None) -> int:
+        """Return how many of the coming rows run at once."""
+        size = self.size or PROBE
+        if lengths is None or self.given or self.size is None:
+            return size
+        places = size * self._longest if self.device.type == "cuda" else PLACES
+        return max(1, min(places // max(int(lengths[coming[0]]), 1), MOST.get(self.device.type, MOST["cpu"])))
 
     def _probed(self, compute: Callable[[NDArray[np.int64]], Result], rows: NDArray[np.int64]) -> Result:
         """Run a first small pass on a GPU and set the size from what an example took."""

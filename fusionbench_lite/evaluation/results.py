@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,13 +22,15 @@ from fusionbench_lite.evaluation.metrics import Metric
 class TaskResult:
     """`predictions` and `labels` [N] in the order of the test examples, and the `metric` they are judged by.
 
-    Classes are integers, scores floats, generated answers strings, as the metric wants them; lists will do. Raises InputError
+    Classes are integers, scores floats, generated answers strings, as the metric wants them; lists will do. `answers` [N] are
+    the texts that scores were read in, see `score_in`. Raises InputError
     for an unknown metric, for another kind of predictions, and where their numbers differ.
     """
 
     predictions: NDArray[Any]
     labels: NDArray[Any]
     metric: str = "accuracy"
+    answers: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         metric = metrics.get(self.metric)
@@ -35,6 +38,11 @@ class TaskResult:
             object.__setattr__(self, name, metric.array(getattr(self, name), name))
         if len(self.predictions) != len(self.labels):
             raise InputError(f"{metric.measure.label}: {len(self.predictions)} predictions for {len(self.labels)} labels")
+
+    @property
+    def unreadable(self) -> int | None:
+        """How many answers hold no score and count as 0.0; None where predictions were not read in texts."""
+        return None if self.answers is None else sum(score_in(text) is None for text in self.answers.tolist())
 
     @property
     def measure(self) -> Measure:
@@ -62,6 +70,15 @@ class TaskResult:
 
 
 Evaluation = Mapping[str, TaskResult]
+
+
+def score_in(text: str) -> float | None:
+    """Return the number that an answer is, None where it is none, or not finite."""
+    try:
+        score = float(text)
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None
 
 
 def shared(evaluation: Evaluation) -> Measure | None:

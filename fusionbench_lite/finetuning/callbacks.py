@@ -73,7 +73,8 @@ class Accuracies(Callback):
     @torch.no_grad()
     def _accuracy(self, module: Adaptation, task: str) -> float:
         rows = self.rows[task]
-        return sum(self._passes.run(lambda part: self._correct(module, task, rows[part]), len(rows))) / len(rows)
+        correct = self._passes.run(lambda part: self._correct(module, task, rows[part]), len(rows))
+        return sum(count for _, count in correct) / len(rows)
 
     def _correct(self, module: Adaptation, task: str, rows: Rows) -> int:
         """Return how many of the rows are classified correctly; logits are in the head's precision, the first of equals wins."""

@@ -15,6 +15,8 @@ from fusionbench_lite.paths import config_dir, expanded, folder
 
 PLACES = ("auto", "device", "cpu", "disk")
 """Where experts may stay."""
+TENSORS = ("auto", "all", "blocks")
+"""Which tensors may be merged."""
 
 
 class Select(enum.Enum):
@@ -39,12 +41,14 @@ class Checkpoints:
     a list of files in place of the family's own. `seed` is that of the embedded suite's data and training, `recipe`
     numbers of the training recipe, as in {finetune_steps: 100}. `experts`: the tasks whose experts are merged, a list or
     the first so many, all by default; a data-free merge is evaluated on the others too. `place`: where experts and their
-    singular components stay, device, cpu or disk; auto takes the first that fits."""
+    singular components stay, device, cpu or disk; auto takes the first that fits. `tensors`: which of a language model are
+    merged, all but heads, or the transformer blocks alone; auto is as the method's published code."""
 
     family: str = "auto"
     dir: str | None = location(None, optional=True)
     manifest: str | None = location(None, optional=True)
     place: str = choice("auto", PLACES)
+    tensors: str = choice("auto", TENSORS)
     seed: int = integer(II("seed"), low=0)
     recipe: Any = None
     experts: Any = None
@@ -52,7 +56,8 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class Data:
-    """Which images the CLIP models see; see data.vision.Sources."""
+    """Which images the CLIP models see; see data.vision.Sources. `protocol`: whose splits, lengths, prompts and metrics tasks of
+    texts have, null for those of the model's published table (data/text/protocols.yaml)."""
 
     source: str = "auto"
     skip_corrupt: int = 0
@@ -60,6 +65,7 @@ class Data:
     corruption_from: str = "splits"
     severity: int = 5
     tasks_file: str | None = location(None, optional=True)
+    protocol: str | None = None
 
 
 @dataclasses.dataclass

@@ -141,6 +141,7 @@ def _wanted(plain: dict[str, Any], precision: str) -> tuple[Wanted, str]:
         manifest=_path(checkpoints["manifest"]),
         data=tuple(sorted((name, value) for name, value in plain["data"].items() if value != usual[name])),
         limit=plain["limit"], device=plain["device"], precision=precision, eval_batch=trainer["eval_batch"],
+        tensors=checkpoints["tensors"],
     ))
     return wanted, tasks.label
 

@@ -16,6 +16,7 @@ from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
 from fusionbench_lite.base.processes import own_tasks
+from fusionbench_lite.data import lengths_of
 from fusionbench_lite.evaluation.results import TaskResult
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.running import course
@@ -124,11 +125,13 @@ class Feed:
             places[wanted] = np.arange(len(wanted))
             on_device = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
             table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if on_device else memory.CPU)
-            done = 0
-            for computed in self.suite.evaluator.passes.run(lambda rows: self._compute(task, split, wanted[rows]), len(wanted)):
+            lengths = lengths_of(self.suite.tasks[task].inputs(split))
+            computing = self.suite.evaluator.passes.run(
+                lambda rows: self._compute(task, split, wanted[rows]), len(wanted), None if lengths is None else lengths[wanted]
+            )
+            for some, computed in computing:
                 assert computed is not None
-                table[done : done + len(computed)] = computed
-                done += len(computed)
+                table[torch.from_numpy(some)] = computed.to(table.device)
             self._precomputed[task, split] = places, table
         places, table = self._precomputed[task, split]
         return table[torch.from_numpy(places[rows])].to(self.suite.device)
@@ -167,6 +170,8 @@ def adapt(
     steps = plan.setting("steps")
     with clock.stage("merge"):
         procedure = procedure_of(plan, suite, merged)
+    if suite.evaluator.generates:
+        _try(plan, suite, procedure)
     feed = Feed(plan, suite, procedure)
 
     def batches_of(step: int) -> Sequence[Batch]:
@@ -192,6 +197,15 @@ def adapt(
         selections, course.writers(module, evaluations, trajectory),
         evaluations=course.evaluations(evaluations),
     )
+
+
+def _try(plan: Plan, suite: Suite, procedure: Procedure) -> None:
+    """Have the evaluator refuse a method whose models it cannot judge, before steps are taken."""
+    inputs = suite.inputs(plan.tasks[0], "test", np.arange(1))
+    procedure.refresh(0)
+    with torch.no_grad():
+        examples = Examples(inputs, procedure.precomputed(plan.tasks[0], inputs))
+    suite.evaluator.trial(lambda: procedure.encode(plan.tasks[0], examples))
 
 
 def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dict[str, Tensor]:

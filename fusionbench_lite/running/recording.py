@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RESULTS_SINCE = "0.2.0"
 """The first version whose results are those of this one: part of every key, to be raised when a method's results change."""
-_LIBRARIES = ("torch", "torchvision", "lightning", "open_clip_torch", "transformers", "pillow", "numpy", "hydra-core")
+_LIBRARIES = ("torch", "torchvision", "lightning", "open_clip_torch", "transformers", "tokenizers", "pillow", "numpy", "hydra-core")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,12 @@ def samples(selections: Mapping[str, Selection]) -> dict[str, Any]:
         f"{name}/{task}/{part}": getattr(outcome, part)
         for name, chosen in selections.items()
         for task, outcome in chosen.evaluation.items()
-        for part in ("predictions", "labels" if outcome.correct is None else "correct")
+        for part in ("predictions", "labels" if outcome.correct is None else "correct", *_texts(outcome))
     }
+
+
+def _texts(outcome: TaskResult) -> tuple[str, ...]:
+    return () if outcome.answers is None else ("answers",)
 
 
 def write(plan: Plan, record: Mapping[str, Any], outcome: Outcome) -> None:
@@ -171,6 +175,7 @@ def _cell(outcome: TaskResult) -> dict[str, Any]:
     return {
         "metric": outcome.metric, "value": outcome.value, **({} if correct is None else {"correct": int(correct.sum())}),
         "examples": len(outcome.labels), "interval": list(outcome.interval),
+        **({} if outcome.unreadable is None else {"unreadable": outcome.unreadable}),
         **({} if measure == ACCURACY else {"label": measure.label, "unit": measure.unit, "direction": measure.direction}),
     }
 

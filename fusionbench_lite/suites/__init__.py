@@ -1,7 +1,7 @@
 """What a run works on: one module of this package for every modality, found by name.
 
-A module that binds `KIND` to a `SuiteKind` is one: `embedded` and `clip` do. Nothing else in the package knows which there are.
-Modules import torch only when a suite is loaded, because lines are checked before.
+A module that binds `KIND` to a `SuiteKind` is one: `embedded`, `clip` and `text` do. Nothing else in the package knows which
+there are. Modules import torch only when a suite is loaded, because lines are checked before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Wanted:
     folder; `layout` how the model's tensors are laid out, None where there is one way alone. `recipe` holds changes of the
     training recipe, `checkpoints` is a folder of files, `manifest` a list of them, `data` what differs from the defaults in
     the section of that name, `limit` the test examples per task, and `eval_batch` the examples in one forward pass, None for
-    all that fit.
+    all that fit. `tensors`: which are merged, "auto" for the usual ones, "all" or "blocks".
     """
 
     model: str
@@ -52,6 +52,14 @@ class Wanted:
     device: str = "auto"
     precision: str = "fp32"
     eval_batch: int | None = None
+    tensors: str = "auto"
+
+    def refuse(self, what: str) -> None:
+        """Raise InputError where a key is set that has no meaning for models of `what`."""
+        if self.tensors != "auto":
+            raise InputError(f"checkpoints.tensors chooses tensors of language models, {self.model} is of {what}: leave it out")
+        if "protocol" in dict(self.data):
+            raise InputError(f"data.protocol is about tasks of texts, {self.model} is of {what}: leave it out")
 
     @property
     def release(self) -> str:

@@ -36,6 +36,7 @@ class Clip(SuiteKind):
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve family, layout and the family that one's own experts stand in for."""
+        wanted.refuse("images")
         resolved = _resolved(wanted)
         _check_tasks(resolved)
         given = {name: value for name, value in wanted.data if name != "tasks_file"}  # the file is read where the tasks are

@@ -31,6 +31,7 @@ class Embedded(SuiteKind):
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve the family: that of the experts trained here, or "own"."""
+        wanted.refuse("images")
         name, given = wanted.model, wanted.checkpoints is not None
         if wanted.family not in ("auto", "embedded", "own"):
             raise InputError(

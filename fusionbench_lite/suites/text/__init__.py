@@ -1,0 +1,122 @@
+"""Language models on tasks of texts: published experts on GLUE, a small pretrained model, and models trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fusionbench_lite.base.needs import Needs
+from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.suites import Extent, SuiteKind, Wanted
+from fusionbench_lite.suites.text.requests import MODELS, protocol_of, request_of
+
+if TYPE_CHECKING:
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.evaluation.suite import Suite
+
+ANY_TEST, ANY_CLASSES = 1000, 2
+"""Test examples and classes of a task of one's own, for plans."""
+
+
+class Text(SuiteKind):
+    """GPT-2, RoBERTa, Flan-T5, MiniLM and three small models that are trained here."""
+
+    models: ClassVar[Mapping[str, Any]] = {name: model.tasks for name, model in MODELS.items()}
+    uses_hub = True
+    slow_training = True
+
+    def tasks(self, data_dir: Path | None) -> Sequence[str]:
+        """Return the tasks of texts: those of a folder, and GLUE's."""
+        from fusionbench_lite.data import text
+
+        return text.names(data_dir)
+
+    def check(self, wanted: Wanted) -> Wanted:
+        """Resolve the family, and refuse what the model does not have."""
+        name = wanted.model
+        if wanted.layout is not None:
+            raise InputError(f"model {name} has one layout: leave model.layout out")
+        if about := [key for key, _ in wanted.data if key != "protocol"]:
+            raise InputError(f"data.{about[0]} is about images, {name} reads texts: leave it out")
+        resolved = dataclasses.replace(wanted, family=_family(wanted))
+        if wanted.manifest is not None:
+            raise InputError(f"checkpoints.manifest lists files of CLIP models, not of {name}: leave it out")
+        if resolved.recipe and resolved.family != "embedded":
+            raise InputError(f"checkpoints.recipe trains embedded experts, and those of {name} are there: leave it out")
+        protocol_of(resolved)
+        _check_tasks(resolved)
+        return resolved
+
+    def load(self, wanted: Wanted, progress: Progress) -> Suite:
+        """Return the suite, downloading, converting and tokenising what the cache lacks."""
+        from fusionbench_lite.suites.text import loading
+
+        return loading.load(wanted, progress)
+
+    def needs(self, wanted: Wanted, training: int | None) -> Needs:
+        """Return files, texts and caveats of experts and tasks."""
+        from fusionbench_lite.checkpoints import language
+        from fusionbench_lite.data import text
+
+        protocol = protocol_of(wanted)
+        items = [] if wanted.family == "embedded" else language.inventory(request_of(wanted))
+        for task in wanted.tasks:
+            items += text.inventory(task, protocol, wanted.cache, wanted.data_dir)
+        if training == 0 and wanted.family != "embedded":
+            items = [item for item in items if item.what != "training texts"]
+        published = wanted.family not in ("embedded", "own")
+        notes = language.release(wanted.family, wanted.model).caveats if published else ()
+        return Needs(tuple(items), tuple(dict.fromkeys((*notes, *protocol.caveats))))
+
+    def extent(self, wanted: Wanted) -> Extent:
+        """Return the published sizes of the tasks of GLUE."""
+        from fusionbench_lite.data.text import descriptions, glue, own
+
+        protocol, classes, tests = protocol_of(wanted), [], []
+        for task in wanted.tasks:
+            known = task in descriptions.glue_names() and not own.reads(task, wanted.data_dir)
+            entry = descriptions.glue(task) if known else None
+            count = ANY_TEST if entry is None else entry.rows.get(protocol.splits.get(task, glue.TEST), ANY_TEST)
+            tests.append(min(count, wanted.limit or count))
+            classes.append(ANY_CLASSES if entry is None else len(entry.classes or ("score",)))
+        small = MODELS[wanted.model].embedded
+        return Extent(classes=tuple(classes), test_examples=tuple(tests), experts="memory" if small else "disk", small=small)
+
+
+KIND = Text()
+
+
+def _family(wanted: Wanted) -> str:
+    """Return whose the experts are."""
+    from fusionbench_lite.checkpoints.language import OWN, PRETRAINED, families_of
+
+    name, given, folder = wanted.model, wanted.family, wanted.checkpoints
+    published = families_of(name)
+    offered = (*(("embedded",) if MODELS[name].embedded else published), OWN)
+    if given == "auto":
+        own = folder is not None and (folder / PRETRAINED / "config.json").is_file()
+        given = OWN if own or (folder is not None and "embedded" in offered) else offered[0]
+    if given not in offered:
+        raise InputError(f"checkpoints={given} has no experts of {name}: {did_you_mean(given, ('auto', *offered))}")
+    if given == OWN and folder is None:
+        raise InputError("checkpoints=own reads files of your own: add checkpoints.dir=FOLDER")
+    if given == "embedded" and folder is not None:
+        raise InputError(f"checkpoints=embedded trains the experts of {name}: leave checkpoints.dir out, or set checkpoints=own")
+    return given
+
+
+def _check_tasks(wanted: Wanted) -> None:
+    """Raise InputError where the family has no expert of one of the tasks."""
+    from fusionbench_lite.checkpoints.language import families, release
+
+    if wanted.family not in families():
+        return
+    published = release(wanted.family, wanted.model)
+    for task in wanted.tasks:
+        if task not in published.tasks:
+            raise InputError(
+                f"checkpoints={wanted.family} has no expert of task {task!r} for {wanted.model} (it has "
+                f"{', '.join(published.tasks)}): checkpoints=own reads your own"
+            )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import types
 from pathlib import Path
 
 import pytest
 
+from fusionbench_lite.base.task_sets import tasks_of
 from fusionbench_lite.data import text
-from fusionbench_lite.data.text import drawn, encoding
+from fusionbench_lite.data.text import descriptions, encoding, mini
 from fusionbench_lite.data.text.protocols import protocol
 from fusionbench_lite.errors import InputError
 from tests.support import text_files
@@ -227,21 +227,21 @@ def test_a_file_s_inventory_is_on_this_machine(reading, tmp_path: Path):
 
 
 def test_a_drawn_task_is_read_as_a_file_is(reading, monkeypatch: pytest.MonkeyPatch):
-    """The drawing code is a stand-in: rows as lines of NAME.test.jsonl hold them, and the content of NAME.json."""
-    drawing = types.ModuleType("mini")
-    drawing.TASKS, drawing.TRAIN, drawing.TEST = ("colours",), 5, 3
-    drawing.task = lambda name: {"text": ["sentence"], "classes": ["dull", "bright"], "template": "{sentence}: dull or bright?"}
-    drawing.draw = lambda name, split, seed, count: [
-        {"sentence": f"{split} {seed} {at}", "label": ["dull", "bright"][at % 2]} for at in range(count)
-    ]
-    drawn._mini.cache_clear()
-    monkeypatch.setattr(drawn, "_mini", lambda: drawing)
-    monkeypatch.setattr(drawn, "names", lambda: drawing.TASKS)
-    found = text.load("colours", reading(seed=4))
-    assert found.texts["sentence"].tolist() == [f"test 4 {at}" for at in range(3)]
-    assert found.labels("test").tolist() == [0, 1, 0]
-    assert len(found.inputs("train")) == 5
-    assert found.source == "drawn colours, test, seed 4"
-    assert found.files == {}
-    assert text.names()[-1] == "colours"
-    assert text.inventory("colours", reading().protocol, Path("cache")) == []
+    monkeypatch.setattr(mini, "TRAIN", 5)
+    monkeypatch.setattr(mini, "TEST", 4)
+    for style, columns in (("pair", ("question", "sentence")), ("prompt", ("text",))):
+        found = text.load("answer", reading(style, seed=4))
+        rows = mini.draw("answer", "test", 4, 4)
+        assert [found.classes[label] for label in found.labels("test")] == [row["label"] for row in rows]
+        assert tuple(found.texts) == columns
+        assert all(row["question"] in given for row, given in zip(rows, found.texts[columns[0]], strict=True))
+        assert len(found.inputs("train")) == 5
+        assert found.source == "drawn answer, test, seed 4"
+        assert (found.files, found.caveats) == ({}, ())
+    assert text.load("answer", reading(seed=5)).sha256 != text.load("answer", reading(seed=4)).sha256
+
+
+def test_drawn_tasks_are_a_task_set_and_need_nothing(reading):
+    assert text.names()[-len(mini.TASKS) :] == mini.TASKS == tasks_of("mini_text")
+    assert set(tasks_of("glue7")) | {"stsb"} == set(tasks_of("glue8")) == set(descriptions.glue_names())
+    assert text.inventory("answer", reading().protocol, Path("cache")) == []

@@ -1,16 +1,18 @@
 """`python -m fusionbench_lite.finetune model=vit_b32 task=dtd [KEY=VALUE ...]`: train experts.
 
-Takes the keys of `python -m fusionbench_lite`; those of merging have no effect. For vit_mini all experts of the task set
-are trained, and what is already in the cache is not trained again. For a CLIP model every task gets an expert by the
-recipe of its checkpoint family, under a frozen zero-shot head; a run that was killed goes on where it was. Besides:
+Takes the keys of `python -m fusionbench_lite`; those of merging have no effect. For embedded models all experts of the task
+set are trained, and what is already in the cache is not trained again. Other models get an expert of every task, CLIP's by the
+recipe of the checkpoint family under a frozen zero-shot head, language models by their own recipe with a head of the task's
+classes or with adapters (Flan-T5); a run that was killed goes on where it was. Besides:
 
-    task=dtd                     one task, short for tasks=[dtd]; a CLIP model needs one of the two, tasks=8 for all eight
-    finetune.recipe=tall         or ta, fusionbench, joint (one model for all tasks: traditional multi-task learning)
+    task=dtd                     one task, short for tasks=[dtd]; large models need one of the two, tasks=8 for all eight
+    finetune.recipe=tall         or ta, fusionbench, joint (one model for all tasks: traditional multi-task learning);
+                                 of language models roberta, gpt2, flan_t5, minilm
     finetune.out=FOLDER          default: finetuned/ in the cache; read with checkpoints=own checkpoints.dir=FOLDER
-    finetune.steps=1000          in place of the recipe's epochs or steps; likewise batch, lr
+    finetune.steps=1000          in place of the recipe's epochs or steps; likewise batch, lr, and epochs of language models
     finetune.images=square       crops of the 224 x 224 squares of evaluation; ta, tall and joint crop the original images
     finetune.checkpoint_every=200
-    finetune.evaluate_every=500  on the part of the training images that is held out
+    finetune.evaluate_every=500  on the part of the training examples that is held out
     overwrite=true               train again what is in the folder
 """
 
@@ -36,11 +38,12 @@ USAGE = f"usage: python -m fusionbench_lite.finetune [KEY=VALUE ...]\n\n{__doc__
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a CLIP model is fine-tuned; see the module's text."""
+    """How a model is fine-tuned; see the module's text. Which options a model has is its kind's to say."""
 
     recipe: str | None = word(None, optional=True)
     out: str | None = location(None, optional=True)
     steps: int | None = integer(None, low=1, optional=True)
+    epochs: int | None = integer(None, low=1, optional=True)
     batch: int | None = integer(None, low=1, optional=True)
     lr: float | None = real(None, low=0, open_low=True, optional=True)
     images: str | None = word(None, optional=True)
@@ -65,7 +68,7 @@ def _check_choice(chosen: Sequence[str], plan: Plan) -> None:
     """Refuse tasks that were named twice, of which one would be dropped, and for hours of training none at all."""
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} name tasks: give one of them, such as tasks=[mnist,dtd] for several tasks")
-    if not chosen and plan.kind.slow_training:
+    if not chosen and plan.kind.slow_to_train(plan.model):
         raise InputError(
             f"no task is named, and every task trains {plan.model} for hours: add task=dtd for one, tasks=[mnist,dtd] for "
             f"some, or tasks={plan.task_set} for all {len(plan.tasks)}"

@@ -11,10 +11,7 @@ Several processes may train different tasks into one folder. Files appear whole;
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.finetuning.shared_folder import SharedFolder, bare
 from fusionbench_lite.models.heads import ZeroShotHead
-from fusionbench_lite.paths import atomic_file, file_sha256, locked
+from fusionbench_lite.paths import atomic_file, file_sha256
 from fusionbench_lite.weights.readers import checksum
 
-log = logging.getLogger(__name__)
-
-MANIFEST, PRETRAINED, HEADS = "manifest.json", "pretrained.safetensors", "heads.safetensors"
-KEY = "[0-9a-f]" * 16
+PRETRAINED, HEADS = "pretrained.safetensors", "heads.safetensors"
 StateDict = Mapping[str, Tensor]
 
 
@@ -40,21 +35,22 @@ def content_sha256(weights: StateDict) -> str:
     return checksum("", weights)
 
 
-class Folder:
+class Folder(SharedFolder):
     """One folder of models that start from one base, called `model` in `layout`, whose weights have the hash `base`.
 
     `family` is the family of published experts that they stand in for, by whose rules `checkpoints=own` merges them.
     """
 
     def __init__(self, path: Path, model: str, layout: str | None, base: str, family: str | None = None) -> None:
-        self.path, self.model, self.layout, self.base, self.family = path, model, layout, base, family
+        super().__init__(path)
+        self.model, self.layout, self.base, self.family = model, layout, base, family
 
     def open(self, pretrained: StateDict, heads: Mapping[str, ZeroShotHead]) -> None:
         """Put the base and the heads there, or see that they are what is there already.
 
         Raises InputError where the folder has another base model, or another head under a task's name.
         """
-        with self._shared() as manifest:
+        with self.shared() as manifest:
             self._check_base(manifest)
             self._check_heads(manifest, heads)
             if not (self.path / PRETRAINED).is_file():
@@ -69,60 +65,12 @@ class Folder:
             if self.family is not None:
                 manifest.setdefault("family", self.family)  # ta and tall share base and rules: the first one stays
 
-    def entry(self, name: str) -> dict[str, Any] | None:
-        """Return what the manifest says of a file that is there and undamaged."""
-        noted = _manifest(self.path)["files"].get(name)
-        if noted is None or not (self.path / name).is_file():
-            return None
-        if file_sha256(self.path / name) != noted["sha256"]:
-            log.warning("%s is damaged: training it again", self.path / name)
-            return None
-        return dict(noted)
-
     def keep(self, name: str, weights: StateDict, entry: Mapping[str, Any], history: Sequence[str]) -> Path:
         """Store a trained model with what the manifest is to say of it, and the lines of its history."""
-        with atomic_file(self.path / f"history-{stem(name)}.csv") as temporary:
-            temporary.write_text("\n".join(history) + "\n")
-        with self._shared() as manifest:
+        self.keep_history(stem(name), history)
+        with self.shared() as manifest:
             self._save(name, weights, manifest, entry)
         return self.path / name
-
-    def checkpoint(self, name: str, key: str) -> Path:
-        """Return where a training with this key keeps what it needs to go on; a file that cannot be read is removed."""
-        path = self.path / f".{_bare(name)}-{key}.ckpt"
-        self._remove(f"..{_bare(name)}-{KEY}.ckpt.*.tmp")  # of processes that were killed while they wrote
-        if path.exists():
-            try:
-                torch.load(path, weights_only=True, mmap=True, map_location="cpu")  # without the tensors' values
-            except Exception as error:  # torch raises many kinds
-                log.warning("%s is damaged (%s): training starts anew", path, str(error).splitlines()[0])
-                path.unlink()
-        return path
-
-    def forget_checkpoints(self, name: str) -> None:
-        """Remove the checkpoints of a model, those of other settings too."""
-        self._remove(f".{_bare(name)}-{KEY}.ckpt")
-
-    def _remove(self, pattern: str) -> None:
-        for path in self.path.glob(pattern):
-            path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """Hold the right to train a model here; a second process waits."""
-        with locked(self.path / f".{_bare(name)}.lock"):
-            yield
-
-    @contextlib.contextmanager
-    def _shared(self) -> Iterator[dict[str, Any]]:
-        """Yield the manifest to be changed, and store it."""
-        with locked(self.path / ".folder.lock"):
-            manifest = _manifest(self.path)
-            before = json.dumps(manifest)
-            yield manifest
-            if json.dumps(manifest) != before:
-                with atomic_file(self.path / MANIFEST) as temporary:
-                    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
 
     def _check_base(self, manifest: Mapping[str, Any]) -> None:
         fix = "choose another folder"
@@ -165,24 +113,7 @@ class Folder:
 
 def stem(name: str) -> str:
     """Return a model file's name without suffix and, for an expert, without "individual-"."""
-    return _bare(name).removeprefix("individual-")
-
-
-def _bare(name: str) -> str:
-    return name.removesuffix(".safetensors")
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.exists():
-        return {"files": {}}
-    try:
-        manifest = json.loads(path.read_text())
-        if not isinstance(manifest, dict) or not isinstance(manifest.setdefault("files", {}), dict):
-            raise ValueError("it is no manifest")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): mend it, or choose another folder") from error
-    return manifest
+    return bare(name).removeprefix("individual-")
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fusionbench_lite.errors import InputError
 
 if TYPE_CHECKING:
     from fusionbench_lite.evaluation.results import Evaluation
@@ -19,6 +21,12 @@ class Options:
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     chunk: int | None = None
     overwrite: bool = False
+
+    def check(self, known: Collection[str], model: str) -> None:
+        """Raise InputError for a given option that is not among the model's."""
+        for name in self.given:
+            if name not in known:
+                raise InputError(f"finetune.{name} is not about {model}, whose options are {', '.join(known)}: leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]
     Of equal magnitudes at a border the first counts as larger; a tensor with no dimension is not masked. Cost:
     O(Td log n), one pass.
     """
-    for name in experts.names:
+    for name in experts.pending:
         if not experts.specs[name].shape:
             yield name, experts.combination(name, [h.scaling] * len(experts))
             continue

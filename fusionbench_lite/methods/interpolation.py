@@ -49,7 +49,7 @@ def slerp(experts: Experts, h: Slerp) -> Iterator[tuple[str, Tensor]]:
     For two experts; θ0 is not used. Cost: O(d), one pass.
     """
     first, second = _two("slerp", experts)
-    for name in experts.names:
+    for name in experts.pending:
         a, b = experts.expert(first, name), experts.expert(second, name)
         yield name, _on_circle(a.reshape(1, -1), b.reshape(1, -1), h.t, parallel=PARALLEL).reshape(a.shape)
 
@@ -61,7 +61,7 @@ def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
     For two experts. Cost: O(d), one pass.
     """
     first, second = _two("nuslerp", experts)
-    for name in experts.names:
+    for name in experts.pending:
         base = experts.base(name)
         read = experts.task_vector if h.vectors == "task_vectors" else experts.expert
         a, b = read(first, name), read(second, name)

@@ -36,7 +36,7 @@ def model_stock(experts: Experts, h: ModelStock) -> Iterator[tuple[str, Tensor]]
 
     Orthogonal task vectors give θ0, equal ones the expert. Cost: O(T²d), one pass.
     """
-    for name in experts.names:
+    for name in experts.pending:
         if h.granularity == "tensor":
             ratio = _ratio(experts.inner_products(name).unsqueeze(0), h.average)
             yield name, experts.combination(name, [ratio.item() / len(experts)] * len(experts))

@@ -91,8 +91,6 @@ class SuiteKind:
     models: ClassVar[Mapping[str, Any]]
     uses_hub = False
     """Whether files may come from a hub, which `doctor` then asks for."""
-    slow_training = False
-    """Whether an expert takes hours, so that `finetune` wants its tasks named."""
 
     def tasks(self, data_dir: Path | None) -> Sequence[str]:
         """Return names of tasks beyond those of conf/task_sets.yaml: those of the files in a folder of one's own."""
@@ -122,6 +120,10 @@ class SuiteKind:
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:
         """Return sentences that a result needs because hyperparameters were left at these `defaults`."""
         return ()
+
+    def slow_to_train(self, model: str) -> bool:
+        """Whether an expert of a model takes hours, so that `finetune` wants its tasks named."""
+        return False
 
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
         """Train experts; raises InputError where this kind trains none."""

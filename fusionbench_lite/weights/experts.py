@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
@@ -18,6 +19,9 @@ from fusionbench_lite.weights.specs import StateDict, check_same, specs_of, tied
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
+AHEAD = 8 << 20
+"""Bytes of a model that are read ahead of the tensor that is worked on, at least one tensor."""
 BLOCK = 1 << 19
 """Elements of all experts together that one block holds: what fits a core's cache."""
 
@@ -30,7 +34,9 @@ class Experts:
     float64 where the base is float64. Nothing handed out shares memory with the inputs where it could be modified.
 
     Attributes: `tasks`, the task names in order; `specs`, shape and dtype by name; `names`, the floating-point
-    tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage.
+    tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage;
+    `finished`, the names whose merged tensors are there already, of a merge that is continued, and `notes`, what its method
+    took down for that, as JSON holds it (see `note`).
     Tensors with no element, and integer buffers, are not listed: they stay as they are in `pretrained`. Methods see a
     tensor with no dimension as one of shape (1,).
 
@@ -52,7 +58,11 @@ class Experts:
         self.floating = [name for name, spec in self.specs.items() if spec.dtype.is_floating_point]
         self.names = [name for name in self.floating if self.specs[name].numel]
         self.tied = tied_names(pretrained, experts)
+        self.finished: set[str] = set()
+        self.notes: dict[str, Any] = {}
         self._checked: set[tuple[str | None, str]] = set()
+        self._begun: str | None = None
+        self._after: dict[str, str] = {}
         self._buffers: dict[str, Tensor] = {}
         self._finite: tuple[weakref.ref[Tensor], int] | None = None
 
@@ -62,6 +72,17 @@ class Experts:
     def work_dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which the tensor is merged."""
         return work_dtype(self.specs[name].dtype)
+
+    @property
+    def pending(self) -> list[str]:
+        """The names whose merged tensors are wanted: methods may produce the others too, which costs time alone."""
+        return [name for name in self.names if name not in self.finished]
+
+    def note(self, key: str, compute: Callable[[], T]) -> T:
+        """Return what JSON holds of a value that all tensors decide: computed once, and again only where no note of it is."""
+        if key not in self.notes:
+            self.notes[key] = compute()
+        return self.notes[key]  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -190,11 +211,16 @@ class Experts:
         return self.by_task[task][name].detach()
 
     def check_unread(self) -> None:
-        """Check the values of every floating-point tensor that no method has read yet."""
+        """Check the values of every floating-point tensor that no method has read yet and that is not finished."""
         for name in self.floating:
-            for task in (None, *self.tasks):
-                if (task, name) not in self._checked:
-                    self._read(task, name)
+            if name not in self.finished:
+                self.check(name)
+
+    def check(self, name: str) -> None:
+        """Check the values of a floating-point tensor where no method has read them yet."""
+        for task in (None, *self.tasks) if self.specs[name].dtype.is_floating_point else ():
+            if (task, name) not in self._checked:
+                self._read(task, name)
 
     def release(self, needed: Iterable[str]) -> None:
         """Let go of the experts' tensors in memory, all but these; files are read again when they are asked for."""
@@ -223,7 +249,21 @@ class Experts:
         self._finite = (weakref.ref(result), result._version) if versioned else None
         return result
 
+    def _read_ahead(self, name: str) -> None:
+        """Have the system read the tensors that come after this one, while it is worked on."""
+        self._begun = name
+        self._after = self._after or dict(itertools.pairwise(self.floating))
+        size = 0
+        while size < AHEAD and (name := self._after.get(name, "")):
+            for weights in (self.pretrained, *self.by_task.values()):
+                read_ahead = getattr(weights, "read_ahead", None)
+                if callable(read_ahead):
+                    read_ahead(name)
+            size += self.specs[name].nbytes
+
     def _raw(self, task: str | None, name: str) -> Tensor:
+        if name != self._begun:
+            self._read_ahead(name)
         tensor = (self.pretrained if task is None else self.by_task[task])[name].detach()
         return tensor if tensor.dim() else tensor.reshape(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class Course:
 
     `lr`: the highest learning rate. `weight_decay`: decoupled with AdamW, part of the gradient with Adam. `warmup`: steps
     of linear growth. `clip`: the largest norm of the gradient, None for any. `optimizer`: "adamw" or "adam". `schedule`:
-    "cosine", to 0 at the last step, or "constant". `frozen`: tensors that keep their pretrained values.
+    "cosine" or "linear", to 0 after the last step, or "constant". `frozen`: tensors that keep their pretrained values.
     """
 
     lr: float
@@ -41,7 +42,14 @@ class Course:
         if self.schedule == "constant":
             return self.lr
         rest = max(1, steps - self.warmup)
+        if self.schedule == "linear":
+            return self.lr * ((steps - step) / rest)
         return self.lr * (0.5 * (1 + math.cos(math.pi * (step - self.warmup) / rest)))
+
+    def optimizer_of(self, parameters: Any, *, fused: bool | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters or groups of them; a group may have a weight decay of its own. `fused` is torch's."""
+        kind: type[torch.optim.Optimizer] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.optimizer]
+        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)  # type: ignore[call-arg]
 
 
 class Training(Procedure):
@@ -62,8 +70,7 @@ class Training(Procedure):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """The course's optimizer, whose learning rate `step` sets."""
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.course.optimizer]
-        self._optimizer = kind(self.weights.values(), lr=self.course.lr, weight_decay=self.course.weight_decay)
+        self._optimizer = self.course.optimizer_of(self.weights.values())
         return (self._optimizer,)
 
     def step(self, step: int, batches: Sequence[Batch], update: Update) -> Mapping[str, Tensor]:

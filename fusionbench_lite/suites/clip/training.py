@@ -35,6 +35,7 @@ Rows = dict[str, Evaluation]
 
 CHANGES = ("steps", "batch", "lr", "images")
 """Options that replace values of the recipe."""
+OPTIONS = ("recipe", "out", *CHANGES, "checkpoint_every", "evaluate_every")
 CHECKPOINT_EVERY = 200
 
 
@@ -51,6 +52,7 @@ class _Training:
         if wanted.family == "own":
             raise InputError("checkpoints=own reads experts that are there: choose the recipe's family, as checkpoints=tall")
         self.wanted, self.options, self.given, self.progress = wanted, options, options.given, progress
+        options.check(OPTIONS, wanted.model)
         self._folder()  # refused before anything is loaded
         self.device = device_of(wanted.device)
         changes = {name: self.given[name] for name in CHANGES if name in self.given}

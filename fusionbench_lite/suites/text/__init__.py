@@ -15,6 +15,7 @@ from fusionbench_lite.suites.text.requests import MODELS, protocol_of, request_o
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.evaluation.suite import Suite
+    from fusionbench_lite.finetuning.options import Options, Trained
 
 ANY_TEST, ANY_CLASSES = 1000, 2
 """Test examples and classes of a task of one's own, for plans."""
@@ -25,7 +26,6 @@ class Text(SuiteKind):
 
     models: ClassVar[Mapping[str, Any]] = {name: model.tasks for name, model in MODELS.items()}
     uses_hub = True
-    slow_training = True
 
     def tasks(self, data_dir: Path | None) -> Sequence[str]:
         """Return the tasks of texts: those of a folder, and GLUE's."""
@@ -83,6 +83,16 @@ class Text(SuiteKind):
             classes.append(ANY_CLASSES if entry is None else len(entry.classes or ("score",)))
         small = MODELS[wanted.model].embedded
         return Extent(classes=tuple(classes), test_examples=tuple(tests), experts="memory" if small else "disk", small=small)
+
+    def slow_to_train(self, model: str) -> bool:
+        """Those that are published are; the others are small."""
+        return not MODELS[model].embedded
+
+    def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
+        """Fine-tune an expert of every task."""
+        from fusionbench_lite.suites.text import training
+
+        return training.train(wanted, options, progress)
 
 
 KIND = Text()

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 def load(wanted: Wanted, progress: Progress) -> Suite:
     """Return the suite of a checked request."""
     if wanted.family == "embedded":
-        raise InputError(f"experts of {wanted.model} cannot be trained here: give a folder of them with checkpoints.dir")
+        from fusionbench_lite.suites.text import trained
+
+        return load_from(trained.folder_of(wanted, progress), wanted, progress)
     return suite_of(wanted, checkpoints.find(request_of(wanted), progress), progress)
 
 

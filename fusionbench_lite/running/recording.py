@@ -115,6 +115,7 @@ def result(
             "family": suite.family, "layout": suite.details.get("layout"), "files": dict(suite.files),
             "sources": dict(suite.sources),
         },
+        **({"model_details": details} if (details := {k: v for k, v in suite.details.items() if k != "layout"}) else {}),
         "data": suite.data_hashes,
         **_images(suite),
         **({"caveats": caveats} if caveats else {}),

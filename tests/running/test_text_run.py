@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.support.mirror import mirror  # noqa: F401
-from tests.support.text_suite import TEST, TextSuite, texts  # noqa: F401
+from tests.support.mirror import mirror  # noqa: F401  (a fixture)
+from tests.support.text_suite import TEST, TextSuite
+from tests.support.text_suite import texts as texts
 
 STEPS = "method.adaptation.steps=2 method.adaptation.batch_size=4"
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import yaml
+
 from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.checkpoints.language import releases
 from fusionbench_lite.data.text import descriptions, protocols
 from fusionbench_lite.finetuning.language import recipes
+from fusionbench_lite.harness import sets
+from fusionbench_lite.paths import config_dir
 from fusionbench_lite.suites.text.requests import MODELS
 
 START = """# Language models
@@ -53,6 +57,32 @@ RECIPES = """
 ## Fine-tuning
 """
 
+PRESETS = """
+## Presets
+
+What `conf/presets.yaml` sets for these models by name; a preset in brackets is asked for, as in `preset=fusionbench`. Values on the
+line, as `method.scaling=0.5`, win, and a record says where each came from.
+"""
+
+LARGE = """
+## Large models
+
+    python -m fusionbench_lite.merge_files method=doge_ta base=BASE 'experts={lm: LM, math: MATH, code: CODE}' resize=mean out=OUT
+    python -m fusionbench_lite.evaluate_llm OUT tasks=gsm8k,math individual=published
+    python -m fusionbench_lite.evaluate_llm OUT tasks=gsm8k individual.gsm8k=results/llm/KEY.json
+
+Folders of checkpoints are merged file by file and evaluated by lm-evaluation-harness, `pip install 'fusionbench_lite[llm]'`: on the
+sets of doGe's Table 10, on the harness' own tasks by name, and on tasks of one's own in `task_dir`. The record holds value,
+standard error, interval and number of examples per set, scores of single examples, the hash of the model and the harness' version.
+
+Table 10's models; some have an entry [PAD] more than the base, whose row `resize=mean` fills as the DARE code does:
+"""
+
+SETS = """
+Scores relative to an individual model are merged / individual × 100: `individual=published` divides by what Table 10's solve, the
+record of a model that was evaluated here by what it solves on the same examples.
+"""
+
 NOTES = """
 ## Notes
 
@@ -63,7 +93,8 @@ Records repeat those of their checkpoints and tasks.
 def page() -> str:
     """Return the page in Markdown."""
     parts = [START, *_table(_releases()), TASKS, *_table(_tasks()), PROTOCOLS, *_table(_protocols()), PROMPTS, *_table(_prompts())]
-    return "\n".join([*parts, RECIPES, *_table(_recipes()), NOTES, *_notes(), ""])
+    parts += [RECIPES, *_table(_recipes()), PRESETS, *_table(_presets()), LARGE, *_table(_models()), SETS, *_table(_sets()), ""]
+    return "\n".join([*parts, *_large(), NOTES, *_notes(), ""])
 
 
 def _table(rows: Iterator[list[object]]) -> Iterator[str]:
@@ -105,6 +136,42 @@ def _recipes() -> Iterator[list[object]]:
             name, one.optimizer, ", ".join(rates), one.batch, length, one.schedule + warmup, lora, f"{one.held_out:.0%}",
             one.select.replace("_", " "), one.source, one.unconfirmed,
         ]
+
+
+def _presets() -> Iterator[list[object]]:
+    yield ["methods", "models", "tasks", "sets", "source"]
+    for entry in yaml.safe_load((config_dir() / "presets.yaml").read_text(encoding="utf-8")):
+        when = {key: value if isinstance(value, list) else [value] for key, value in entry["when"].items()}
+        if not set(when.get("model", ())) & set(MODELS):
+            continue
+        name = f" ({entry['name']})" if "name" in entry else ""
+        models, tasks = (", ".join(map(str, when.get(key, ("all",)))) for key in ("model", "tasks"))
+        values = ", ".join(f"{key}={value}" for key, value in entry["set"].items())
+        yield [", ".join(when.get("method", ("all",))) + name, models, tasks, values, entry["source"]]
+
+
+def _models() -> Iterator[list[object]]:
+    yield ["model", "repository", "the same elsewhere", ""]
+    for name, one in sets.models().items():
+        yield [name, one["repo"], one.get("elsewhere", ""), one.get("about", "")]
+
+
+def _sets() -> Iterator[list[object]]:
+    yield ["set", "items", "the harness' task", "metric", "individual model", "it solves", "Table 10's protocol", "the harness'"]
+    for one in sets.published().values():
+        solved = f"{one.reference.value:.2%}" + (f", {one.reference.correct}" if one.reference.correct else "")
+        metric = "–" if one.metric is None else f"{one.metric}, {one.filter}"
+        yield [
+            one.title, f"{one.items:,}", "none" if one.refused else one.task, metric, one.reference.model, solved, one.published,
+            one.here or "–",
+        ]
+
+
+def _large() -> Iterator[str]:
+    yield from (f"- {text}." for text in (sets.PROTOCOL, sets.INDIVIDUAL))
+    yield from (f"- {one.refused}." for one in sets.published().values() if one.refused)
+    unsafe = " and ".join(one.title for one in sets.published().values() if one.unsafe)
+    yield f"- {unsafe} run what the model writes and are refused without `unsafe_code=true`."
 
 
 def _tasks() -> Iterator[list[object]]:

@@ -210,3 +210,21 @@ def test_worked_examples_are_drawn_by_the_seed(llama, tmp_path):
     assert first.data == other.data
 
 
+
+
+def test_a_merged_model_is_evaluated_relative_to_its_expert(llama, other_llama, tasks, tmp_path, command):
+    """From folders to a score: both experts are one model, so that merging gives it back, and all of its score."""
+    line = ["method=weight_averaging", f"base={llama}", f"experts={{a: {other_llama}, b: {other_llama}}}", "out=merged"]
+    done = command(*line, module="fusionbench_lite.merge_files")
+    assert done.returncode == 0, done.stderr
+    shared = ["tasks=chosen", f"task_dir={tasks}", "device=cpu"]
+    assert command(str(other_llama), *shared, "out=expert.json", module=COMMAND).returncode == 0
+    done = command("merged", *shared, "individual.chosen=expert.json", "out=merged.json", module=COMMAND)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "merged.json").read_text())
+    expert = json.loads((tmp_path / "expert.json").read_text())
+    assert found["relative"]["sets"]["chosen"]["value"] == 100.0
+    assert found["relative"]["sets"]["chosen"]["source"] == expert["key"]
+    assert found["sets"]["chosen"]["scores"] == expert["sets"]["chosen"]["scores"]
+    assert found["model"]["files"]["tokenizer.json"] == expert["model"]["files"]["tokenizer.json"]
+    assert "100.0" in done.stdout

@@ -43,22 +43,23 @@ T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "fe
 
 
 def drawn(model: nn.Module, seed: int, spread: float = 0.4) -> nn.Module:
-    """The model with weights large enough for predictions to differ."""
+    """The model with weights large enough and biases small enough for predictions to differ."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            norm = parameter.ndim == 1 and name.endswith("weight")
-            parameter.copy_(torch.randn(parameter.shape, generator=g) * spread + (1 if norm else 0))
+            norm, bias = parameter.ndim == 1 and name.endswith("weight"), name.endswith("bias")
+            change = torch.randn(parameter.shape, generator=g) * (0.05 if norm or bias else spread)
+            parameter.copy_(change + (1 if norm else 0))
     return model.eval()
 
 
 def moved(model: nn.Module, base: Mapping[str, torch.Tensor], seed: int, size: float = 0.1) -> nn.Module:
-    """The model with the base's tensors where it has them, all changed a little."""
+    """The model with the base's tensors where it has them, all changed a little; heads are wide enough to disagree."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            start = base.get(name, torch.zeros_like(parameter))
-            parameter.copy_(start + size * torch.randn(parameter.shape, generator=g))
+            change = torch.randn(parameter.shape, generator=g)
+            parameter.copy_(base[name] + size * change if name in base else change * (0.1 if name.endswith("bias") else 1))
     return model.eval()
 
 
@@ -92,7 +93,8 @@ def roberta(root: Path, tasks: Iterable[str] = GLUE7) -> None:
         rate = "5e-05" if task == "mrpc" else "1e-05"
         folder = root / f"vanillaOVO/roberta_base_glue_ckpts/{task}/roberta-base_lr{rate}"
         folder.mkdir(parents=True)
-        model = moved(RobertaForSequenceClassification(RobertaConfig(num_labels=CLASSES[task], **settings)), base.state_dict(), 1 + number)
+        config = RobertaConfig(num_labels=CLASSES[task], **settings)
+        model = moved(RobertaForSequenceClassification(config), base.state_dict(), 1 + number)
         state = {**model.state_dict(), "roberta.embeddings.position_ids": torch.arange(66)[None]}
         torch.save(state, folder / "pytorch_model.bin")
         model.config.save_pretrained(folder)
@@ -124,6 +126,16 @@ def flan_t5(root: Path, tasks: Iterable[str] = GLUE8, model: str = "base") -> No
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=g))
         adapted.save_pretrained(root / f"tanganke/flan-t5-{model}_glue-{task}_lora-16", save_embedding_layers=False)
         base = adapted.unload()
+
+
+def prompts() -> dict[str, str]:
+    """The templates of Flan-T5's prompts."""
+    import yaml
+
+    from fusionbench_lite.data import text
+
+    content = yaml.safe_load((Path(text.__file__).parent / "glue.yaml").read_text())
+    return {task: entry["template"] for task, entry in content.items()}
 
 
 def rows(task: str, count: int, start: int = 0) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from benchmarks.command import isolated
 from benchmarks.measure import Memory
+from fusionbench_lite.base.signals import ending_in_order
 from fusionbench_lite.weights.stored.indexes import INDEX
 
 METHODS = ("task_arithmetic", "ties_merging", "ta_dare", "breadcrumbs", "slerp", "nuslerp", "model_stock")
@@ -51,7 +52,7 @@ class Llama:
             "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
             "mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,),
         }
-        tables = {name: (self.vocabulary, width) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+        tables = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (self.vocabulary, width))
         layers = {f"model.layers.{i}.{name}.weight": shape for i in range(self.layers) for name, shape in block.items()}
         return {**tables, "model.norm.weight": (width,), **layers}
 
@@ -77,6 +78,8 @@ class Found:
 
     seconds: list[float]
     copying: list[float]
+    cpu: list[float]
+    cpu_copying: list[float]
     peak: int
 
 
@@ -110,34 +113,34 @@ def _drawn(pool: torch.Tensor, shape: tuple[int, ...], name: str, model: int) ->
     return (base if model == 0 else base + 0.002 * part(model)).reshape(shape).bfloat16()
 
 
-def merge(job: Job) -> tuple[float, int]:
-    """Merge in this process, which is a fresh one; return seconds and the peak of resident memory."""
+def merge(job: Job) -> tuple[float, float, int]:
+    """Merge in this process, which is a fresh one; return seconds, those of the processor, and the peak of resident memory."""
     from fusionbench_lite.methods.files import merge_files
 
     torch.set_num_threads(job.threads)
     memory = Memory(torch.device("cpu"))
     experts = {f"expert{number}": job.folder / f"expert{number}" for number in range(1, job.experts + 1)}
     memory.start()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     merge_files(job.method, job.folder / "base", experts, job.folder / "out")
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     shutil.rmtree(job.folder / "out")
-    return seconds, memory.peak()
+    return seconds, cpu, memory.peak()
 
 
-def copy(folder: Path, experts: int) -> float:
-    """Return the seconds that copying the inputs takes, until the copies are on the disk, as a merged model is at its end."""
+def copy(folder: Path, experts: int) -> tuple[float, float]:
+    """Return the seconds, and those of the processor, that copying the inputs takes until they are on the disk, as a merge ends."""
     target = folder / "copies"
     target.mkdir()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for file in _inputs(folder, experts):
         into = target / f"{file.parent.name}-{file.name}"
         shutil.copyfile(file, into)
         with into.open("rb") as opened:
             os.fsync(opened.fileno())
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     shutil.rmtree(target)
-    return seconds
+    return seconds, cpu
 
 
 def _inputs(folder: Path, experts: int) -> Iterator[Path]:
@@ -147,11 +150,14 @@ def _inputs(folder: Path, experts: int) -> Iterator[Path]:
 
 def measure(folder: Path, method: str, experts: int, rounds: int, threads: int) -> Found:
     """Merge and copy in turns."""
-    found = Found(seconds=[], copying=[], peak=0)
+    found = Found(seconds=[], copying=[], cpu=[], cpu_copying=[], peak=0)
     for _ in range(rounds):
-        found.copying.append(copy(folder, experts))
-        seconds, peak = isolated(merge, Job(method, folder, experts, threads))
+        seconds, cpu = copy(folder, experts)
+        found.copying.append(seconds)
+        found.cpu_copying.append(cpu)
+        seconds, cpu, peak = isolated(merge, Job(method, folder, experts, threads))
         found.seconds.append(seconds)
+        found.cpu.append(cpu)
         found = dataclasses.replace(found, peak=max(found.peak, peak))
     return found
 
@@ -159,10 +165,12 @@ def measure(folder: Path, method: str, experts: int, rounds: int, threads: int) 
 def line(method: str, found: Found, llama: Llama, experts: int) -> str:
     """Return a method's row: times, memory, and whether they are within what is asked for."""
     seconds, copying = statistics.median(found.seconds), statistics.median(found.copying)
+    cpu, cpu_copying = statistics.median(found.cpu), statistics.median(found.cpu_copying)
     allowed = (experts + 2) * llama.largest + SLACK
     verdict = "within" if found.peak <= allowed else "OVER"
     return (
-        f"{method:16} {seconds:7.1f} s  copying {copying:6.1f} s  ratio {seconds / copying:5.2f}   peak {found.peak / 1e6:6.0f} MB of "
+        f"{method:16} {seconds:7.1f} s  copying {copying:6.1f} s  ratio {seconds / copying:5.2f}  "
+        f"(processor {cpu:.1f} and {cpu_copying:.1f} s)  peak {found.peak / 1e6:6.0f} MB of "
         f"{allowed / 1e6:.0f} ({verdict})"
     )
 
@@ -176,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     llama, broken = Llama(), False
-    with tempfile.TemporaryDirectory(prefix="large-models-") as name:
+    with ending_in_order(), tempfile.TemporaryDirectory(prefix="large-models-") as name:
         folder = Path(name)
         needed = (2 * given.experts + 3) * 2 * sum(torch.Size(shape).numel() for shape in llama.shapes().values())
         if (free := shutil.disk_usage(folder).free) < needed:

@@ -62,20 +62,20 @@ def inputs(folder: Path, method: str = "task_arithmetic") -> tuple[Path, dict[st
 
 
 @pytest.mark.parametrize("method", WHOLE)
-def test_a_killed_merge_continues_with_the_same_bits(tmp_path, monkeypatch, method, count=4):
+def test_a_killed_merge_continues_with_the_same_bits(tmp_path, monkeypatch, method):
     base, experts = inputs(tmp_path / "in", method)
     given = {"steps": 5} if method in STEPS else {}
     whole = fbl.merge_files(method, base, experts, tmp_path / "whole", shard_bytes=700, **given)
     out, saved = tmp_path / "new" / "out", tmp_path / "saved"
     with monkeypatch.context() as patch:
-        total = after(count, patch, lambda: shutil.copytree(unfinished(out), saved))  # what SIGKILL leaves
+        total = after(4, patch, lambda: shutil.copytree(unfinished(out), saved))  # what SIGKILL leaves
         fbl.merge_files(method, base, experts, out, shard_bytes=700, **given)
     shutil.rmtree(out)
     saved.rename(unfinished(out))
     written = after(0, monkeypatch, None)
     fbl.merge_files(method, base, experts, out, shard_bytes=700, **given)
     assert everything(out) == everything(whole)
-    assert sorted([*written, *total[:count]]) == sorted(total)
+    assert sorted([*written, *total[:4]]) == sorted(total)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
@@ -119,7 +119,7 @@ def test_sigterm_leaves_what_can_be_continued_or_nothing(tmp_path, monkeypatch, 
 
 def test_votes_of_finished_tensors_count_where_entries_cancel(tmp_path, monkeypatch):
     # Entries of the first tensor cancel: its signs are the majority's, which the tensors that are finished before decide.
-    state = dict.fromkeys(model(), torch.zeros(4, 4))
+    state = {name: torch.zeros(4, 4) for name in model()}
     first = {name: torch.full((4, 4), 1.0 if number == 0 else -1.0) for number, name in enumerate(state)}
     second = {name: torch.full((4, 4), -1.0) for name in state}
     base, experts = indexed(tmp_path / "base", state), {"a": indexed(tmp_path / "a", first), "b": indexed(tmp_path / "b", second)}
@@ -131,7 +131,7 @@ def test_votes_of_finished_tensors_count_where_entries_cancel(tmp_path, monkeypa
             fbl.merge_files("ties_merging", base, experts, out, keep=1.0)
     written = after(0, monkeypatch, None)
     fbl.merge_files("ties_merging", base, experts, out, keep=1.0)
-    assert written == [list(state)[-1], list(state)[0]]
+    assert written == [list(state)[-1], next(iter(state))]
     assert everything(out) == everything(whole)
 
 
@@ -211,7 +211,9 @@ def test_no_space_is_told_before_anything_is_computed(tmp_path, monkeypatch):
 def test_files_are_those_of_the_formats_own_library(tmp_path):
     from safetensors.torch import save_file
 
-    state = {"ü": torch.zeros(2, 3), "half": torch.ones(3).half(), "b": torch.tensor(True), "n": torch.tensor(3), "e": torch.zeros(0, 4)}
+    state = {"ü": torch.zeros(2, 3), "half": torch.ones(3).half(), "b": torch.tensor(True), "n": torch.tensor(3)}
+    state["e"] = torch.zeros(0, 4)
     save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
-    out = fbl.merge_files("pretrained", state, {"a": expert_of(state, 1) | {"b": state["b"], "n": state["n"]}}, tmp_path / "out")
+    expert = expert_of(state, 1) | {name: state[name] for name in ("b", "n")}
+    out = fbl.merge_files("pretrained", state, {"a": expert}, tmp_path / "out")
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fusionbench_lite as fbl
-import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
+import fusionbench_lite.base.torchvision_ops
 from fusionbench_lite.methods.companions import MANIFEST
 from tests.support.helpers import State
 
@@ -72,7 +72,8 @@ def test_an_earlier_model_is_replaced_unless_what_lies_beside_it_was_changed(tmp
     for _ in range(2):
         out = fbl.merge_files("task_arithmetic", base, experts, tmp_path / "out")
     said = json.loads((out / MANIFEST).read_text())
-    assert (said["method"], said["hyperparameters"], said["experts"]) == ("task_arithmetic", {"scaling": 0.3}, {"a": str(experts["a"])})
+    assert (said["method"], said["hyperparameters"]) == ("task_arithmetic", {"scaling": 0.3})
+    assert said["experts"] == {"a": str(experts["a"])}
     (out / "config.json").write_text("{}")
     with pytest.raises(fbl.MergeError, match="out would be replaced, but holds 'config.json'"):
         fbl.merge_files("task_arithmetic", base, experts, out)
@@ -105,7 +106,8 @@ def test_the_configuration_says_the_dtype_that_is_written(tmp_path):
 
 def test_vocabularies_of_different_sizes_are_refused_with_both(tmp_path):
     base, experts = llama(tmp_path / "base", 0), {"a": llama(tmp_path / "a", 1), "b": llama(tmp_path / "b", 2, 33)}
-    with pytest.raises(fbl.MergeError, match=r"expert 'b': '\S+' has 33 rows, one per token, the pretrained model 32: resize=mean") as caught:
+    said = r"expert 'b': '\S+' has 33 rows, one per token, the pretrained model 32: resize=mean"
+    with pytest.raises(fbl.MergeError, match=said) as caught:
         fbl.merge_files("task_arithmetic", base, experts, tmp_path / "out")
     assert "\n" not in str(caught.value)
     with pytest.raises(fbl.InputError, match="resize must be one of mean, pad or null, got 'zero'"):

@@ -55,7 +55,8 @@ def ties_dare(experts: Experts, h: TiesDare) -> Iterator[tuple[str, Tensor]]:
     plain = Vectors.of(experts, [name for name in experts.names if h.count_tied or name not in experts.tied])
     vectors = dataclasses.replace(plain, blocks=lambda name: _dropped(experts, name, h.drop_rate, h.seed))
     for name, merged in merged_vectors(vectors, h.keep, h.reduce, h.virtual_zeros, continued=experts):
-        yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
+        yield name, merged.mul_(h.scaling).reshape(experts.shape(name)).add_(experts.base(name))
+        del merged
 
 
 def _dropped(experts: Experts, name: str, rate: float, seed: int) -> Iterator[tuple[slice, Tensor]]:

@@ -16,6 +16,7 @@ from tests.harness.conftest import SUMS, WRITTEN
 from tests.support.tiny_llama import tokenizer, write_model, write_task
 
 COMMAND = "fusionbench_lite.evaluate_llm"
+pytestmark = pytest.mark.usefixtures("harness")
 
 
 @pytest.fixture

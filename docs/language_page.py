@@ -95,8 +95,8 @@ Records repeat those of their checkpoints and tasks.
 def page() -> str:
     """Return the page in Markdown."""
     tables = (
-        START, _sizes(), "", _releases(), TASKS, _tasks(), PROTOCOLS, _protocols(), PROMPTS, _prompts(), RECIPES, _recipes(), PRESETS,
-        _presets(), LARGE, _models(), SETS, _sets(), "",
+        START, _sizes(), "", _releases(), TASKS, _tasks(), PROTOCOLS, _protocols(), PROMPTS, _prompts(), RECIPES, _recipes(),
+        PRESETS, _presets(), LARGE, _models(), SETS, _sets(), "",
     )
     parts = [line for part in tables for line in ([part] if isinstance(part, str) else _table(part))]
     return "\n".join([*parts, *_large(), NOTES, *_notes(), ""])
@@ -111,7 +111,7 @@ def _table(rows: Iterator[list[object]]) -> Iterator[str]:
 
 
 def _sizes() -> Iterator[list[object]]:
-    yield ["model", "transformers' name", "blocks", "width", "heads", "tokens it can take", "tensors", "parameters", "of the blocks"]
+    yield ["model", "transformers' name", "blocks", "width", "heads", "tokens at most", "tensors", "parameters", "of the blocks"]
     for name, size in SIZES.items():
         whole, blocks = (of_size(name, size, tensors=tensors) for tensors in ("all", "blocks"))
         layers = f"{size.layers} + {size.layers}" if size.kind == "t5" else size.layers

@@ -54,6 +54,7 @@ def larger(model: Path) -> None:
 SPOILED = {
     "no config": (lambda model: (model / "config.json").unlink(), "has no config.json: copy it from the pretrained model"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "has no weights"),
+    "a broken index": (lambda model: (model / "model.safetensors.index.json").write_text("[]"), "no index of shards"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer"),
     "an infinite value": (infinite, "model.layers.1.mlp.up_proj.weight has values that are not finite"),
     "a larger tokenizer": (larger, "the tokenizer has 101 entries, the embedding 99 rows"),

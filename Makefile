@@ -38,7 +38,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile=slow tests/laws tests/oracles $(ARGS)
 
-LANGUAGE = tests/models tests/harness $(wildcard tests/*/test_*text*.py tests/*/test_*language*.py tests/weights/test_lora*.py)
+LANGUAGE = tests/models tests/harness $(wildcard tests/*/language tests/*/text) $(wildcard tests/*/test_*text*.py tests/*/test_*language*.py tests/weights/test_lora*.py)
 
 # The libraries lie in a folder that goes before the environment's own, and is removed.
 test-transformers: $(STAMP)

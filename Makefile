@@ -1,6 +1,7 @@
 # make demo    the embedded suite: experts, 45 rows of methods, one table; and four rows on texts
 # make test    the tests, but for the slow ones
 # make test-slow  the slow tests, and the laws on more examples, new ones every time
+# make test-transformers  what reads language models, under the oldest and the newest transformers that pyproject.toml allows
 # make bench   cost of an adaptation step and of merging
 # make docs    result pages and configuration headers from records
 # make lint    ruff, mypy --strict, and the contracts of who imports whom
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow bench docs setup lint format clean
+.PHONY: help demo test test-slow test-transformers bench docs setup lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,18 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile=slow tests/laws tests/oracles $(ARGS)
+
+LANGUAGE = tests/models tests/harness $(wildcard tests/*/language tests/*/text) $(wildcard tests/*/test_*text*.py tests/*/test_*language*.py tests/weights/test_lora*.py)
+
+# The libraries lie in a folder that goes before the environment's own, and is removed.
+test-transformers: $(STAMP)
+	@for end in oldest newest; do \
+	  folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  $(BIN)/python -m pip install --quiet --quiet --no-deps --target "$$folder" --requirement .ci/transformers-$$end.txt && \
+	  PYTHONPATH="$$folder" $(BIN)/python -c 'import importlib.metadata as m; print("transformers", m.version("transformers"))' && \
+	  PYTHONPATH="$$folder" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(sort $(LANGUAGE)) $(ARGS) || exit 1; \
+	  rm -rf "$$folder"; \
+	done
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -16,7 +16,7 @@ from benchmarks.command import isolated
 from benchmarks.measure import CLOCKS, Memory
 from benchmarks.merging_problem import CASES, draw, expert
 from benchmarks.problem import Size
-from fusionbench_lite.methods.api import merge_files
+from fusionbench_lite.methods.files import merge_files
 
 METHODS = ("task_arithmetic", "ties_merging")
 NEEDED = 5 << 30

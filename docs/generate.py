@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import adaptive_page
+import language_page
 import method_page
 import method_words
 import text_page
@@ -97,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     write(given.out / "vision.md", vision_page.page())
+    write(given.out / "language.md", language_page.page())
     for page, (experiment, title, sheet, statements) in pages.items():
         try:
             rows, table = read(experiment, given.results_dir)

@@ -17,7 +17,8 @@ from fusionbench_lite.base.version import __version__
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.api import Adapted, adapt
     from fusionbench_lite.errors import InputError, MergeError
-    from fusionbench_lite.methods.api import Merged, merge, merge_files
+    from fusionbench_lite.methods.api import Merged, merge
+    from fusionbench_lite.methods.files import merge_files
     from fusionbench_lite.registry import names as methods
 
 __all__ = ["Adapted", "InputError", "MergeError", "Merged", "__version__", "adapt", "merge", "merge_files", "methods"]
@@ -28,7 +29,7 @@ _HOME = {
     "Merged": ("methods.api", "Merged"),
     "MergeWarning": ("errors", "MergeWarning"),
     "merge": ("methods.api", "merge"),
-    "merge_files": ("methods.api", "merge_files"),
+    "merge_files": ("methods.files", "merge_files"),
     "diagonal_fisher": ("statistics", "diagonal_fisher"),
     "gram_matrices": ("statistics", "gram_matrices"),
     "Adapted": ("adaptation.api", "Adapted"),

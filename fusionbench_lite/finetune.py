@@ -68,10 +68,11 @@ def _check_choice(chosen: Sequence[str], plan: Plan) -> None:
     """Refuse tasks that were named twice, of which one would be dropped, and for hours of training none at all."""
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} name tasks: give one of them, such as tasks=[mnist,dtd] for several tasks")
-    if not chosen and plan.kind.slow_training:
+    if not chosen and plan.kind.slow_to_train(plan.model):
+        first, second = (*plan.tasks, *plan.tasks)[:2]
         raise InputError(
-            f"no task is named, and every task trains {plan.model} for hours: add task=dtd for one, tasks=[mnist,dtd] for "
-            f"some, or tasks={plan.task_set} for all {len(plan.tasks)}"
+            f"no task is named, and every task trains {plan.model} for hours: add task={first} for one, "
+            f"tasks=[{first},{second}] for some, or tasks={plan.task_set} for all {len(plan.tasks)}"
         )
 
 

@@ -123,15 +123,23 @@ def nearest_existing(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_directory(final: Path) -> Iterator[Path]:
+def atomic_directory(final: Path, *, resumable: bool = False) -> Iterator[Path]:
     """Yield a fresh directory that becomes `final` when the block ends without an error.
 
     The directory is written under a temporary name beside `final`, flushed to disk and renamed; an existing `final`
     is replaced. After an error nothing is left, folders made for it included, and an existing `final` is as it was. Raises
     WriteError naming `final` when the file system refuses.
+
+    `resumable`: the directory is `unfinished(final)`, which may be there already, and it stays where the block is interrupted
+    (KeyboardInterrupt, SystemExit) after something was written.
     """
     with _beside(final) as made:
-        temporary = Path(tempfile.mkdtemp(prefix=_hidden(final), suffix=".tmp", dir=final.parent))
+        temporary = unfinished(final)
+        if resumable:
+            temporary.mkdir(exist_ok=True)
+        else:
+            temporary = Path(tempfile.mkdtemp(prefix=_hidden(final), suffix=".tmp", dir=final.parent))
+        kept = False
         try:
             yield temporary
             temporary.chmod(0o755)
@@ -142,10 +150,20 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             else:
                 temporary.rename(final)
             made.clear()
+        except (KeyboardInterrupt, SystemExit):
+            if kept := resumable and any(temporary.iterdir()):
+                made.clear()
+            raise
         finally:
-            if temporary.exists():
+            if temporary.exists() and not kept:
                 shutil.rmtree(temporary, ignore_errors=True)
         _flush(final.parent)
+
+
+def unfinished(final: Path) -> Path:
+    """Return the directory beside `final` in which it is written by what can be continued."""
+    mark = "" if len(os.fsencode(final.name)) <= 220 else hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8] + "."
+    return final.with_name(f"{_hidden(final)}{mark}unfinished")
 
 
 @contextlib.contextmanager

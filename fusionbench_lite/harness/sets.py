@@ -56,8 +56,13 @@ class Set:
 @functools.cache
 def published() -> Mapping[str, Set]:
     """Return the sets of Table 10 in its order."""
-    content = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text(encoding="utf-8"))
-    return {name: _set(name, entry) for name, entry in content.items()}
+    return {name: _set(name, entry) for name, entry in _content()["sets"].items()}
+
+
+def models() -> Mapping[str, Mapping[str, str]]:
+    """Return where Table 10's models are: repo, and for some elsewhere and about."""
+    found: Mapping[str, Mapping[str, str]] = _content()["models"]
+    return found
 
 
 def asked(text: str) -> tuple[Set, ...]:
@@ -85,6 +90,11 @@ def confirm(names: Sequence[str], confirmed: bool) -> None:
             f"{' and '.join(names)}: programs that the model writes would run on this machine, with your rights: say "
             "unsafe_code=true where they can harm nothing, such as in a container"
         )
+
+
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def _set(name: str, entry: dict[str, Any]) -> Set:

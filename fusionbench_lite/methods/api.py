@@ -1,31 +1,27 @@
-"""`fusionbench_lite.merge`: one call for every data-free method, in memory or from files to files."""
+"""`fusionbench_lite.merge`: one call for every data-free method; `files` is the same from files to files."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import MergeError, did_you_mean
 from fusionbench_lite.fields import describe
-from fusionbench_lite.paths import atomic_directory, expanded
 from fusionbench_lite.registry import REFERENCE
 from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.compact import PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.limits import Limits
-from fusionbench_lite.weights.outputs import SHARD_BYTES, check_replaceable, check_tasks, checked_out, write_shards
 from fusionbench_lite.weights.readers import open_experts, open_weights
 from fusionbench_lite.weights.specs import StateDict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+Fit = Callable[[StateDict, Mapping[str, StateDict]], tuple[StateDict, Mapping[str, StateDict]]]
 Weights = StateDict | str | os.PathLike[str]
 """A state dict, or the path of a safetensors file or directory; for experts also of a PEFT adapter."""
 
@@ -76,10 +72,10 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
     non-finite values, results beyond the range of the dtype, no experts, unreadable files. Warns of counters and masks that
     experts changed.
     """
-    view, entry, produced = _prepare(method, pretrained, experts, hyperparameters)
+    view, entry, produced = prepare(method, pretrained, experts, hyperparameters)
     tasks = tuple(view.tasks)
     if entry.per_task:
-        stored = _stored(view, produced())
+        stored = stored_parts(view, produced())
         view.check_unread()
         view.release(name for name, part in stored.items() if not part.on_base)
         unfold = {name: part.tensor for name, part in stored.items()}
@@ -104,49 +100,8 @@ def merged_weights(method: str, view: Experts, **hyperparameters: Any) -> dict[s
     return _complete(view, produced(), produced.limits)
 
 
-def merge_files(
-    method: str, pretrained: Weights, experts: Mapping[str, Weights], out: str | os.PathLike[str], *,
-    shard_bytes: int = SHARD_BYTES, **hyperparameters: Any,
-) -> Path:
-    """Merge as `merge` does and write the result to the directory `out` as safetensors, shard by shard.
-
-    Memory holds one tensor of every expert and one shard of the output; bits are those of `merge`. A method that keeps
-    one model per task writes `out/TASK` for each. Returns `out`. Raises MergeError as `merge` does, and for a directory that
-    is, contains or lies inside an input, before anything is read; InputError when the directory cannot be written. Nothing is
-    left there then, and an earlier result stays. It is replaced at the end; a directory with other files is refused.
-    """
-    if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
-        raise MergeError(f"shard_bytes must be an integer of at least 1, got {shard_bytes!r}")
-    tasks = tuple(experts) if isinstance(experts, Mapping) else ()
-    inputs = {"pretrained": pretrained, **hyperparameters}
-    folder = checked_out(out, inputs | {f"expert {task!r}": experts[task] for task in tasks})
-    per_task = registry.get(method).per_task
-    if per_task:
-        check_tasks(tasks, folder)
-    check_replaceable(folder, tasks if per_task else ())
-    view, _, produced = _prepare(method, pretrained, experts, hyperparameters)
-    if not per_task:
-        tensors = _begun(_finished(view, produced(), produced.limits))
-        with atomic_directory(folder) as temporary:
-            write_shards(temporary, tensors, shard_bytes)
-        return expanded(out)
-    parts = _begun(produced())
-    with atomic_directory(folder) as temporary:
-        stored = _stored(view, parts)
-        for task in view.tasks:
-            (temporary / task).mkdir()
-            models = ((name, part.tensor(task)) for name, part in stored.items())
-            write_shards(temporary / task, _finished(view, models, produced.limits), shard_bytes)
-    return expanded(out)
-
-
-def _begun(iterator: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
-    """Return an iterator that has done its first step, so that what a method refuses at once is refused before writing."""
-    return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Produced:
+class Produced:
     """The method with everything it needs, ready to be called."""
 
     hyperparameters: Mapping[str, Any]
@@ -165,9 +120,14 @@ class _Produced:
             ) from error
 
 
-def _prepare(
-    method: str, pretrained: Weights, experts: Mapping[str, Weights], hyperparameters: dict[str, Any]
-) -> tuple[Experts, registry.Method, _Produced]:
+def prepare(
+    method: str, pretrained: Weights, experts: Mapping[str, Weights], hyperparameters: dict[str, Any], *,
+    fit: Fit | None = None,
+) -> tuple[Experts, registry.Method, Produced]:
+    """Return the checked view of the inputs, the method, and the method ready to be called.
+
+    `fit` makes the opened inputs fit each other before they are compared. Raises MergeError as `merge` does.
+    """
     entry = registry.get(method)
     if entry.adaptive:
         raise MergeError(f"method {method!r} learns from unlabelled data: call fusionbench_lite.adapt")
@@ -178,41 +138,72 @@ def _prepare(
         extra[name] = hyperparameters.pop(name)
     configured = entry.configure(**hyperparameters)  # before anything is opened
     base = open_weights(pretrained, None, "pretrained")
-    view = Experts(base, open_experts(experts, base))
+    opened: Mapping[str, StateDict] = open_experts(experts, base)
+    if fit is not None:
+        base, opened = fit(base, opened)
+    view = Experts(base, opened)
     if view.changed and entry.family != REFERENCE:  # of which one keeps them, one has its own, and one is the pretrained model
         buffers.warn_kept(view.changed)
     return view, entry, _produced(entry, view, configured, extra)
 
 
-def _produced(entry: registry.Method, view: Experts, configured: Any, extra: dict[str, Any]) -> _Produced:
+def _produced(entry: registry.Method, view: Experts, configured: Any, extra: dict[str, Any]) -> Produced:
     limits = Limits(entry.id, scaled="scaling" in entry.defaults)
-    return _Produced(describe(configured), limits, lambda: entry.function(view, configured, **extra))
+    return Produced(describe(configured), limits, lambda: entry.function(view, configured, **extra))
 
 
-def _stored(view: Experts, produced: Iterator[tuple[str, PerTask]]) -> dict[str, PerTask]:
+def stored_parts(view: Experts, produced: Iterator[tuple[str, PerTask]]) -> dict[str, PerTask]:
+    """Return the stored form of every tensor of a method that keeps one model per task."""
     return {name: part for name, part in produced if name not in view.tied}
 
 
-def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]], limits: Limits) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a full state dict: produced ones in the dtype of the base, then the rest from the base.
+class Result(NamedTuple):
+    """A tensor of the merged model, under all its names, before it has the dtype of the base.
 
-    Raises MergeError for a value that the dtype of the base cannot hold.
+    `finite`: whether its values are known to be; `kept`: whether it is the pretrained model's own.
+    """
+
+    names: tuple[str, ...]
+    tensor: Tensor
+    finite: bool
+    kept: bool
+
+
+def results(view: Experts, produced: Iterator[tuple[str, Tensor]]) -> Iterator[Result]:
+    """Yield every tensor of a full state dict that is not finished: produced ones, then the rest from the base.
+
+    The inputs of a tensor are checked before it is handed out.
     """
     repeats: dict[str, list[str]] = {}
     for name, first in view.tied.items():
         repeats.setdefault(first, []).append(name)
-    missing = dict.fromkeys(view.specs)
+    missing = {name: None for name in view.specs if name not in view.finished}
     for name, tensor in produced:
-        if name in view.tied:
+        if name in view.tied or name in view.finished:
             continue
-        spec = view.specs[name]
-        done = limits.cast(name, tensor, spec.dtype, finite=view.known_finite(tensor)).reshape(spec.shape).contiguous()
-        for listed in (name, *repeats.get(name, ())):
+        names = (name, *repeats.get(name, ()))
+        for listed in names:
             del missing[listed]
-            yield listed, done
+        finite = view.known_finite(tensor)
+        view.check(name)
+        yield Result(names, tensor, finite, False)
+        del tensor
     for name in missing:
-        yield name, view.kept(name)
+        view.check(name)
+        yield Result((name,), view.kept(name), True, True)
     view.check_unread()
+
+
+def _finished(view: Experts, produced: Iterator[tuple[str, Tensor]], limits: Limits) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a full state dict in the dtype of the base.
+
+    Raises MergeError for a value that this dtype cannot hold.
+    """
+    for names, tensor, finite, kept in results(view, produced):
+        spec = view.specs[names[0]]
+        done = tensor if kept else limits.cast(names[0], tensor, spec.dtype, finite=finite).reshape(spec.shape).contiguous()
+        for name in names:
+            yield name, done
     limits.warn()
 
 

@@ -20,7 +20,7 @@ def weight_averaging(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[s
 
     Cost: O(Td), one pass.
     """
-    for name in experts.names:
+    for name in experts.pending:
         yield name, experts.mean(name)
 
 
@@ -37,5 +37,5 @@ def task_arithmetic(experts: Experts, h: TaskArithmetic) -> Iterator[tuple[str, 
 
     Cost: O(Td), one pass.
     """
-    for name in experts.names:
+    for name in experts.pending:
         yield name, experts.combination(name, [h.scaling] * len(experts))

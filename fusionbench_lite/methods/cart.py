@@ -36,7 +36,7 @@ def cart(experts: Experts, h: Cart) -> Iterator[tuple[str, Tensor]]:
     Cost: T eigenproblems of side p per matrix, shared through the decomposition cache.
     """
     ranks = Ranks("cart")
-    for name in experts.names:
+    for name in experts.pending:
         mean = experts.mean(name)
         if not is_factorised(name, experts.shape(name), h.matrices) or h.rank_ratio == 1:
             yield name, mean

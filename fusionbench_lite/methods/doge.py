@@ -71,7 +71,8 @@ def doge_ta(experts: Experts, h: DogeTa) -> Iterator[tuple[str, Tensor]]:
     ranks = Ranks("doge_ta")
     modified = Modified(experts, selected, h, ranks)
     for name in selected:
-        yield name, _merged(experts, name, modified)
+        if name not in experts.finished:
+            yield name, _merged(experts, name, modified)
     ranks.warn()
 
 

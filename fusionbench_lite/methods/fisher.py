@@ -43,7 +43,7 @@ def fisher_merging(
             squares = (torch.linalg.vector_norm(fisher[task][n], dtype=torch.float64) ** 2 for n in experts.floating)
             norm = float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt()) + h.epsilon
             weights[task] = 1 / norm if norm > 0 else 0.0
-    for name in experts.names:
+    for name in experts.pending:
         total = torch.zeros(experts.shape(name), dtype=torch.float64)
         importance = torch.zeros_like(total)
         for task in experts.tasks:

@@ -53,7 +53,7 @@ def iso_c(experts: Experts, h: IsoC) -> Iterator[tuple[str, Tensor]]:
     Cost: one eigenproblem of side p per matrix.
     """
     ranks = Ranks("iso_c")
-    for name in experts.names:
+    for name in experts.pending:
         if not is_factorised(name, experts.shape(name), h.matrices):
             yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
             continue
@@ -76,7 +76,7 @@ def iso_cts(experts: Experts, h: IsoCts) -> Iterator[tuple[str, Tensor]]:
     Cost: 1 + T eigenproblems of side p, and two more, per matrix.
     """
     ranks = Ranks("iso_cts", STABLE)
-    for name in experts.names:
+    for name in experts.pending:
         if not is_factorised(name, experts.shape(name), h.matrices):
             yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))
             continue

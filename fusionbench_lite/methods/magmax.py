@@ -28,7 +28,7 @@ def magmax(experts: Experts, h: MagMax) -> Iterator[tuple[str, Tensor]]:
 
     Cost: O(Td), one pass.
     """
-    for name in experts.names:
+    for name in experts.pending:
         merged = experts.new(name)
         for part, block in experts.blocks(name):
             largest = block[0]

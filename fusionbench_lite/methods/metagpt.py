@@ -26,5 +26,5 @@ def metagpt(experts: Experts, h: NoHyperparameters) -> Iterator[tuple[str, Tenso
             squares += torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square().cpu()
     total = float(squares.sum())
     weights = (squares / total).tolist() if total > 0 else [0.0] * len(experts)
-    for name in experts.names:
+    for name in experts.pending:
         yield name, experts.combination(name, weights)

@@ -42,7 +42,7 @@ def regmean(
     forward pass per batch for the statistics (256 images a task).
     """
     listed = _check(experts, gram)
-    for name in experts.names:
+    for name in experts.pending:
         mean = experts.mean(name)
         if name not in listed:
             yield name, mean

@@ -34,7 +34,7 @@ def star(experts: Experts, h: Star) -> Iterator[tuple[str, Tensor]]:
     Tensors that are not matrices are averaged. Cost: T decompositions per matrix; of low-rank adapters, of side r.
     """
     ranks = Ranks("star")
-    for name in experts.names:
+    for name in experts.pending:
         if len(experts.shape(name)) != 2:
             yield name, experts.combination(name, [1 / len(experts)] * len(experts))
             continue

@@ -44,8 +44,9 @@ def ties_merging(experts: Experts, h: TiesMerging) -> Iterator[tuple[str, Tensor
     Cost: O(Td), three passes.
     """
     vectors = Vectors.of(experts, [name for name in experts.names if h.count_tied or name not in experts.tied])
-    for name, merged in merged_vectors(vectors, h.keep, h.reduce, h.virtual_zeros):
-        yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
+    for name, merged in merged_vectors(vectors, h.keep, h.reduce, h.virtual_zeros, continued=experts):
+        yield name, experts.added(name, merged, h.scaling)
+        del merged  # lest it is in memory while the next one is computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +66,40 @@ class Vectors:
 
 
 def merged_vectors(
-    vectors: Vectors, keep: float, reduce: str, virtual_zeros: int = 0
+    vectors: Vectors, keep: float, reduce: str, virtual_zeros: int = 0, *, continued: Experts | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield τ_m of TIES, one flattened tensor after another.
 
     A coordinate whose trimmed entries cancel exactly takes the majority of all elected signs. That majority is known
-    only at the end, so the few tensors with such a coordinate are computed once more then.
+    only at the end, so the few tensors with such a coordinate are computed once more then. Tensors that are finished in
+    `continued` are passed over; thresholds and votes are its notes.
     """
-    thresholds = trim_thresholds(vectors, keep, virtual_zeros)
+    thresholds = _thresholds(vectors, keep, virtual_zeros, continued)
     balance, deferred = 0, []
     for name in vectors.sizes:
+        if continued is not None and name in continued.finished:
+            balance += continued.notes[f"votes of {name}"]
+            continue
         merged, votes, cancelled = _merge(vectors, name, thresholds, reduce, 0)
         balance += votes
+        if continued is not None:
+            continued.notes[f"votes of {name}"] = votes
         if cancelled:
             deferred.append(name)
         else:
             yield name, merged
+        del merged
     majority = (balance > 0) - (balance < 0)
     for name in deferred:
         yield name, _merge(vectors, name, thresholds, reduce, majority)[0]
+
+
+def _thresholds(vectors: Vectors, keep: float, virtual_zeros: int, continued: Experts | None) -> Tensor:
+    def exact() -> list[str]:
+        return [value.hex() for value in trim_thresholds(vectors, keep, virtual_zeros).reshape(-1).tolist()]
+
+    noted = exact() if continued is None else continued.note("thresholds", exact)
+    return torch.tensor([float.fromhex(value) for value in noted], dtype=vectors.dtype)
 
 
 def trim_thresholds(vectors: Vectors, keep: float, virtual_zeros: int = 0) -> Tensor:
@@ -118,16 +134,20 @@ def _merge(
     vectors: Vectors, name: str, thresholds: Tensor, reduce: str, majority: int
 ) -> tuple[Tensor, int, bool]:
     """Return τ_m of one tensor, the sum of its elected signs, and whether trimmed entries cancel somewhere."""
-    parts, balance, cancelled = [], 0, False
-    for _, block in vectors.blocks(name):
+    balance, cancelled = 0, False
+    result: Tensor | None = None
+    for part, block in vectors.blocks(name):
         trimmed = trim(block, thresholds)
         sign = ordered_sum(trimmed).sign_()
         balance += int(sign.sum(dtype=torch.float64).item())
         cancelled = cancelled or cancels(trimmed, sign)
         if majority:
             sign += majority * (sign == 0).to(sign.dtype)
-        parts.append(disjoint_merge(trimmed, sign, reduce))
-    return torch.cat(parts), balance, cancelled
+        if result is None:
+            result = block.new_empty(vectors.sizes[name])
+        result[part] = disjoint_merge(trimmed, sign, reduce)
+    assert result is not None  # no tensor without elements is listed
+    return result, balance, cancelled
 
 
 def ordered_sum(rows: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def tsv_m(experts: Experts, h: TsvM) -> Iterator[tuple[str, Tensor]]:
     """
     ratio = h.rank_ratio if h.rank_ratio is not None else 1 / len(experts)
     ranks = Ranks("tsv_m")
-    for name in experts.names:
+    for name in experts.pending:
         shape = experts.shape(name)
         if not is_factorised(name, shape, h.matrices):
             yield name, experts.combination(name, [h.scaling / len(experts)] * len(experts))

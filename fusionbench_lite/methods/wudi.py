@@ -34,7 +34,7 @@ def wudi(experts: Experts, h: Wudi) -> Iterator[tuple[str, Tensor]]:
     takes no part, and entries whose gradient is no more than rounding (one task, orthogonal rows) stay where they are.
     Cost: one product of m × n by n × n per step and matrix.
     """
-    for name in experts.names:
+    for name in experts.pending:
         if len(experts.shape(name)) != 2:
             yield name, experts.combination(name, [1 / len(experts)] * len(experts))
             continue

@@ -32,7 +32,9 @@ class Wanted:
     folder; `layout` how the model's tensors are laid out, None where there is one way alone. `recipe` holds changes of the
     training recipe, `checkpoints` is a folder of files, `manifest` a list of them, `data` what differs from the defaults in
     the section of that name, `limit` the test examples per task, and `eval_batch` the examples in one forward pass, None for
-    all that fit. `tensors`: which are merged, "auto" for the usual ones, "all" or "blocks".
+    all that fit. `tensors`: which are merged, "auto" for the usual ones, "all", "blocks", or "blocks_on_mean", beside which the
+    others have the mean of the experts. `options` are what presets say of the suite; they come after `SuiteKind.check`, once the
+    method is known, as `tensors` does where it was "auto".
     """
 
     model: str
@@ -53,6 +55,7 @@ class Wanted:
     precision: str = "fp32"
     eval_batch: int | None = None
     tensors: str = "auto"
+    options: tuple[tuple[str, Any], ...] = ()
 
     def refuse(self, what: str) -> None:
         """Raise InputError where a key is set that has no meaning for models of `what`."""
@@ -60,6 +63,10 @@ class Wanted:
             raise InputError(f"checkpoints.tensors chooses tensors of language models, {self.model} is of {what}: leave it out")
         if "protocol" in dict(self.data):
             raise InputError(f"data.protocol is about tasks of texts, {self.model} is of {what}: leave it out")
+
+    def option(self, name: str, usual: Any) -> Any:
+        """Return an option, `usual` where nothing is said of it."""
+        return dict(self.options).get(name, usual)
 
     @property
     def release(self) -> str:
@@ -91,8 +98,6 @@ class SuiteKind:
     models: ClassVar[Mapping[str, Any]]
     uses_hub = False
     """Whether files may come from a hub, which `doctor` then asks for."""
-    slow_training = False
-    """Whether an expert takes hours, so that `finetune` wants its tasks named."""
 
     def tasks(self, data_dir: Path | None) -> Sequence[str]:
         """Return names of tasks beyond those of conf/task_sets.yaml: those of the files in a folder of one's own."""
@@ -122,6 +127,10 @@ class SuiteKind:
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:
         """Return sentences that a result needs because hyperparameters were left at these `defaults`."""
         return ()
+
+    def slow_to_train(self, model: str) -> bool:
+        """Whether an expert of a model takes hours, so that `finetune` wants its tasks named."""
+        return False
 
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
         """Train experts; raises InputError where this kind trains none."""

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights import buffers
-from fusionbench_lite.weights.combinations import combined
+from fusionbench_lite.weights.combinations import averaged, combined
 from fusionbench_lite.weights.limits import is_finite
 from fusionbench_lite.weights.specs import StateDict, check_same, specs_of, tied_names, work_dtype
+from fusionbench_lite.weights.walks import Walk, added
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 1 << 19
-"""Elements of all experts together that one block holds: what fits a core's cache."""
+T = TypeVar("T")
+AHEAD = 8 << 20
+"""Bytes of a model that are read ahead of the tensor that is worked on, at least one tensor."""
 
 
 class Experts:
@@ -30,7 +33,9 @@ class Experts:
     float64 where the base is float64. Nothing handed out shares memory with the inputs where it could be modified.
 
     Attributes: `tasks`, the task names in order; `specs`, shape and dtype by name; `names`, the floating-point
-    tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage.
+    tensors that methods act on, in the order of `pretrained`; `tied`, the names that repeat an earlier one's storage;
+    `finished`, the names whose merged tensors are there already, of a merge that is continued, and `notes`, what its method
+    took down for that, as JSON holds it (see `note`).
     Tensors with no element, and integer buffers, are not listed: they stay as they are in `pretrained`. Methods see a
     tensor with no dimension as one of shape (1,).
 
@@ -52,7 +57,11 @@ class Experts:
         self.floating = [name for name, spec in self.specs.items() if spec.dtype.is_floating_point]
         self.names = [name for name in self.floating if self.specs[name].numel]
         self.tied = tied_names(pretrained, experts)
+        self.finished: set[str] = set()
+        self.notes: dict[str, Any] = {}
         self._checked: set[tuple[str | None, str]] = set()
+        self._begun: str | None = None
+        self._after: dict[str, str] = {}
         self._buffers: dict[str, Tensor] = {}
         self._finite: tuple[weakref.ref[Tensor], int] | None = None
 
@@ -62,6 +71,17 @@ class Experts:
     def work_dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which the tensor is merged."""
         return work_dtype(self.specs[name].dtype)
+
+    @property
+    def pending(self) -> list[str]:
+        """The names whose merged tensors are wanted: methods may produce the others too, which costs time alone."""
+        return [name for name in self.names if name not in self.finished]
+
+    def note(self, key: str, compute: Callable[[], T]) -> T:
+        """Return what JSON holds of a value that all tensors decide: computed once, and again only where no note of it is."""
+        if key not in self.notes:
+            self.notes[key] = compute()
+        return self.notes[key]  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -106,22 +126,21 @@ class Experts:
         return self.stack(name).sub_(self.base(name))
 
     def blocks(self, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the task vectors of one tensor block by block: a slice of the flattened tensor and τ [T, length].
+        """Walk the task vectors of one tensor block by block: a slice of the flattened tensor and τ [T, length].
 
         A block stays in the processor's cache while a method works on it, so a chain of elementwise operations costs
         one pass over memory and no temporary of the tensor's size.
         """
-        base = self._read(None, name).reshape(-1)  # [n]
-        flat = [self._read(task, name).reshape(-1) for task in self.tasks]
-        # A multiple of 8, so that masks can be packed block by block; a GPU has no use for small blocks.
-        length = max(4096, BLOCK // len(self) & ~7) if base.device.type == "cpu" else 1 << 26
-        buffer = torch.empty((len(self), min(length, len(base))), dtype=self.work_dtype(name), device=base.device)
-        for start in range(0, len(base), length):
-            part = slice(start, min(start + length, len(base)))
-            block, origin = buffer[:, : part.stop - part.start], base[part].to(buffer.dtype)
-            for row, weights in zip(block, flat, strict=True):
-                torch.sub(weights[part].to(buffer.dtype), origin, out=row)
-            yield part, block
+        return self.walk(name).blocks()
+
+    def walk(self, name: str, *, weights: bool = False) -> Walk:
+        """Return the task vectors of one tensor, or the experts' `weights`, to be passed over block by block."""
+        base = None if weights else self._read(None, name).reshape(-1)
+        return Walk(base, [self._read(task, name).reshape(-1) for task in self.tasks], self.work_dtype(name))
+
+    def added(self, name: str, vectors: Tensor, scaling: float = 1.0) -> Tensor:
+        """Return θ0 + λ τ in the work dtype, in the memory of τ [n], `vectors`, which becomes it."""
+        return added(vectors, self._read(None, name).reshape(-1), scaling).reshape(self.shape(name))
 
     def new(self, name: str) -> Tensor:
         """Return a new tensor of the work dtype whose values are yet to be written, flattened."""
@@ -145,19 +164,14 @@ class Experts:
 
     def mean(self, name: str) -> Tensor:
         """Return θ̄ = (1/T) Σ θ_t in the work dtype."""
-        total = self._raw(self.tasks[0], name).to(self.work_dtype(name), copy=True)
-        for task in self.tasks[1:]:
-            total += self._raw(task, name)
-        self._settle(name, finite := math.isfinite(total.sum().item()), base=False)
-        return self._noted(total.div_(len(self)), finite)
+        flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
+        result, finite = averaged(flat, self.work_dtype(name))
+        self._settle(name, finite, base=False)
+        return self._noted(result.reshape(self.shape(name)), finite)
 
     def inner_products(self, name: str) -> Tensor:
         """Return ⟨τ_s, τ_t⟩ of one tensor as a matrix [T, T] in float64."""
-        products = torch.zeros((len(self), len(self)), dtype=torch.float64)
-        for _, block in self.blocks(name):
-            precise = block.double()
-            products += (precise @ precise.T).cpu()
-        return products
+        return self.walk(name).products()
 
     def factors(self, task: str, name: str) -> tuple[Tensor, Tensor] | None:
         """Return (B [m, r], A [r, n]) with τ_t = B A where the expert is a low-rank adapter, else None."""
@@ -190,11 +204,16 @@ class Experts:
         return self.by_task[task][name].detach()
 
     def check_unread(self) -> None:
-        """Check the values of every floating-point tensor that no method has read yet."""
+        """Check the values of every floating-point tensor that no method has read yet and that is not finished."""
         for name in self.floating:
-            for task in (None, *self.tasks):
-                if (task, name) not in self._checked:
-                    self._read(task, name)
+            if name not in self.finished:
+                self.check(name)
+
+    def check(self, name: str) -> None:
+        """Check the values of a floating-point tensor where no method has read them yet."""
+        for task in (None, *self.tasks) if self.specs[name].dtype.is_floating_point else ():
+            if (task, name) not in self._checked:
+                self._read(task, name)
 
     def release(self, needed: Iterable[str]) -> None:
         """Let go of the experts' tensors in memory, all but these; files are read again when they are asked for."""
@@ -223,7 +242,21 @@ class Experts:
         self._finite = (weakref.ref(result), result._version) if versioned else None
         return result
 
+    def _read_ahead(self, name: str) -> None:
+        """Have the system read the tensors that come after this one, while it is worked on."""
+        self._begun = name
+        self._after = self._after or dict(itertools.pairwise(self.floating))
+        size = 0
+        while size < AHEAD and (name := self._after.get(name, "")):
+            for weights in (self.pretrained, *self.by_task.values()):
+                read_ahead = getattr(weights, "read_ahead", None)
+                if callable(read_ahead):
+                    read_ahead(name)
+            size += self.specs[name].nbytes
+
     def _raw(self, task: str | None, name: str) -> Tensor:
+        if name != self._begun:
+            self._read_ahead(name)
         tensor = (self.pretrained if task is None else self.by_task[task])[name].detach()
         return tensor if tensor.dim() else tensor.reshape(1)
 

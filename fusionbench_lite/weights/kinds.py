@@ -21,6 +21,11 @@ _STORED = {
 """Types of elements and how safetensors writes them."""
 
 
+def stored_as(dtype: torch.dtype) -> str:
+    """Return how safetensors writes a type of elements."""
+    return _STORED[str(dtype).removeprefix("torch.")]
+
+
 def check_tensor(tensor: Any, who: str, name: Any) -> None:
     """Refuse a tensor that arithmetic would take for something else or fail at; only what describes it is read.
 

@@ -25,16 +25,20 @@ class Limits:
     scaled: bool = False
     negative: list[str] = dataclasses.field(default_factory=list)
 
-    def cast(self, name: str, merged: Tensor, dtype: torch.dtype, *, finite: bool = False) -> Tensor:
+    def cast(
+        self, name: str, merged: Tensor, dtype: torch.dtype, *, finite: bool = False, whole: Tensor | None = None,
+    ) -> Tensor:
         """Return a merged tensor in the dtype of the base; `finite` says that its values are known to be.
+
+        It may be a part of the `whole` tensor, which is then told of.
 
         Raises MergeError where a value is beyond the range of the dtype, with the largest value and the limit.
         """
         stored = merged.to(dtype)
         if not (finite and dtype == merged.dtype) and not is_finite(stored):
-            raise beyond(self.method, name, merged, dtype, "scaling" if self.scaled else "")
+            raise beyond(self.method, name, merged if whole is None else whole, dtype, "scaling" if self.scaled else "")
         # Of BatchNorm, which takes a root of it: a few numbers.
-        if name.endswith("running_var") and bool((stored < 0).any()):
+        if name.endswith("running_var") and name not in self.negative and bool((stored < 0).any()):
             self.negative.append(name)
         return stored
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fusionbench_lite.errors import MergeError, WriteError
 from fusionbench_lite.paths import check_name, expanded
-from fusionbench_lite.weights.readers import write_tensors
 from fusionbench_lite.weights.stored.indexes import INDEX
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-SHARD_BYTES = 256 << 20
 _WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|" + re.escape(INDEX))
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST = 255
@@ -121,8 +115,9 @@ def _no_folder(task: Any) -> str | None:
     return f"{length} bytes long, at most {_LONGEST} are possible" if length > _LONGEST else None
 
 
-def check_replaceable(folder: Path, subfolders: Iterable[str] = ()) -> None:
-    """Refuse to replace what is not an earlier result: a folder with anything but the files of `write_shards`.
+def check_replaceable(folder: Path, beside: Callable[[Path], Collection[str]], subfolders: Iterable[str] = ()) -> None:
+    """Refuse to replace what is not an earlier result: a folder with anything but files of weights as they are written here, and
+    those that `beside` names of a folder.
 
     `subfolders` may be there as well, with the same files. Raises MergeError.
     """
@@ -134,41 +129,9 @@ def check_replaceable(folder: Path, subfolders: Iterable[str] = ()) -> None:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise WriteError(f"cannot look into {folder} ({error.strerror}), which would be replaced: choose another one") from error
+    ours = beside(folder)
     for entry in entries:
         if entry.name in subfolders and entry.is_dir() and not entry.is_symlink():
-            check_replaceable(entry)
-        elif entry.is_dir() or not _WRITTEN.fullmatch(entry.name):
+            check_replaceable(entry, beside)
+        elif entry.is_dir() or not (_WRITTEN.fullmatch(entry.name) or entry.name in ours):
             raise MergeError(f"{folder} would be replaced, but holds {entry.name!r}: choose another directory or empty it")
-
-
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write tensors as they come into `folder`, in files of about `shard_bytes` with the index of the Hugging Face hub.
-
-    At most one shard is held in memory. Call it within `atomic_directory`. Raises OSError.
-    """
-    shards: list[list[str]] = []
-    total, size = 0, 0
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        nonlocal size, pending
-        if pending:
-            write_tensors(folder / f"{len(shards)}.part", pending, {"format": "pt"})
-            shards.append(list(pending))
-        size, pending = 0, {}
-
-    for name, tensor in tensors:
-        if size + tensor.nbytes > shard_bytes:
-            flush()
-        pending[name] = tensor.cpu().contiguous()
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    flush()
-    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(files) == 1:
-        files = ["model.safetensors"]
-    for number, file in enumerate(files):
-        (folder / f"{number}.part").rename(folder / file)
-    if len(files) > 1:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.specs import StateDict, TensorSpec
 from fusionbench_lite.weights.stored.contents import first_line
 from fusionbench_lite.weights.stored.folders import WeightsFolder, describe
-from fusionbench_lite.weights.stored.headers import unreadable
+from fusionbench_lite.weights.stored.headers import offsets, unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
     def __init__(self, source: Path | WeightsFolder) -> None:
         found = source if isinstance(source, WeightsFolder) else describe(source, adapters=False).checked()
         self.path, self._stored = found.path, found.tensors
+        self._offsets: dict[Path, dict[str, tuple[int, int]]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import SafetensorError, safe_open
@@ -55,6 +57,18 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
         if dtype not in _DTYPES:
             raise MergeError(f"{file}: {name!r} has dtype {dtype}, which no method here merges: convert it first")
         return TensorSpec(shape, getattr(torch, _DTYPES[dtype]))
+
+    def read_ahead(self, name: str) -> None:
+        """Ask the system to have a tensor in its cache soon; it may decline, and no memory of this process is taken."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        file = self._stored[name].file
+        # What is wrong with a file is told when the tensor is read.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), file.open("rb", buffering=0) as opened:
+            if file not in self._offsets:
+                self._offsets[file] = offsets(opened)
+            start, end = self._offsets[file][name]
+            os.posix_fadvise(opened.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored  # that of Mapping reads the tensor

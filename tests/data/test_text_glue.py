@@ -142,6 +142,7 @@ def test_the_inventory_tells_sizes_and_fetches_nothing(served: Mirror, reading, 
     assert served.asked("*.parquet") == []
     glue.split(descriptions.glue("mnli"), "validation_mismatched", tmp_path / "cache")
     assert [need.present for need in listed()] == [True, False]
+    assert ["MNLI: " in need.note for need in before] == [True, False]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     alone = text.inventory("rte", protocol("adarank", "gpt2"), tmp_path / "other")
     assert [(need.present, need.nbytes) for need in alone] == [(False, None)] * 2

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fusionbench_lite.base.task_sets import tasks_of
 from fusionbench_lite.data import text
-from fusionbench_lite.data.text import encoding
+from fusionbench_lite.data.text import descriptions, encoding, mini
 from fusionbench_lite.data.text.protocols import protocol
 from fusionbench_lite.errors import InputError
 from tests.support import text_files
@@ -223,3 +224,24 @@ def test_a_file_s_inventory_is_on_this_machine(reading, tmp_path: Path):
     (folder / "mine.json").write_text("{}")
     with pytest.raises(InputError, match='"text" must list the columns'):
         text.inventory("mine", reading().protocol, tmp_path / "cache", folder)
+
+
+def test_a_drawn_task_is_read_as_a_file_is(reading, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mini, "TRAIN", 5)
+    monkeypatch.setattr(mini, "TEST", 4)
+    for style, columns in (("pair", ("question", "sentence")), ("prompt", ("text",))):
+        found = text.load("answer", reading(style, seed=4))
+        rows = mini.draw("answer", "test", 4, 4)
+        assert [found.classes[label] for label in found.labels("test")] == [row["label"] for row in rows]
+        assert tuple(found.texts) == columns
+        assert all(row["question"] in given for row, given in zip(rows, found.texts[columns[0]], strict=True))
+        assert len(found.inputs("train")) == 5
+        assert found.source == "drawn answer, test, seed 4"
+        assert (found.files, found.caveats) == ({}, ())
+    assert text.load("answer", reading(seed=5)).sha256 != text.load("answer", reading(seed=4)).sha256
+
+
+def test_drawn_tasks_are_a_task_set_and_need_nothing(reading):
+    assert text.names()[-len(mini.TASKS) :] == mini.TASKS == tasks_of("mini_text")
+    assert set(tasks_of("glue7")) | {"stsb"} == set(tasks_of("glue8")) == set(descriptions.glue_names())
+    assert text.inventory("answer", reading().protocol, Path("cache")) == []

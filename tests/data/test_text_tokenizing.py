@@ -71,6 +71,17 @@ def test_what_is_cut_is_counted(tokenizers: dict[str, Tokenizer], kind: str, sec
             assert row[-1] == whole[-1]
 
 
+def test_what_is_cut_is_counted_for_a_tokenizer_that_keeps_no_encodings(tokenizers: dict[str, Tokenizer]):
+    """Those that are written in Python return ids alone."""
+    from transformers import BatchEncoding
+
+    for second in (None, SECOND):
+        rows, cut = tokenizers["roberta"].encode_all(FIRST, second, 12)
+        plain = BatchEncoding({"input_ids": [row.tolist() for row in rows]})
+        texts = [FIRST] if second is None else [FIRST, second]
+        assert tokenizers["roberta"]._cut(plain, texts, 12) == cut.tolist()
+
+
 def test_a_text_comes_back_without_special_tokens(tokenizers: dict[str, Tokenizer]):
     answers = ["unacceptable", "yes", "5.0"]
     ids = tokenizers["t5"].encode(answers, None, 32)

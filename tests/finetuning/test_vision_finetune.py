@@ -130,7 +130,7 @@ def test_tasks_are_named_once(small: Suite):  # noqa: F811
     assert "task=mnist and task=dtd name tasks" in refused(small, "task=mnist", "task=dtd")
     assert "task=mnist and ++tasks=8 name tasks" in refused(small, "task=mnist", "++tasks=8")
     said = refused(small)
-    assert "add task=dtd for one, tasks=[mnist,dtd] for some, or tasks=8 for all 8" in said
+    assert "add task=sun397 for one, tasks=[sun397,stanford_cars] for some, or tasks=8 for all 8" in said
     assert "unknown recipe 'x'" in refused(small, "tasks=8", "finetune.recipe=x")  # 8 are all right when they are asked for
 
 

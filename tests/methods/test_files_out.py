@@ -301,9 +301,9 @@ def test_a_limit_of_the_size_of_files(tmp_path, method):
 
 
 def test_what_a_method_refuses_at_once_writes_nothing(tmp_path, monkeypatch):
-    from fusionbench_lite.methods import api
+    from fusionbench_lite.methods import resuming
 
-    monkeypatch.setattr(api, "atomic_directory", lambda _: pytest.fail("it was written"))
+    monkeypatch.setattr(resuming, "atomic_directory", lambda _: pytest.fail("it was written"))
     wrong = {name: tensor[:2] for name, tensor in model(3).items()}
     with pytest.raises(fbl.MergeError, match="shape"):
         fbl.merge_files("traditional_mtl", model(), {"a": model(1)}, tmp_path / "new" / "out", multitask=wrong)

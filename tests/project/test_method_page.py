@@ -211,7 +211,8 @@ def test_claims_and_differences_are_about_the_main_rows(results, generator):
 def test_without_records_the_page_stays_as_it_is(tmp_path, generator, capsys):
     generator.main(["--results-dir", str(tmp_path), "--out", str(tmp_path / "docs")])
     assert "methods: left as it is" in capsys.readouterr().out
-    assert [page.name for page in (tmp_path / "docs").iterdir()] == ["vision.md"]  # which is made from no record
+    made = {page.name for page in (tmp_path / "docs").iterdir()}
+    assert made == {"language.md", "vision.md"}, "they are made from no record"
 
 
 def test_headers_carry_the_score_of_their_own_command(results, tmp_path, generator):
@@ -229,3 +230,7 @@ def test_headers_carry_the_score_of_their_own_command(results, tmp_path, generat
     assert changed == {"doge_ta.yaml", "slerp.yaml", "tall_masks.yaml", "adarank_tsvm.yaml"}
     generator.stamp_headers(PLAN, table, folder)
     assert {path.name: path.read_text() for path in folder.iterdir()} == first
+
+
+def test_the_page_of_language_models_is_that_of_the_data_files(generator):
+    assert (ROOT / "docs" / "language.md").read_text() == generator.language_page.page(), "run make docs"

@@ -17,6 +17,7 @@ import numpy as np
 
 from fusionbench_lite.data.text import TextTask, Tokens
 from fusionbench_lite.finetuning.language import LanguageRecipe, Lora, train_expert
+from tests.support.text_files import SENTENCES
 
 VOCABULARY, TEXTS, STEPS, EVERY = 50, 60, 16, 3
 CONFIGS = {
@@ -51,7 +52,7 @@ RECIPES = {
 """The last is T5 with adapters."""
 
 
-def pretrained(folder: Path, kind: str) -> Path:
+def pretrained(folder: Path, kind: str, **changed) -> Path:
     """Write a random model without a head, as the bare model is published, and something in place of its tokenizer."""
     import torch
     from safetensors.torch import save_file
@@ -60,7 +61,7 @@ def pretrained(folder: Path, kind: str) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = new_model({"model_type": kind, **CONFIGS[kind]})
+        model = new_model({"model_type": kind, **CONFIGS[kind], **changed})
         if kind == "t5":
             model.lm_head.weight.data.normal_()  # one that is tied no longer
     heads = ENCODERS[kind].HEAD
@@ -69,6 +70,23 @@ def pretrained(folder: Path, kind: str) -> Path:
     save_file(kept, folder / "model.safetensors")
     model.config.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def packaged(folder: Path) -> Path:
+    """Write a small BERT with a tokenizer of word pieces, as MiniLM's package holds it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    words = sorted({word for sentence in SENTENCES for word in sentence.lower().split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece({word: at for at, word in enumerate([*special, *words])}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    pretrained(folder, "bert", vocab_size=len(special) + len(words), max_position_embeddings=64)
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(folder)
     return folder
 
 

@@ -29,7 +29,10 @@ def running(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor]) -> 
 
 
 def features_of(output: Any, model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return a model's output where it is a tensor with a row for each example. Raises MergeError where it is not."""
+    """Return a model's output where it is a tensor with a row for each example. Raises MergeError where it is not.
+
+    A model that is `answering`, while it is judged, returns ids in place of features.
+    """
     size = size_of(inputs)
     if not isinstance(output, Tensor):
         what, entry = _structure(output)
@@ -37,7 +40,8 @@ def features_of(output: Any, model: nn.Module, inputs: Inputs) -> Tensor:
             f"{type(model).__name__} returns {what}, features [{size}, d] are needed: "
             f"give a subclass whose forward returns {entry.format('super().forward(...)')}"
         )
-    if not output.is_floating_point() or not output.dim() or len(output) != size:
+    fits = output.is_floating_point() or getattr(model, "answering", False)
+    if not fits or not output.dim() or len(output) != size:
         raise MergeError(
             f"{type(model).__name__} returns {tuple(output.shape)} of {output.dtype} for {size} examples: "
             f"let it return features [{size}, d] of a floating-point dtype"

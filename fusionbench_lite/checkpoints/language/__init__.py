@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fusionbench_lite.checkpoints.language.api import MANIFEST, OWN, PRETRAINED, Found, Report, Request
+from fusionbench_lite.checkpoints.language.api import MANIFEST, OWN, PRETRAINED, Folder, Found, Report, Request
 from fusionbench_lite.checkpoints.language.needs import inventory
 from fusionbench_lite.checkpoints.language.releases import Release, families, families_of, release
 
 __all__ = [
-    "MANIFEST", "OWN", "PRETRAINED", "Found", "Release", "Report", "Request", "families", "families_of", "find", "inventory",
-    "release",
+    "MANIFEST", "OWN", "PRETRAINED", "Folder", "Found", "Release", "Report", "Request", "families", "families_of", "find",
+    "find_base", "inventory", "release",
 ]
 
 
@@ -21,3 +21,10 @@ def find(request: Request, report: Report | None = None, base: Path | None = Non
     from fusionbench_lite.checkpoints.soundness import until_sound
 
     return until_sound(lambda: Finder(request, report, base).found())
+
+
+def find_base(request: Request, report: Report | None = None) -> Folder:
+    """Return the folder of a request's pretrained model, without its experts; errors are those of `find`."""
+    from fusionbench_lite.checkpoints.language.finding import Finder
+
+    return Finder(request, report).base()

@@ -32,7 +32,7 @@ class Finder:
     def found(self) -> Found:
         """Return everything that the request names."""
         request, kind = self.request, self.request.kind
-        base = self._used(self._base())
+        base = self._used(self.base())
         config = language.read_config(base.path)
         if config.get("model_type") != kind:
             said = config.get("model_type")
@@ -55,7 +55,8 @@ class Finder:
 
     # ------------------------------------------------------------------ folders
 
-    def _base(self) -> Folder:
+    def base(self) -> Folder:
+        """Return the folder of the pretrained model."""
         request = self.request
         if self._given is not None:
             return folders.at_hand(self._given, self._given.parent, request.cache, "model", tokenizer=True)

@@ -27,11 +27,7 @@ class Protocol:
     beyond: Literal["refuse", "truncate"] = "refuse"
     source: str = ""
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """The notes of all tasks, which each task repeats as its own."""
-        return tuple(self.notes.values())
+    caveats: tuple[str, ...] = ()
 
     def metric(self, task: str, own: str = "accuracy") -> str:
         """Return what a task is judged by; `own` is what its description says, which counts where the protocol says nothing.
@@ -45,6 +41,11 @@ class Protocol:
 def names() -> tuple[str, ...]:
     """Return the names of the protocols."""
     return tuple(_table()[0])
+
+
+def models(name: str) -> tuple[str, ...]:
+    """Return the models that a protocol is of."""
+    return tuple(_table()[0][name]["models"])
 
 
 def protocol(name: str | None, model: str) -> Protocol:
@@ -66,7 +67,7 @@ def protocol(name: str | None, model: str) -> Protocol:
     merged = {key: {**entry.get(key, {}), **of_model.get(key, {})} for key in ("metrics", "splits", "notes")}
     return Protocol(
         name=name, longest=of_model["longest"], style=of_model.get("style", "pair"), beyond=entry.get("beyond", "refuse"),
-        source=entry["source"], **merged,
+        source=entry["source"], caveats=tuple(entry.get("caveats", ())), **merged,
     )
 
 

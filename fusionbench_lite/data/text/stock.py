@@ -30,7 +30,8 @@ def inventory(name: str, protocol: Protocol, cache: Path, data_dir: Path | None 
         return _own(name, data_dir)
     if name in descriptions.glue_names():
         test = protocol.splits.get(name, glue.TEST)
-        return [*_published(name, test, "test texts", "", cache), *_published(name, glue.TRAIN, "training texts", _TRAINING, cache)]
+        tested = _published(name, test, "test texts", protocol.notes.get(name, ""), cache)
+        return [*tested, *_published(name, glue.TRAIN, "training texts", _TRAINING, cache)]
     if name in drawn.names():
         return []
     raise unknown(name, data_dir)
@@ -67,4 +68,5 @@ def _published(name: str, split: str, what: str, note: str, cache: Path) -> list
             what=what, task=name, where=f"{glue.REPO}:{entry.path}", path=str(found.path if found else cache / "hub"),
             nbytes=entry.size, present=found is not None, note=note, arrived=min(arrived, entry.size or 0),
         ))
+        note = ""
     return needs

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fusionbench_lite.base.randomness import seed_of
+from fusionbench_lite.checkpoints.language.api import PRETRAINED
 from fusionbench_lite.data.text import TextTask, Tokens
 from fusionbench_lite.errors import InputError, MergeError
 from fusionbench_lite.finetuning.language.batches import by_length
-from fusionbench_lite.finetuning.language.folder import PRETRAINED
 from fusionbench_lite.finetuning.language.recipes import LanguageRecipe, Lora
 
 PART = 4096
@@ -76,7 +76,7 @@ def prepared(folder: Path, task: TextTask, recipe: LanguageRecipe, seed: int) ->
     return Backbone(model=model, lora=recipe.lora, classes=None if generates else task.classes)
 
 
-def save(backbone: Backbone, folder: Path, name: str | None) -> Path:
+def save(backbone: Backbone, folder: Path, name: str) -> Path:
     """Write a model as its library loads it, or its adapters alone, and return the file of the weights.
 
     `name` is what adapters say of their base.
@@ -107,6 +107,11 @@ def _check_texts(model: Any, task: TextTask) -> None:
     if high >= model.config.vocab_size:
         raise InputError(
             f"task {task.name!r} has token {high}, the model's vocabulary ends at {model.config.vocab_size - 1}: read the task "
+            "with the tokenizer of this model"
+        )
+    if texts.pad != model.config.pad_token_id:  # what pools or counts positions looks for the model's
+        raise InputError(
+            f"task {task.name!r} is padded with token {texts.pad}, the model's is {model.config.pad_token_id}: read the task "
             "with the tokenizer of this model"
         )
     try:
@@ -140,7 +145,7 @@ def _with_adapters(model: Any, lora: Lora) -> nn.Module:
     return wrapped
 
 
-def _save_adapters(model: Any, folder: Path, name: str | None) -> Path:
+def _save_adapters(model: Any, folder: Path, name: str) -> Path:
     import peft
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in peft.get_peft_model_state_dict(model).items()}

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.checkpoints.language.api import PRETRAINED
+from fusionbench_lite.data import fingerprint
 from fusionbench_lite.data.text import TextTask
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.language import backbone
@@ -43,7 +45,7 @@ def train_expert(
     pretrained: Path, task: TextTask, recipe: LanguageRecipe, *, out: Path, seed: int = 0, device: str | torch.device = "cpu",
     checkpoint_every: int = 200, report: Report = lambda what, done, total: None, precision: str = "fp32",
     chunk: int | None = None, evaluate_every: int | None = None, overwrite: bool = False, model: str | None = None,
-    inputs: Mapping[str, str] | None = None,
+    base: str = PRETRAINED, inputs: Mapping[str, str] | None = None,
 ) -> Path:
     """Train the expert of a task from the model in the folder `pretrained` and return its folder, out/TASK.
 
@@ -51,7 +53,7 @@ def train_expert(
     `out`. `seed` keys a new head, adapters, the order of the texts and dropout. `precision`, `chunk` (texts in one forward
     pass), `checkpoint_every`, `evaluate_every` (steps between measurements of the held-out texts, beside those at the ends of
     epochs) and `overwrite` are as in `FinetuneSettings`; with dropout a chunk changes more than rounding. `model` (its name)
-    and `inputs` (names to SHA-256) are noted in the manifest.
+    and `inputs` (names to SHA-256) are noted in the manifest, `base` (the name of the pretrained model) in adapters.
 
     What is there already, trained alike and undamaged, is not trained again. Raises InputError for input that does not fit, a
     folder of another base model or an expert trained otherwise, and MergeError for a loss or a gradient that is not finite.
@@ -61,16 +63,27 @@ def train_expert(
         overwrite=overwrite,
     )
     folder = LanguageFolder(out, pretrained, model)
-    return _Job(folder, task, recipe, settings, torch.device(device)).run(dict(inputs or {}), report)
+    return _Job(folder, task, recipe, settings, torch.device(device), base).run(dict(inputs or {}), report)
+
+
+def data_sha256(task: TextTask) -> str:
+    """Return a hash of what a training reads of a task."""
+    data = (
+        task.name, task.classes, fingerprint(task.train_images),
+        None if task.train_targets is None else task.train_targets.fingerprint, np.asarray(task.train_labels).tolist(), task.metric,
+    )
+    return hashlib.sha256(repr(data).encode()).hexdigest()
 
 
 class _Job:
     """One fine-tuning."""
 
     def __init__(
-        self, folder: LanguageFolder, task: TextTask, recipe: LanguageRecipe, settings: FinetuneSettings, device: torch.device
+        self, folder: LanguageFolder, task: TextTask, recipe: LanguageRecipe, settings: FinetuneSettings, device: torch.device,
+        base: str,
     ) -> None:
         self.folder, self.task, self.recipe, self.settings, self.device = folder, task, recipe, settings, device
+        self.base = base
         backbone.check_task(task)
         self.train, self.held_out = held_out_rows(task.name, len(task.train_labels), recipe.held_out)
         if not len(self.train) or (recipe.select == "best_epoch" and not len(self.held_out)):
@@ -95,23 +108,16 @@ class _Job:
             losses, validation = self._trained(model, report)
             seconds = time.perf_counter() - start
             entry = self._entry(made, validation, inputs, seconds)
-            path = folder.keep(
-                name, lambda place: backbone.save(made, place, folder.model), entry, self._history(losses)
-            )
+            path = folder.keep(name, lambda place: backbone.save(made, place, self.base), entry, self._history(losses))
             folder.forget_checkpoints(name)
             return path
 
     def _key(self) -> str:
         """Return what names everything that decides the weights, apart from versions and rounding."""
-        task, settings = self.task, self.settings
-        data = (
-            task.name, task.classes, task.train_images.fingerprint,  # type: ignore[attr-defined]
-            None if task.train_targets is None else task.train_targets.fingerprint,
-            np.asarray(task.train_labels).tolist(), task.metric,
-        )
+        settings = self.settings
         content = {
             "version": VERSION, "base": self.folder.base, "recipe": self._recipe(), "steps": self.steps, "seed": settings.seed,
-            "precision": settings.precision, "chunk": settings.chunk, "data": hashlib.sha256(repr(data).encode()).hexdigest(),
+            "precision": settings.precision, "chunk": settings.chunk, "data": data_sha256(self.task),
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -16,18 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionbench_lite.checkpoints.language.api import PRETRAINED as PRETRAINED
+from fusionbench_lite.checkpoints.language.folders import BESIDE, CONFIG, TOKENIZER
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.shared_folder import SharedFolder
 from fusionbench_lite.paths import atomic_directory, atomic_file, file_sha256
 
 log = logging.getLogger(__name__)
 
-PRETRAINED, CONFIG = "pretrained", "config.json"
 WEIGHTS = (".safetensors", ".safetensors.index.json")
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "vocab.txt", "spiece.model",
-)
 
 
 class LanguageFolder(SharedFolder):
@@ -37,8 +34,7 @@ class LanguageFolder(SharedFolder):
         super().__init__(path)
         self._source, self.model = pretrained, model
         self._hashes = {file.name: file_sha256(file) for file in _files(pretrained)}
-        decisive = {name: sha256 for name, sha256 in self._hashes.items() if name == CONFIG or name.endswith(WEIGHTS)}
-        self.base = hashlib.sha256(repr(sorted(decisive.items())).encode()).hexdigest()
+        self.base = _of_weights(self._hashes)
 
     @property
     def pretrained(self) -> Path:
@@ -58,8 +54,9 @@ class LanguageFolder(SharedFolder):
                     f"{self.pretrained} is another base model (content {there[:12]}) than the one in {self._source} "
                     f"({self.base[:12]}): {fix}"
                 )
+            known = "base_sha256" in manifest
             for name, sha256 in self._hashes.items():
-                self._put(name, sha256)
+                self._put(name, sha256, known)
                 manifest["files"][f"{PRETRAINED}/{name}"] = {"sha256": sha256}
             manifest |= {"format": 1, **({"model": self.model} if self.model else {}), "base_sha256": self.base}
 
@@ -85,24 +82,34 @@ class LanguageFolder(SharedFolder):
     def _noted(self, task: str) -> Iterator[str]:
         return (name for name in self.manifest()["files"] if name.startswith(f"{task}/"))
 
-    def _put(self, name: str, sha256: str) -> None:
+    def _put(self, name: str, sha256: str, known: bool) -> None:
+        """Copy a file that is not there, or damaged; where nothing is `known` of the folder it may be another model's."""
         path = self.pretrained / name
         if path.is_file():
-            found = file_sha256(path)
-            if found == sha256:
+            if file_sha256(path) == sha256:
                 return
-            if name == CONFIG or name.endswith(WEIGHTS):
-                raise InputError(f"{path} is damaged, or another model's than {self._source / name}: choose another folder")
+            if not known and (name == CONFIG or name.endswith(WEIGHTS)):
+                raise InputError(f"{path} is another model's than {self._source / name}: choose another folder")
             log.warning("%s differs from %s: it is replaced", path, self._source / name)
         with atomic_file(path) as temporary:
             shutil.copyfile(self._source / name, temporary)
+
+
+def base_sha256(pretrained: Path) -> str:
+    """Return a hash of the weights and the configuration in a folder; raises InputError where it lacks one of them."""
+    return _of_weights({file.name: file_sha256(file) for file in _files(pretrained)})
+
+
+def _of_weights(hashes: Mapping[str, str]) -> str:
+    decisive = {name: sha256 for name, sha256 in hashes.items() if name == CONFIG or name.endswith(WEIGHTS)}
+    return hashlib.sha256(repr(sorted(decisive.items())).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
     """Return the files of a model's folder that belong to it. Raises InputError where it lacks its weights or configuration."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} has no {CONFIG}: give the folder of a pretrained model, as save_pretrained writes it")
-    files = [file for file in sorted(folder.iterdir()) if file.name in (CONFIG, *TOKENIZER) or file.name.endswith(WEIGHTS)]
+    files = [file for file in sorted(folder.iterdir()) if file.name in (CONFIG, *BESIDE, *TOKENIZER) or file.name.endswith(WEIGHTS)]
     if not any(file.name.endswith(WEIGHTS) for file in files):
         raise InputError(f"{folder} has no safetensors file: store the model with save_pretrained")
     return files

@@ -50,6 +50,11 @@ class T5Encoder(Encoder):
         )[0][:, 0]
         return hidden if self.lm_head is None else self.lm_head(hidden * self.scale)
 
+    @property
+    def answering(self) -> bool:
+        """Whether `forward` returns answers now."""
+        return self._longest_answer is not None
+
     @contextlib.contextmanager
     def generating(self, longest: int = ANSWER) -> Iterator[None]:
         """Have `forward` return greedy answers, int64 ids [B, <= longest] that begin with the decoder's start.

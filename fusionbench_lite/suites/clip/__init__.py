@@ -32,7 +32,6 @@ class Clip(SuiteKind):
 
     models = dict.fromkeys(SIZES, 8)
     uses_hub = True
-    slow_training = True
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve family, layout and the family that one's own experts stand in for."""
@@ -93,6 +92,10 @@ class Clip(SuiteKind):
             "virtual_zeros is 0: nothing says which release these experts stand in for, and with experts of ta and tall this "
             "method counts the zeros of the text side. The manifest.json of a fine-tuning says it (family).",
         )
+
+    def slow_to_train(self, model: str) -> bool:
+        """Every one of them is."""
+        return True
 
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
         """Fine-tune an expert of every task, or one model of all."""

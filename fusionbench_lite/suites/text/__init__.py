@@ -11,6 +11,7 @@ from fusionbench_lite.base.needs import Needs
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
 from fusionbench_lite.suites.text.requests import MODELS, SMALL, protocol_of, request_of
+from fusionbench_lite.weights.architecture import Architecture
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ANY_TEST, ANY_CLASSES = 1000, 2
 """Test examples and classes of a task of one's own, for plans."""
+TOKENS = 128
+"""Tokens of a text, for plans: few texts of GLUE are longer, whatever the protocol's limit is."""
 
 
 class Text(SuiteKind):
@@ -26,7 +29,6 @@ class Text(SuiteKind):
 
     models: ClassVar[Mapping[str, Any]] = {name: model.tasks for name, model in MODELS.items()}
     uses_hub = True
-    slow_training = True
 
     def tasks(self, data_dir: Path | None) -> Sequence[str]:
         """Return the tasks of texts: those of a folder, and GLUE's."""
@@ -49,16 +51,6 @@ class Text(SuiteKind):
         protocol_of(resolved)
         _check_tasks(resolved)
         return resolved
-
-    def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
-        """Train what the cache lacks of all experts of a small model; other models are trained from folders."""
-        if wanted.model not in SMALL:
-            return super().train(wanted, options, progress)
-        if options.given:
-            raise InputError(f"finetune.* is about pretrained models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
-        from fusionbench_lite.suites.text import embedded
-
-        return embedded.train(wanted, progress)
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, downloading, converting and tokenising what the cache lacks."""
@@ -83,6 +75,18 @@ class Text(SuiteKind):
         notes = language.release(wanted.family, wanted.model).caveats if published else ()
         return Needs(tuple(items), tuple(dict.fromkeys((*notes, *protocol.caveats))))
 
+    def architecture(self, wanted: Wanted) -> Architecture | None:
+        """Return the encoder of the published size, or of the configuration of a folder of one's own."""
+        from fusionbench_lite.models import language_shapes
+        from fusionbench_lite.models.language_configs import read_config
+
+        size = language_shapes.SIZES.get(wanted.model)
+        if wanted.family == "own" and wanted.checkpoints is not None:
+            size = language_shapes.size_of(read_config(wanted.checkpoints / "pretrained"))
+        tokens = min(protocol_of(wanted).longest, TOKENS)
+        tensors = "all" if wanted.tensors == "auto" else wanted.tensors
+        return None if size is None else language_shapes.of_size(wanted.model, size, tensors=tensors, tokens=tokens)
+
     def extent(self, wanted: Wanted) -> Extent:
         """Return the published sizes of the tasks of GLUE."""
         from fusionbench_lite.data.text import descriptions, glue, own
@@ -96,6 +100,20 @@ class Text(SuiteKind):
             classes.append(ANY_CLASSES if entry is None else len(entry.classes or ("score",)))
         small = MODELS[wanted.model].embedded
         return Extent(classes=tuple(classes), test_examples=tuple(tests), experts="memory" if small else "disk", small=small)
+
+    def slow_to_train(self, model: str) -> bool:
+        """Those that are published are; the others are small."""
+        return not MODELS[model].embedded
+
+    def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
+        """Fine-tune an expert of every task; of a small model, train what the cache lacks."""
+        from fusionbench_lite.suites.text import embedded, training
+
+        if wanted.family == "embedded" and wanted.model in SMALL:
+            if options.given:
+                raise InputError(f"finetune.* is about pretrained models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
+            return embedded.train(wanted, progress)
+        return training.train(wanted, options, progress)
 
 
 KIND = Text()

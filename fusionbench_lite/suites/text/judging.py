@@ -35,13 +35,14 @@ class GeneratingEvaluator(Evaluator):
 
     def trial(self, encode: Callable[[], Tensor]) -> None:
         """Refuse an adapted model that generates nothing, because what it changes are features."""
-        with torch.inference_mode(), self._answering():
-            try:
-                _check(encode())
-            except InputError:
-                raise
-            except Exception as error:  # whatever a layer on features says of the ids that it is given
-                raise _refusal() from error
+        with torch.inference_mode():
+            encode()  # what is wrong with it in any case is said as it is
+            with self._answering():
+                try:
+                    ids = encode()
+                except Exception as error:  # whatever a layer on features says of the ids that it is given
+                    raise _refusal() from error
+        _check(ids)
 
     def _predictions(self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]) -> dict[str, TaskResult]:
         def answer(rows: NDArray[np.int64]) -> list[str]:

@@ -235,11 +235,17 @@ def test_labels_that_do_not_fit(tmp_path):
             train(tmp_path / "own", "gpt2", task=dataclasses.replace(whole, train_labels=labels))
 
 
-def test_a_damaged_base_is_refused(tmp_path):
+def test_a_damaged_base_is_replaced_and_an_unknown_one_refused(tmp_path, caplog):
     path = train(tmp_path / "own", "bert")
-    (path.parent / "pretrained" / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(InputError, match="is damaged, or another model's"):
-        train(tmp_path / "own", "bert", task=task("bert", name="second"))
+    base = path.parent / "pretrained" / "model.safetensors"
+    base.write_bytes(b"x")
+    train(tmp_path / "own", "bert", task=task("bert", name="second"))
+    assert base.read_bytes() == (tmp_path / "base-bert" / "model.safetensors").read_bytes()
+    assert "it is replaced" in caplog.text
+    (path.parent / "manifest.json").unlink()
+    base.write_bytes(b"x")
+    with pytest.raises(InputError, match="is another model's than"):
+        train(tmp_path / "own", "bert", task=task("bert", name="third"))
 
 
 def test_recipes():

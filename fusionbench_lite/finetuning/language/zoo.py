@@ -21,21 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from fusionbench_lite.base.randomness import generator, seed_of
-from fusionbench_lite.data.text import TextTask, Tokens
+from fusionbench_lite.data.text import TextTask
 from fusionbench_lite.data.text.mini import tokenizer
 from fusionbench_lite.finetuning.language import backbone, small
-from fusionbench_lite.finetuning.language.batches import Questions, Rows, TextBatches
+from fusionbench_lite.finetuning.language.batches import Questions, TextBatches
 from fusionbench_lite.finetuning.language.folder import PRETRAINED, LanguageFolder
 from fusionbench_lite.finetuning.language.loop import optimise
+from fusionbench_lite.finetuning.language.pretraining import body, is_head, pretrained
 from fusionbench_lite.finetuning.language.small import SmallRecipe
 from fusionbench_lite.finetuning.shared_folder import MANIFEST
 from fusionbench_lite.models import language
-from fusionbench_lite.models.language.building import ENCODERS, own_state
+from fusionbench_lite.models.language.building import own_state
 from fusionbench_lite.paths import atomic_directory, file_sha256, locked
 
 log = logging.getLogger(__name__)
@@ -80,31 +78,6 @@ def _key(model: str, data: Mapping[str, TextTask], seed: int, recipe: SmallRecip
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Joint:
-    """The training texts of all tasks behind one another; `starts` are the rows that each task begins at."""
-
-    texts: Tokens
-    labels: NDArray[np.int64]
-    answers: Tokens | None
-    starts: Mapping[str, int]
-
-
-def _together(data: Mapping[str, TextTask]) -> _Joint:
-    entries = list(data.values())
-    texts: list[Tokens] = [entry.train_images for entry in entries]  # type: ignore[misc]
-    answers = [entry.train_targets for entry in entries if entry.train_targets is not None]
-    ends = np.cumsum([0, *(len(tokens) for tokens in texts)]).tolist()
-    return _Joint(
-        texts=_joined(texts), labels=np.concatenate([np.asarray(entry.train_labels) for entry in entries]),
-        answers=_joined(answers) if answers else None, starts=dict(zip(data, ends, strict=False)),
-    )
-
-
-def _joined(parts: list[Tokens]) -> Tokens:
-    return Tokens([row for tokens in parts for row in tokens.rows()], parts[0].pad)
 
 
 @contextlib.contextmanager
@@ -168,79 +141,12 @@ class _Builder:
         return (self.path / name).is_file() and file_sha256(self.path / name) == sha256
 
     def _pretrain(self, words: Path) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, self.model_name, "initialisation") % 2**63)
-            model = language.new_model(language.read_config(words), 2)
-        joint = _together(self.data)
-        if self.kind == "t5":
-            model.lm_head.weight.requires_grad_(False)
-            self._set_words(model, turned=False)
-            loss = self._generating_loss(model, joint)
-        else:
-            loss = self._classifying_loss(model, joint)
-        parameters = self._body(model)
-        optimise(
-            model, loss, parameters, self.recipe.course(self.recipe.pretrain_lr), steps=self.recipe.pretrain_steps,
-            key=(self.seed, "pretrained"), report=lambda done, _: self.report("pretraining", done, self.recipe.pretrain_steps),
-        )
-        if self.kind == "t5":
-            self._set_words(model, turned=True)
-        kept = {name: tensor.contiguous() for name, tensor in own_state(model).items() if not self._of_head(name)}
+        model = pretrained(self.data, words, self.recipe, self.seed, self.report)
+        kept = {name: tensor.contiguous() for name, tensor in own_state(model).items() if not is_head(model, name)}
         with atomic_directory(self.path / PRETRAINED) as temporary:
             save_file(kept, temporary / "model.safetensors", metadata={"format": "pt"})
             model.config.save_pretrained(temporary)
             tokenizer.write(self.kind, temporary)
-
-    def _of_head(self, name: str) -> bool:
-        heads = ENCODERS[self.kind].HEAD
-        return bool(heads) and name.startswith(heads)
-
-    def _body(self, model: Any) -> dict[str, nn.Parameter]:
-        trained = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
-        return {name: tensor for name, tensor in trained if not self._of_head(name)}
-
-    def _set_words(self, model: Any, *, turned: bool) -> None:
-        """Set the rows of the lm_head: random ones of one length, and for the answers' words turned ones after pretraining."""
-        every = small.rows(model.config.vocab_size, self.recipe, self.seed, turned=False, what="words")
-        if turned:
-            answers = [entry.train_targets for entry in self.data.values() if entry.train_targets is not None]
-            ids = sorted({int(row[0]) for tokens in answers for row in tokens.rows()})
-            every[ids] = small.rows(model.config.vocab_size, self.recipe, self.seed, turned=True, what="words")[ids]
-        with torch.no_grad():
-            model.lm_head.weight.copy_(every)
-
-    def _rows(self, step: int, starts: Mapping[str, int]) -> Rows:
-        """Return the rows of a step of pretraining among those of all tasks, as many of each."""
-        size = self.recipe.pretrain_batch
-        return np.concatenate([
-            starts[task] + generator(self.seed, "pretrained", task, step).integers(len(entry.train_labels), size=size)
-            for task, entry in self.data.items()
-        ])
-
-    def _classifying_loss(self, model: Any, joint: _Joint) -> Callable[[int], list[Tensor]]:
-        encoder = language.encoder_of(model)
-        heads = {
-            task: encoder.head(small.head(self.kind, entry.num_classes, self.recipe, self.seed, turned=False, task=task))
-            for task, entry in self.data.items()
-        }
-
-        def loss(step: int) -> list[Tensor]:
-            rows = self._rows(step, joint.starts)
-            features = encoder(**{name: torch.from_numpy(array) for name, array in joint.texts[rows].items()})
-            labels = torch.from_numpy(joint.labels[rows])
-            size = self.recipe.pretrain_batch
-            parts = zip(heads.values(), features.split(size), labels.split(size), strict=True)
-            return [torch.stack([nn.functional.cross_entropy(head(part), right) for head, part, right in parts]).mean()]
-
-        return loss
-
-    def _generating_loss(self, model: Any, joint: _Joint) -> Callable[[int], list[Tensor]]:
-        first = next(iter(self.data.values()))
-        task: Any = dataclasses.replace(
-            first, train_images=joint.texts, train_labels=joint.labels, train_targets=joint.answers,  # type: ignore[arg-type]
-        )
-        questions = Questions(task, torch.device("cpu"))
-        return lambda step: [questions.losses(model, self._rows(step, joint.starts)).mean()]
 
     # ------------------------------------------------------------------ experts
 
@@ -249,10 +155,11 @@ class _Builder:
         made = self._start(folder, entry)
         questions = Questions(entry, torch.device("cpu"))
         batches = TextBatches(
-            questions.texts.lengths, np.arange(len(questions.labels)), recipe.finetune_batch, grouped=True, seed=self.seed, task=task
+            questions.texts.lengths, np.arange(len(questions.labels)), recipe.finetune_batch, grouped=True, seed=self.seed,
+            task=task,
         )
         losses = optimise(
-            made.model, lambda step: [questions.losses(made.model, batches.rows(step)).mean()], self._body(made.model),
+            made.model, lambda step: [questions.losses(made.model, batches.rows(step)).mean()], body(made.model),
             recipe.course(recipe.finetune_lr), steps=recipe.finetune_steps, key=(self.seed, task),
             report=lambda done, _: self.report(f"fine-tuning {task}", done, recipe.finetune_steps),
         )
@@ -272,5 +179,5 @@ class _Builder:
         head = small.head(self.kind, entry.num_classes, self.recipe, self.seed, turned=True, task=entry.name)
         model.load_state_dict(head, strict=False)
         for name, tensor in model.named_parameters():
-            tensor.requires_grad_(not self._of_head(name))
+            tensor.requires_grad_(not is_head(model, name))
         return backbone.Backbone(model=model, lora=None, classes=entry.classes)

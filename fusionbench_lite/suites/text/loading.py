@@ -26,9 +26,7 @@ from fusionbench_lite.models import language
 from fusionbench_lite.models.language import Encoder, T5Encoder
 from fusionbench_lite.models.language.names import HEADS
 from fusionbench_lite.models.language.t5 import ANSWER
-from fusionbench_lite.finetuning.language import small
 from fusionbench_lite.suites import Wanted
-from fusionbench_lite.suites.text import embedded
 from fusionbench_lite.suites.text.judging import GeneratingEvaluator
 from fusionbench_lite.suites.text.requests import protocol_of, request_of
 from fusionbench_lite.weights.placed import PlacedWeights
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
 
 def load(wanted: Wanted, progress: Progress) -> Suite:
     """Return the suite of a checked request."""
-    if wanted.family == "embedded" and wanted.model in small.KINDS:
-        return load_from(embedded.trained(wanted, progress), wanted, progress)
     if wanted.family == "embedded":
         from fusionbench_lite.suites.text import trained
 

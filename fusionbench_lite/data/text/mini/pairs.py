@@ -49,23 +49,17 @@ def _general_and_special(draw: Choices) -> tuple[str, str]:
 
 
 def answer(draw: Choices, label: int) -> Columns:
-    """Whether a sentence answers a question: who, what, where or when; where it does not, another part or deed is told of."""
+    """Whether a sentence answers a question: where, when or why; else it tells another of these, or of another deed."""
     verb, who = draw.one(lexicon.TRADING), f"the {draw.one(lexicon.PEOPLE)}"
     what = article(f"{draw.one(lexicon.COLOURS)} {draw.one(lexicon.THINGS)}")
-    where, when = f"at the {draw.one(lexicon.PLACES)}", f"on {draw.one(lexicon.DAYS)}"
-    asked = draw.one(("who", "what", "where", "when"))
-    question = {
-        "who": f"who {verb.past} {what}", "what": f"what did {who} {verb.base}", "where": f"where did {who} {verb.base} {what}",
-        "when": f"when did {who} {verb.base} {what}",
-    }[asked]
-    told = asked
-    if not label:
-        if draw.chance(0.25):
-            verb = draw.other(lexicon.TRADING, verb)
-        else:
-            told = draw.other(("where", "when") if asked in ("where", "when") else ("who", "what"), asked)
-    place = {"where": where, "when": when}.get(told) or draw.one((where, when))
-    words = f"{who} {verb.past} {what} {place}"
-    if told != asked:
-        words = {"who": f"{who} {verb.past} {place}", "what": f"{what} was {verb.participle} {place}"}.get(told, words)
-    return {"question": sentence(question, "?"), "sentence": sentence(words)}
+    asked = draw.one(("where", "when", "why"))
+    question, told = f"{asked} did {who} {verb.base} {what}", asked
+    if not label and draw.chance(0.1):
+        verb = draw.other(lexicon.TRADING, verb)
+    elif not label:
+        told = draw.other(("where", "when", "why"), asked)
+    part = {
+        "where": f"{draw.one(('at', *lexicon.NEAR))} the {draw.one(lexicon.PLACES)}", "when": f"on {draw.one(lexicon.DAYS)}",
+        "why": f"because it was {draw.one(lexicon.REASONS)}",
+    }[told]
+    return {"question": sentence(question, "?"), "sentence": sentence(f"{who} {verb.past} {what} {part}")}

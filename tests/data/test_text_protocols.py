@@ -17,7 +17,7 @@ PUBLISHED = [
     ("flan_t5_base", None, ("fusionbench", 512, "prompt", "validation_matched", "exact_match", "spearman")),
     ("flan_t5_large", None, ("fusionbench", 512, "prompt", "validation_matched", "exact_match", "spearman")),
     ("flan_t5_base", "subspace_fusion", ("subspace_fusion", 512, "prompt", "validation_matched", "exact_match", "spearman")),
-    ("minilm", None, ("plain", 128, "pair", "validation_matched", "accuracy", "spearman")),
+    ("minilm", None, ("plain", 64, "pair", "validation_matched", "accuracy", "spearman")),
     ("text_mini_seq2seq", None, ("plain", 128, "prompt", "validation_matched", "exact_match", "spearman")),
 ]
 

@@ -25,8 +25,8 @@ _FEW = 8
 def kind(default: Any, check: Check, wanted: str, *, optional: bool = False, later: bool = False, is_text: bool = False) -> Any:
     """Declare a field. `check` returns the value as the field takes it, or raises ValueError with a hint, which may be empty.
 
-    `wanted`: the words for what is accepted; `optional` allows None. `later`: a hyperparameter that was added when there were
-    records already (`registry.Method.known_by`). `is_text`: on a command line its value is the text as it stands.
+    `wanted`: the words for what is accepted; `optional` allows None. `later`: a value that was added when there were records
+    already (`registry.Method.known_by`). `is_text`: on a command line its value is the text as it stands.
     """
     accepts = wanted + (" or null" if optional else "")
 
@@ -82,7 +82,7 @@ def integer(
     return kind(default, check, f"an integer{bounds}", optional=optional, later=later)
 
 
-def choice(default: str | None, choices: Sequence[str], *, optional: bool = False) -> Any:
+def choice(default: str | None, choices: Sequence[str], *, optional: bool = False, later: bool = False) -> Any:
     """Declare one of some words."""
     are_few = len(choices) <= _FEW
 
@@ -93,7 +93,7 @@ def choice(default: str | None, choices: Sequence[str], *, optional: bool = Fals
         raise ValueError(did_you_mean(value, choices) if is_known else "" if are_few else f"choose one of {', '.join(choices)}")
 
     wanted = f"one of {', '.join(choices)}" if are_few else f"one of {len(choices)} names"
-    return kind(default, check, wanted, optional=optional, is_text=True)
+    return kind(default, check, wanted, optional=optional, later=later, is_text=True)
 
 
 def word(default: str | None, *, optional: bool = False) -> Any:
@@ -136,7 +136,7 @@ def device(default: str) -> Any:
     return kind(default, check, "auto, cpu, cuda or a numbered one, as cuda:1", is_text=True)
 
 
-def flag(default: Any) -> Any:
+def flag(default: Any, *, later: bool = False) -> Any:
     """Declare what is true or false."""
 
     def check(value: Any) -> bool:
@@ -144,7 +144,7 @@ def flag(default: Any) -> Any:
             raise ValueError
         return value
 
-    return kind(default, check, "true or false")
+    return kind(default, check, "true or false", later=later)
 
 
 def real_per_task(default: float, *, low: float = -math.inf) -> Any:

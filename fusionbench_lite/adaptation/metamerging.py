@@ -23,6 +23,9 @@ ORDERS = ("second", "first")
 ADAPTERS = ("blocks", "final", "none")
 LOSSES = ("mse", "norm")
 OPTIMIZERS = ("adam", "sgd")
+FEATURES = ("final", "positions")
+UPDATES = ("sum", "task")
+SPLITS = ("test", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,11 @@ class MetaMerging:
     norm. `optimizer`: of raw. `seed`: of the adapters' initial weights. `base`: a method whose merged model takes the
     place of learned coefficients, so that all steps train adapters. `outer_batch_size`, `adapter_batch_size`: examples of
     each task for a step on raw, and for one on the adapters afterwards; null is the run's batch size, which is that of the
-    inner steps. `fbl.adapt` takes batches as they are given."""
+    inner steps. `fbl.adapt` takes batches as they are given. `features`: what the head reads ("final"), or hidden states at all
+    positions of the inputs, as the released code has it for GPT-2. `length`: positions that inputs are padded to, whose states
+    count then; null counts those of the inputs alone. `updates`: a step on raw for the sum of the tasks' losses, or after each
+    task's, with the weights merged anew. `split`: of the data that steps read; "train" keeps the examples of the steps on raw apart
+    from those that adapters learn from."""
 
     raw: float = real(-2.014)
     inner_steps: int = integer(1, low=0)
@@ -52,6 +59,10 @@ class MetaMerging:
     base: str | None = word(None, optional=True)
     outer_batch_size: int | None = integer(None, low=1, optional=True, later=True)
     adapter_batch_size: int | None = integer(None, low=1, optional=True, later=True)
+    features: str = choice("final", FEATURES, later=True)
+    length: int | None = integer(None, low=1, optional=True, later=True)
+    updates: str = choice("sum", UPDATES, later=True)
+    split: str = choice("test", SPLITS, later=True)
 
 
 def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
@@ -87,10 +98,15 @@ def adapter_steps(h: MetaMerging, steps: int) -> int:
 
 def _cost(s: costs.Setting) -> costs.Cost:
     tensors = () if s.h.base else tuple(costs.vectors(s))
-    return costs.Cost(tensors, "stages", given=bool(s.h.base), stages=stages(s.h, s.steps))
+    return costs.Cost(
+        tensors, "stages", given=bool(s.h.base), stages=stages(s.h, s.steps), everywhere=s.h.features == "positions"
+    )
 
 
-@method("metamerging", MetaMerging, adaptive=True, inputs=("merged",), label="MetaMerging", learned=_learned, cost=_cost)
+@method(
+    "metamerging", MetaMerging, adaptive=True, inputs=("merged",), training=lambda h: h.split == "train", label="MetaMerging",
+    learned=_learned, cost=_cost,
+)
 def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner:
     """θ = θ0 + Σ_t softplus(raw_t) τ_t, and per task adapters h - (U relu(D h + d) + u) on what leaves a block.
 
@@ -104,7 +120,10 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
     from fusionbench_lite.adaptation.learners.adapter_training import Adapters, AdapterTraining
     from fusionbench_lite.adaptation.learners.meta import Meta, Softplus, Stage
 
-    adapters = Adapters(place=h.adapters, rank=h.rank, loss=h.loss, seed=h.seed, lr=h.adapter_lr, batch_size=h.adapter_batch_size)
+    adapters = Adapters(
+        place=h.adapters, rank=h.rank, loss=h.loss, seed=h.seed, lr=h.adapter_lr, batch_size=h.adapter_batch_size,
+        positions=h.features == "positions", length=h.length, split=h.split,
+    )
     if merged is not None or h.base is not None:
         if h.adapters == "none":
             raise MergeError("adapters='none' leaves nothing to learn on given weights: choose blocks or final")
@@ -120,6 +139,7 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
         first = Stage(
             steps=context.steps - adapter_steps(h, context.steps), inner_steps=h.inner_steps if h.adapters != "none" else 0,
             inner_lr=h.inner_lr, second=h.order == "second", batch_size=h.outer_batch_size, adam=h.optimizer == "adam",
+            per_task=h.updates == "task",
         )
         return Meta(experts, adapters, first, parametrisation, context)
 

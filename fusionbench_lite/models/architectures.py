@@ -1,6 +1,7 @@
 """The architectures of the encoders by name, from their numbers: names and shapes of tensors. Never imports torch.
 
-Checked against open_clip and transformers in the tests; docs/decisions.md, D13, has what is counted.
+Checked against open_clip and transformers in the tests; docs/decisions.md, D13, has what is counted. Language models are in
+`language_shapes`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models import language_shapes
 from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, ClipSize
 from fusionbench_lite.weights.architecture import Architecture, Shape
 
@@ -130,41 +132,12 @@ def _hugging_face(model: str) -> Architecture:
     return dataclasses.replace(open_clip, name=model, layout="transformers CLIPVisionModel")
 
 
-def _roberta(model: str) -> Architecture:
-    def named() -> Named:
-        for number in range(12):
-            block = f"encoder.layer.{number}"
-            for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-                yield from _affine(f"{block}.{part}", (768, 768))
-            yield from _affine(f"{block}.attention.output.LayerNorm", (768,))
-            yield from _affine(f"{block}.intermediate.dense", (3072, 768))
-            yield from _affine(f"{block}.output.dense", (768, 3072))
-            yield from _affine(f"{block}.output.LayerNorm", (768,))
-
-    return Architecture(
-        name=model, layout="encoder blocks alone", tensors=dict(named()), blocks=12, width=768, output=768, policy="all_2d"
-    )
-
-
-def _gpt2(model: str) -> Architecture:
-    def named() -> Named:
-        for number in range(12):
-            block = f"h.{number}"
-            yield from _affine(f"{block}.ln_1", (768,))
-            yield f"{block}.attn.c_attn.weight", (768, 2304)
-            yield f"{block}.attn.c_attn.bias", (2304,)
-            yield from _affine(f"{block}.attn.c_proj", (768, 768))
-            yield from _affine(f"{block}.ln_2", (768,))
-            yield f"{block}.mlp.c_fc.weight", (768, 3072)
-            yield f"{block}.mlp.c_fc.bias", (3072,)
-            yield f"{block}.mlp.c_proj.weight", (3072, 768)
-            yield f"{block}.mlp.c_proj.bias", (768,)
-        yield from _affine("ln_f", (768,))
-
-    return Architecture(name=model, layout="blocks and ln_f", tensors=dict(named()), blocks=12, width=768, output=768)
+def _language(model: str) -> Architecture:
+    """The blocks of a language model, and a norm after them, which are what AdaRank counts."""
+    return language_shapes.of_size(model, language_shapes.SIZES[model], tensors="blocks")
 
 
 MODELS: dict[str, Callable[[str], Architecture]] = {
     "vit_mini": _embedded, **dict.fromkeys(SIZES, _released),
-    **dict.fromkeys((f"{name}_hf" for name in SIZES), _hugging_face), "roberta_base": _roberta, "gpt2": _gpt2,
+    **dict.fromkeys((f"{name}_hf" for name in SIZES), _hugging_face), **dict.fromkeys(language_shapes.SIZES, _language),
 }

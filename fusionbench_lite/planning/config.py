@@ -15,7 +15,7 @@ from fusionbench_lite.paths import config_dir, expanded, folder
 
 PLACES = ("auto", "device", "cpu", "disk")
 """Where experts may stay."""
-TENSORS = ("auto", "all", "blocks")
+TENSORS = ("auto", "all", "blocks", "blocks_on_mean")
 """Which tensors may be merged."""
 
 
@@ -42,7 +42,8 @@ class Checkpoints:
     numbers of the training recipe, as in {finetune_steps: 100}. `experts`: the tasks whose experts are merged, a list or
     the first so many, all by default; a data-free merge is evaluated on the others too. `place`: where experts and their
     singular components stay, device, cpu or disk; auto takes the first that fits. `tensors`: which of a language model are
-    merged, all but heads, or the transformer blocks alone; auto is as the method's published code."""
+    merged, all but heads, or the transformer blocks alone, beside the pretrained others or (blocks_on_mean) the experts' mean of
+    them; auto is as the method's published code."""
 
     family: str = "auto"
     dir: str | None = location(None, optional=True)

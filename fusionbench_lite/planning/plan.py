@@ -109,6 +109,7 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     section = dict(plain["method"])
     method = registry.get(_method_id(section))
     preset = presets.lookup(method.id, wanted, task_set, plain["preset"])
+    wanted = _told(wanted, presets.of_suite(method.id, wanted, task_set, plain["preset"]))
     hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
@@ -144,6 +145,15 @@ def _wanted(plain: dict[str, Any], precision: str) -> tuple[Wanted, str]:
         tensors=checkpoints["tensors"],
     ))
     return wanted, tasks.label
+
+
+def _told(wanted: Wanted, preset: Mapping[str, tuple[Any, str]]) -> Wanted:
+    """Return what is wanted with what presets say of the suite, where no key does."""
+    options = {name: value for name, (value, _) in preset.items()}
+    tensors = options.pop("tensors", "auto")
+    return dataclasses.replace(
+        wanted, tensors=tensors if wanted.tensors == "auto" else wanted.tensors, options=tuple(sorted(options.items()))
+    )
 
 
 def _check_case(tasks: Sequence[str], cache: Path) -> None:

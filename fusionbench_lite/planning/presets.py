@@ -19,11 +19,20 @@ def lookup(method: str, wanted: Wanted, task_set: str, name: str | None = None) 
     `name` hold only where that name is asked for, and then over all others. Raises InputError for a name that no entry of
     the method has.
     """
-    general: dict[str, tuple[Any, str]] = {}
-    named: dict[str, tuple[Any, str]] = {}
     if name is not None and name not in (offered := names(method)):
         hint = did_you_mean(name, offered) if offered else "it has none"
         raise InputError(f"method {method!r} has no preset {name!r}: {hint}")
+    return _found("set", method, wanted, task_set, name)
+
+
+def of_suite(method: str, wanted: Wanted, task_set: str, name: str | None = None) -> dict[str, tuple[Any, str]]:
+    """Return {option: (value, source)} of what these presets say of the suite instead of the method."""
+    return _found("suite", method, wanted, task_set, name)
+
+
+def _found(part: str, method: str, wanted: Wanted, task_set: str, name: str | None) -> dict[str, tuple[Any, str]]:
+    general: dict[str, tuple[Any, str]] = {}
+    named: dict[str, tuple[Any, str]] = {}
     for entry in _table():
         when = entry["when"]
         fits = (
@@ -36,7 +45,7 @@ def lookup(method: str, wanted: Wanted, task_set: str, name: str | None = None) 
         if fits and entry.get("name") in (None, name):
             target = named if "name" in entry else general
             by = f"; the experts' manifest.json says family {wanted.stated}" if wanted.stated and "checkpoints" in when else ""
-            target |= {setting: (value, entry["source"] + by) for setting, value in entry["set"].items()}
+            target |= {setting: (value, entry["source"] + by) for setting, value in entry.get(part, {}).items()}
     return general | named
 
 

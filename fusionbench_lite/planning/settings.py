@@ -10,21 +10,22 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import KINDS
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES
-from fusionbench_lite.fields import REQUIRED, checked, choice, describe, integer, kinds, real
+from fusionbench_lite.fields import REQUIRED, checked, choice, describe, flag, integer, kinds, real
 from fusionbench_lite.planning.given import Given, Section
 
 Preset = Mapping[str, tuple[Any, str]]
 """Values of a preset and where they are from, by name."""
 
 STATISTICS = ("fisher", "gram")
-"""Inputs of methods that are statistics of training images."""
+"""Inputs of methods that are statistics of training examples."""
 ORDERS = ("stored", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
     """The settings of an adaptation. Of the examples of each task, `fraction` is the part that is adapted on, `held_out` the
-    number that is held out for best_unsupervised."""
+    number that is held out for best_unsupervised. `dropout`: steps run the model as in training, as FusionBench does with
+    language models."""
 
     steps: int = integer(REQUIRED, low=0)
     batch_size: int = integer(REQUIRED, low=1)
@@ -33,6 +34,7 @@ class Adaptation:
     eval_every: int = integer(REQUIRED, low=1)
     fraction: float = real(1.0, low=0, high=1, open_low=True)
     held_out: int = integer(64, low=0)
+    dropout: bool = flag(False, later=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class AdaptationOnBase(Adaptation):
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """How statistics of training images are computed: of how many of each task, in batches of which size, in which order."""
+    """How statistics of training examples are computed: of how many of each task, in batches of which size, in which order."""
 
     examples: int = integer(REQUIRED, low=1)
     batch_size: int = integer(REQUIRED, low=1)
@@ -105,7 +107,7 @@ def hyperparameters(method: registry.Method, section: Section, preset: Preset) -
 
 
 def reads_statistics(method: registry.Method) -> bool:
-    """Say whether the method reads statistics of training images."""
+    """Say whether the method reads statistics of training examples."""
     return any(name in STATISTICS for name in method.inputs)
 
 
@@ -116,6 +118,13 @@ def settings(method: registry.Method, adaptation: Section, statistics: Section, 
     if method.adaptive:
         return _settings(method, "adaptation", _adaptation(method), adaptation, preset)
     return {}
+
+
+def known_by(settings: Mapping[str, Sourced]) -> dict[str, Any]:
+    """Return the settings that a record is known by: without those that were added when there were records already, where they
+    have their default."""
+    later = {field.name: field.default for field in dataclasses.fields(AdaptationOnBase) if field.metadata["later"]}
+    return {name: setting.value for name, setting in settings.items() if name not in later or setting.value != later[name]}
 
 
 def within(hyperparameters: Mapping[str, Sourced], settings: Mapping[str, Sourced]) -> dict[str, Sourced]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusionbench_lite.resources.plan import Entry, Inputs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.costs import BUDGET, WORK, Mixture
 
 EVALUATED = {"cpu": 64, "cuda": 16}
 """Images of an evaluation's pass where its size is found automatically: a processor's at 224 pixels, and the first one on a
 GPU, whose later ones take what is free."""
+
+PLACES = 1 << 14
+"""Places of tokens in a processor's pass of an evaluation, where texts have unequal lengths."""
 
 ADAPTER_STATES = 1.0
 """States that an adapter behind a block keeps for its backward pass, in those of the block."""
@@ -109,10 +113,15 @@ def _merging(inputs: Inputs) -> Iterable[Entry]:
         yield Entry("pages in use", "cpu", used, ("merge",))
 
 
+def _fitting(encoder: Architecture) -> int:
+    """Return how many examples a processor evaluates at once: so many pixels, or places of tokens."""
+    return min(250, 64 * 224**2 // encoder.image**2) if encoder.image else max(1, min(250, PLACES // encoder.tokens))
+
+
 def evaluation(inputs: Inputs, *, learns: bool = True) -> Iterable[Entry]:
     """Yield what an evaluation takes; features of frozen networks are computed for as many images at once."""
     encoder, passes, bf16 = inputs.encoder, inputs.transformer, inputs.bf16
-    size = inputs.eval_batch or (min(250, 64 * 224**2 // encoder.image**2) if inputs.device == "cpu" else EVALUATED["cuda"])
+    size = inputs.eval_batch or (_fitting(encoder) if inputs.device == "cpu" else EVALUATED["cuda"])
     held = inputs.tasks * inputs.held_out
     wide = min(inputs.chunk or held, held)
     images = passes.inputs(size) + passes.inputs(size) // 4  # and their bytes
@@ -126,6 +135,7 @@ def evaluation(inputs: Inputs, *, learns: bool = True) -> Iterable[Entry]:
         once = max(1, min(inputs.chunk or size, size, BUDGET[inputs.device] // largest))
         yield Entry("weights summed for examples", "device", 2 * once * largest, ("evaluate",))
     if inputs.cost.kind in ("features", "adapters", "stages"):
-        widths = {"features": 2 * encoder.output, "stages": encoder.output}
+        everywhere = encoder.width * encoder.tokens
+        widths = {"features": 2 * encoder.output, "stages": everywhere if inputs.cost.everywhere else encoder.output}
         width = widths.get(inputs.cost.kind, encoder.blocks * encoder.width + encoder.output)
         yield Entry("known features", "device", inputs.test_images * width * 4, ("step", "evaluate"))

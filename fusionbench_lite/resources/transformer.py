@@ -1,4 +1,4 @@
-"""What the passes of a vision transformer cost, from the numbers of its architecture: bytes and operations."""
+"""What the passes of a transformer cost, from the numbers of its architecture: bytes and operations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORWARD = 16.0
 
 @dataclasses.dataclass(frozen=True)
 class Transformer:
-    """The passes of a vision transformer of an architecture whose layout is "packed" or "separate"."""
+    """The passes of a transformer of an architecture; "images" are what it reads, texts where it reads tokens."""
 
     of: Architecture
 
@@ -42,7 +42,9 @@ class Transformer:
         return int(images * self.of.heads * self.of.tokens**2 * size)
 
     def inputs(self, images: int) -> int:
-        """Return the bytes of images [images, 3, image, image] in float32."""
+        """Return the bytes of images [images, 3, image, image] in float32, or of int64 ids and masks [images, tokens]."""
+        if not self.of.image:
+            return images * self.of.tokens * 2 * 8
         return images * 3 * self.of.image**2 * 4
 
     def saved(self, images: int, *, bf16: bool = False, frozen: bool = False, plain: bool = False) -> int:
@@ -51,11 +53,11 @@ class Transformer:
         `frozen`: weights take no gradients; `plain`: attention runs without fused kernels. In mixed precision the
         separate layout's norms stay in float32.
         """
-        states = SAVED_FROZEN if frozen else SAVED
+        states = (self.of.kept or SAVED) * (SAVED_FROZEN / SAVED if frozen else 1)
         size = (2.4 if self.of.layout == "separate" else 2) if bf16 else WORK
         total = (states * self.of.blocks + SAVED_OUTSIDE) * self.states(images, size)
         if plain:
-            extra = MATH_COPIES[self.of.layout] * self.states(images, size) + self.attention(images, size)
+            extra = MATH_COPIES.get(self.of.layout, 2.0) * self.states(images, size) + self.attention(images, size)
             total += self.of.blocks * extra
         return int(total)
 
@@ -82,9 +84,12 @@ class Transformer:
 
     def _block_products(self) -> int:
         """Return the multiplications of the blocks: 12 d² per token, and two products of queries, keys and values."""
-        return self.of.blocks * (12 * self.of.width**2 * self.of.tokens + 2 * self.of.tokens**2 * self.of.width)
+        linear = self.of.products or 12 * self.of.width**2 * self.of.blocks
+        return linear * self.of.tokens + 2 * self.of.tokens**2 * self.of.width * self.of.blocks
 
     def _patches(self) -> int:
+        if not self.of.image:
+            return 0
         # As many as the pixels times the width, however they are divided into patches.
         side = math.isqrt(self.of.tokens - 1)
         return 3 * (self.of.image // side * side) ** 2 * self.of.width

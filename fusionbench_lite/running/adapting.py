@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionbench_lite import registry
-from fusionbench_lite.adaptation.engine import memory
 from fusionbench_lite.adaptation.engine.procedure import Batch, Context, Draw, Examples, Procedure
 from fusionbench_lite.adaptation.streams import Stream, subset
 from fusionbench_lite.base.processes import own_tasks
+from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data import lengths_of
+from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.results import TaskResult
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.running import course
+from fusionbench_lite.running.known import Known, known
 from fusionbench_lite.running.recording import Outcome, Selection
 from fusionbench_lite.weights import buffers
 from fusionbench_lite.weights.experts import Experts
@@ -40,7 +42,8 @@ class Feed:
 
     def __init__(self, plan: Plan, suite: Suite, procedure: Procedure) -> None:
         self.plan, self.suite, self.procedure = plan, suite, procedure
-        self._precomputed: dict[tuple[str, str], tuple[Rows, Tensor]] = {}
+        self._known: dict[tuple[str, str], Known] = {}
+        self._parts: dict[tuple[str, tuple[float, float]], Rows] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks}
         self.pools = {task: self._pool(task) for task in plan.tasks}
@@ -50,7 +53,7 @@ class Feed:
         tasks = list(tasks)
         batches: list[Batch] = []
         for draw in self.procedure.draws(step):
-            rows = {task: self.pools[task][self._stream(task, draw).indices(draw.number)] for task in tasks}
+            rows = {task: self._part(task, draw.part)[self._stream(task, draw).indices(draw.number)] for task in tasks}
             for part in range(self._updates()):
                 size = draw.size or self.plan.setting("batch_size")
                 cut = slice(None) if self._updates() == 1 else slice(part * size, (part + 1) * size)
@@ -78,10 +81,22 @@ class Feed:
         if (task, draw.role) not in self._streams:
             name = f"{task}/{draw.role}" if draw.role else task
             self._streams[task, draw.role] = Stream(
-                kind=kind, size=len(self.pools[task]), batch_size=size, batches=self.plan.setting("batches"), seed=self.plan.seed,
-                task=name,
+                kind=kind, size=len(self._part(task, draw.part)), batch_size=size, batches=self.plan.setting("batches"),
+                seed=self.plan.seed, task=name,
             )
         return self._streams[task, draw.role]
+
+    def _part(self, task: str, part: tuple[float, float]) -> Rows:
+        """Return the rows that a role reads: from where to where in the pool, shuffled by a key of its own; at least one."""
+        pool = self.pools[task]
+        if part == (0.0, 1.0):
+            return pool
+        if (task, part) not in self._parts:
+            first, last = (round(border * len(pool)) for border in part)
+            first = min(first, len(pool) - 1)
+            order = generator(self.plan.seed, task, "parts").permutation(len(pool))
+            self._parts[task, part] = pool[np.sort(order[first : max(last, first + 1)])]
+        return self._parts[task, part]
 
     def _held_out_rows(self, task: str) -> Rows:
         if not self.plan.setting("held_out"):
@@ -112,29 +127,23 @@ class Feed:
 
     def _look_up(self, task: str, split: str, rows: Rows) -> Tensor | None:
         """Return what the procedure knows of these examples; the first time, of all examples that a run may read."""
-        if (task, split) not in self._precomputed:
+        if (task, split) not in self._known:
             probe = self._compute(task, split, rows[:1])
             if probe is None:
                 return None
-            size = self.suite.size(task, split)
-            wanted = np.arange(size)
+            wanted = np.arange(self.suite.size(task, split))
             if split == "train":
                 read = [self.held_out_rows[task], *([self.pools[task]] if self.procedure.split == "train" else [])]
                 wanted = np.unique(np.concatenate(read)) if len(read) > 1 else read[0]
-            places = np.full(size, -1)
-            places[wanted] = np.arange(len(wanted))
-            on_device = memory.allows(len(wanted) * probe.nbytes, probe.device)  # else the processor's memory has to do
-            table = probe.new_empty((len(wanted), *probe.shape[1:]), device=None if on_device else memory.CPU)
             lengths = lengths_of(self.suite.tasks[task].inputs(split))
+            if self.procedure.ragged and lengths is None:  # inputs of one length
+                lengths = np.full(self.suite.size(task, split), probe.shape[1])
             computing = self.suite.evaluator.passes.run(
                 lambda rows: self._compute(task, split, wanted[rows]), len(wanted), None if lengths is None else lengths[wanted]
             )
-            for some, computed in computing:
-                assert computed is not None
-                table[torch.from_numpy(some)] = computed.to(table.device)
-            self._precomputed[task, split] = places, table
-        places, table = self._precomputed[task, split]
-        return table[torch.from_numpy(places[rows])].to(self.suite.device)
+            places = lengths[wanted] if self.procedure.ragged and lengths is not None else None
+            self._known[task, split] = known(wanted, probe, computing, places)
+        return self._known[task, split](rows).to(self.suite.device)
 
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
         # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
@@ -154,9 +163,12 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
     experts.check_unread()
     extra = {} if merged is None else {"merged": merged}
     example = suite.inputs(plan.tasks[0], "test", np.arange(1))
-    context = Context(suite.model, suite.heads, plan.setting("steps"), suite.chunk, example=example)
+    dropout = plan.seed if plan.setting("dropout") else None
+    context = Context(suite.model, suite.heads, plan.setting("steps"), suite.chunk, example=example, dropout=dropout)
     with placing(suite.place, plan.wanted.cache / "scratch"):
         procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
+    if dropout is not None and not procedure.drops:
+        raise InputError(f"the steps of method {plan.method!r} know no dropout: leave method.adaptation.dropout out")
     return procedure
 
 

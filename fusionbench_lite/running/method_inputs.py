@@ -32,7 +32,7 @@ def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
     """Return the arguments of `merge` that the method declares as its inputs.
 
     Statistics are kept under `statistics` in the cache, keyed by all that decides them. Raises InputError when the
-    multi-task model is missing or a task has fewer training images than `examples`.
+    multi-task model is missing or a task has fewer training examples than `examples`.
     """
     given: dict[str, Any] = {}
     for name in registry.get(plan.method).inputs:
@@ -52,9 +52,9 @@ def chosen(task: str, size: int, order: str, examples: int, seed: int) -> np.nda
     ones of a permutation drawn from (seed, task), as in its RegMean.
     """
     if size == 0:
-        raise InputError(f"task {task!r} has no training images, which the method's statistics are made of: add them")
+        raise InputError(f"task {task!r} has no training examples, which the method's statistics are made of: add them")
     if examples > size:
-        raise InputError(f"examples={examples}, but task {task!r} has {size} training images: set method.statistics.examples")
+        raise InputError(f"examples={examples}, but task {task!r} has {size} training examples: set method.statistics.examples")
     if order == "stored":
         return np.arange(examples)
     return generator(seed, task, "statistics").permutation(size)[:examples]

@@ -21,6 +21,7 @@ from fusionbench_lite.evaluation.passes import earlier_peak
 from fusionbench_lite.evaluation.results import Evaluation, TaskResult, average
 from fusionbench_lite.paths import package_dir
 from fusionbench_lite.planning import plan as planning
+from fusionbench_lite.planning import settings
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.tables import records, schema
 
@@ -77,7 +78,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
         "version": RESULTS_SINCE,
         "method": plan.method,
         "hyperparameters": registry.get(plan.method).known_by(plan.values),
-        "settings": {name: setting.value for name, setting in plan.settings.items()},
+        "settings": settings.known_by(plan.settings),
         "model": plan.model,
         "tasks": list(plan.tasks),
         "checkpoints": checkpoints,

@@ -32,7 +32,9 @@ class Wanted:
     folder; `layout` how the model's tensors are laid out, None where there is one way alone. `recipe` holds changes of the
     training recipe, `checkpoints` is a folder of files, `manifest` a list of them, `data` what differs from the defaults in
     the section of that name, `limit` the test examples per task, and `eval_batch` the examples in one forward pass, None for
-    all that fit. `tensors`: which are merged, "auto" for the usual ones, "all" or "blocks".
+    all that fit. `tensors`: which are merged, "auto" for the usual ones, "all", "blocks", or "blocks_on_mean", beside which the
+    others have the mean of the experts. `options` are what presets say of the suite; they come after `SuiteKind.check`, once the
+    method is known, as `tensors` does where it was "auto".
     """
 
     model: str
@@ -53,6 +55,7 @@ class Wanted:
     precision: str = "fp32"
     eval_batch: int | None = None
     tensors: str = "auto"
+    options: tuple[tuple[str, Any], ...] = ()
 
     def refuse(self, what: str) -> None:
         """Raise InputError where a key is set that has no meaning for models of `what`."""
@@ -60,6 +63,10 @@ class Wanted:
             raise InputError(f"checkpoints.tensors chooses tensors of language models, {self.model} is of {what}: leave it out")
         if "protocol" in dict(self.data):
             raise InputError(f"data.protocol is about tasks of texts, {self.model} is of {what}: leave it out")
+
+    def option(self, name: str, usual: Any) -> Any:
+        """Return an option, `usual` where nothing is said of it."""
+        return dict(self.options).get(name, usual)
 
     @property
     def release(self) -> str:

@@ -19,7 +19,9 @@ class Architecture:
     pass never reads, such as the embeddings of a text tower that was cut off. `layout` says whose names the tensors have:
     "packed" (q, k, v in one matrix), "separate", or another in words. `policy` is the value of a method's `matrices` that
     selects the matrices of the blocks. Of a vision transformer `tokens` counts the class token, and `image` is the side of
-    what it reads. `itemsize` is that of the stored weights.
+    what it reads; where that is 0 the model reads tokens. `products` are the multiplications of a token in linear layers, 0 for
+    12 d² of every block, and `kept` the states that autograd keeps of a block, 0 for those of a vision transformer.
+    `itemsize` is that of the stored weights.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Architecture:
     heads: int = 0
     tokens: int = 0
     image: int = 0
+    products: int = 0
+    kept: float = 0.0
     itemsize: int = 4
 
     @property

@@ -125,7 +125,8 @@ class Cost:
     what its "stages" say. `merges`: weights are merged into leaves that take gradients; `given`: not in this run, whose
     weights were merged before. `placeable`: constants may be placed elsewhere. `new_origin`: merges start from other weights
     than the pretrained ones. `forward`: steps run the model, and do not look at weights alone. `gradients`: learnables have
-    some of their own, and not in the memory of the weights'. `mixture`: of weights for single examples.
+    some of their own, and not in the memory of the weights'. `mixture`: of weights for single examples. `everywhere`: what is known
+    of an example is as many states as it has places.
     """
 
     tensors: tuple[Tensors, ...] = ()
@@ -138,6 +139,7 @@ class Cost:
     gradients: bool = True
     mixture: Mixture | None = None
     stages: tuple[Stage, ...] = ()
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

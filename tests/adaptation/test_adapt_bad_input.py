@@ -143,7 +143,7 @@ GOOD = [
     (ADARANK, "temperature", [1e-3, 1, 1e6]),
     (ADARANK, "learn", ["both", "coefficients", "masks"]),
     (ADARANK, "top_only", [True, False]),
-    (ADARANK, "matrices", ["attn_mlp", "all_2d", "encoder_linear"]),
+    (ADARANK, "matrices", ["attn_mlp", "all_2d", "encoder_linear", "block_linear", "query_value"]),
 ]
 
 

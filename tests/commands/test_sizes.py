@@ -30,7 +30,7 @@ def learned_of(method, of, tasks, **values):
     [
         ("vit_b32", 158, 113_448_705, 48, 8, 1_264), ("vit_l14", 302, 342_562_049, 96, 8, 2_416),
         ("vit_b16", 158, 111_792_129, 48, 8, 1_264), ("vit_b16_hf", 199, 85_799_424, 72, 8, 1_592),
-        ("vit_b32_hf", 199, 87_456_000, 72, 8, 1_592), ("roberta_base", 192, 85_054_464, 72, 7, 1_344),
+        ("vit_b32_hf", 199, 87_456_000, 72, 8, 1_592), ("roberta", 192, 85_054_464, 72, 7, 1_344),
         ("gpt2", 146, 85_056_000, 48, 7, 1_022),
     ],
 )
@@ -69,7 +69,7 @@ def test_coefficients_and_masks():
             size = learned_of(method, of, 8)
             assert (size.counts["mask logits"], size.total, size.extra) == (logits, total, 0)
             assert size.parts == {"unused scalars of the released code": unused}
-    assert learned_of("adarank_ta", architecture("roberta_base"), 7).counts == {"coefficients": 1_344, "mask logits": 387_072}
+    assert learned_of("adarank_ta", architecture("roberta"), 7).counts == {"coefficients": 1_344, "mask logits": 387_072}
     assert learned_of("adarank_ta", architecture("gpt2"), 7).counts == {"coefficients": 1_022, "mask logits": 258_048}
     assert learned_of("adamerging_taskwise", B32, 8).total == 8
     assert learned_of("adamerging_iso_cts", B32, 8).total == 1_264 + 48
@@ -98,7 +98,7 @@ def test_adapters_and_routers():
     assert router.parts["kept of what is read"] == 9 * 56_669_184 + 31_180_032 + 7_160_928
     for tasks, models in ((8, 4.8), (20, 10.8)):
         assert learned_of("wemoe", B32, tasks).parts["kept of what is read"] / B32.parameters == pytest.approx(models, abs=0.05)
-    assert learned_of("wemoe", architecture("roberta_base"), 7).counts is None
+    assert learned_of("wemoe", architecture("roberta"), 7).counts is None
     d = 768
     hidden = d * 2 * d + 2 * d + 4 * d * d + 2 * d
     assert learned_of("twin_merging", B32, 8).counts["router"] == hidden + 2 * d * 8 + 8

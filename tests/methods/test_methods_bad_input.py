@@ -178,10 +178,10 @@ GOOD = [
     ("ties_merging", "reduce", ["sum", "mean", "max"]),
     ("ties_merging", "virtual_zeros", [0, 1, 10**9, np.int64(7)]),
     ("tsv_m", "rank_ratio", [None, 1e-9, 1, 1.0, np.float64(0.5)]),
-    ("tsv_m", "matrices", ["attn_mlp", "all_2d", "encoder_linear"]),
+    ("tsv_m", "matrices", ["attn_mlp", "all_2d", "encoder_linear", "block_linear", "query_value"]),
     ("cart", "rank_ratio", [1e-9, 1, 1.0, 0.5]),
-    ("cart", "matrices", ["attn_mlp", "all_2d", "encoder_linear"]),
-    ("iso_c", "matrices", ["attn_mlp", "all_2d", "encoder_linear"]),
+    ("cart", "matrices", ["attn_mlp", "all_2d", "encoder_linear", "block_linear", "query_value"]),
+    ("iso_c", "matrices", ["attn_mlp", "all_2d", "encoder_linear", "block_linear", "query_value"]),
 ]
 
 

@@ -36,6 +36,10 @@ def is_factorised(name: str, shape: tuple[int, ...], policy: str) -> bool:
         return "text_projection" not in name
     if policy == "encoder_linear":
         return "encoder" in name and "weight" in name and "layer_norm" not in name
+    if policy == "block_linear":
+        return any(part.isdigit() for part in name.split(".")[1:-1]) and "weight" in name and "bias" not in name
+    if policy == "query_value":
+        return name[-8:] in ("q.weight", "v.weight")
     raise AssertionError(policy)
 
 

@@ -103,7 +103,7 @@ def test_doge_leaves_everything_else_alone(given_):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("matrices", ["encoder_linear", "all_2d", "attn_mlp"])
+@pytest.mark.parametrize("matrices", ["encoder_linear", "all_2d", "attn_mlp", "block_linear", "query_value"])
 def test_doge_on_the_key_sets_of_other_models(family, matrices):
     base = FAMILIES[family](4)
     compare("doge_ta", {"steps": 10, "matrices": matrices}, base, decades(base), 1e-5)

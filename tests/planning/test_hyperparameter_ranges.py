@@ -17,7 +17,7 @@ SHARE, PART, RATE = (f"a finite number in {interval}" for interval in ("(0, 1]",
 PER_TASK = f"{NOT_NEGATIVE}, or such a number for every task as {{task: number}}"
 FLAG, NAME, SEED = "true or false", "a name, at least one character long", "an integer"
 COUNT, AT_LEAST_ONE = "an integer of at least 0", "an integer of at least 1"
-MATRICES, RANK = "one of attn_mlp, all_2d, encoder_linear", "one of fixed, numerical"
+MATRICES, RANK = "one of attn_mlp, all_2d, encoder_linear, block_linear, query_value", "one of fixed, numerical"
 
 ADAMERGING = {"scaling": ANY, "clamp": FLAG, "lr": POSITIVE}
 ADARANK = {
@@ -73,7 +73,8 @@ RANGES = {
         "adapters": "one of blocks, final, none", "rank": AT_LEAST_ONE, "adapter_lr": POSITIVE,
         "adapter_steps": f"{COUNT} or null", "loss": "one of mse, norm", "optimizer": "one of adam, sgd", "seed": SEED,
         "base": f"{NAME} or null", "outer_batch_size": f"{AT_LEAST_ONE} or null",
-        "adapter_batch_size": f"{AT_LEAST_ONE} or null",
+        "adapter_batch_size": f"{AT_LEAST_ONE} or null", "features": "one of final, positions",
+        "length": f"{AT_LEAST_ONE} or null", "updates": "one of sum, task", "split": "one of test, train",
     },
     "model_stock": {"average": "one of angles, cosines", "granularity": "one of tensor, row"},
     "nuslerp": {"t": PART, "vectors": "one of task_vectors, weights", "dimension": "one of flat, last, first"},

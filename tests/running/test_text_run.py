@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fusionbench_lite.evaluation.results import score_in
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.text_suite import TEST, TextSuite
 from tests.support.text_suite import texts as texts
@@ -30,3 +31,14 @@ def test_doge_on_models_that_generate(texts: TextSuite):
         assert samples["last/sst2/predictions"].dtype.kind == "U"
         assert samples["last/stsb/answers"].shape == samples["last/stsb/predictions"].shape == (TEST,)
     assert 0 <= cells["stsb"]["unreadable"] <= TEST
+
+
+def test_an_adaptation_of_a_model_that_generates_keeps_its_answers(texts: TextSuite):
+    record = texts.run(f"method=adamerging_layerwise model=flan_t5_base tasks=[sst2,stsb] {STEPS}")
+    cells = record.data["selections"]["last"]["per_task"]
+    with np.load(record.path / "samples.npz") as samples:
+        answers, scores = samples["last/stsb/answers"], samples["last/stsb/predictions"]
+    assert [score_in(text) or 0.0 for text in answers.tolist()] == scores.tolist()
+    assert cells["stsb"]["unreadable"] == sum(score_in(text) is None for text in answers.tolist())
+    losses = (record.path / "history.csv").read_text().splitlines()
+    assert losses[2] != losses[3]

@@ -237,7 +237,7 @@ def test_settings_are_part_of_the_record(loaded, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_more_examples_than_there_are_is_one_line(loaded, method):
     resolved, found = loaded(f"method={method}", "method.statistics.examples=3001")
-    with pytest.raises(InputError, match="^examples=3001, but task 'digits' has 3000 training images: set method.stat") as refusal:
+    with pytest.raises(InputError, match="^examples=3001, but task 'digits' has 3000 training examples: set method") as refusal:
         method_inputs.inputs(resolved, found)
     assert "\n" not in str(refusal.value)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fusionbench_lite.adaptation.engine.dropout import Key, dropping
 from fusionbench_lite.adaptation.engine.foreign import features_of, running
 from fusionbench_lite.adaptation.engine.norms import differentiable
 from fusionbench_lite.adaptation.engine.objectives import EntropyOfMean, Objective
@@ -31,15 +32,16 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-    """Return the model's features with these weights in place of its own, in evaluation mode.
+def call(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs, noise: Key | None = None) -> Tensor:
+    """Return the model's features with these weights in place of its own, in evaluation mode, or with dropout drawn by `noise`.
 
     A tensor that the model knows by several names takes the weight of the first that is listed. Modes of the modules
     are put back. Raises MergeError where the model does not run on the inputs, or returns no features of them.
     """
     arguments: tuple[Any, ...] = () if isinstance(inputs, Mapping) else (inputs,)
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    with evaluating(model), running(model, inputs, weights), differentiable(weights):
+    mode = evaluating(model) if noise is None else dropping(model, noise)
+    with mode, running(model, inputs, weights), differentiable(weights):
         output = torch.func.functional_call(model, distinct(model, weights), arguments, named)
     return features_of(output, model, inputs)
 
@@ -89,17 +91,21 @@ class MergedEncoder:
         return call(self.model, self.weights, inputs)
 
     def accumulate(
-        self, batch: Batch, objective: Objective, weights: Mapping[str, float] | None = None
+        self, batch: Batch, objective: Objective, weights: Mapping[str, float] | None = None, noise: Key | None = None
     ) -> dict[str, Tensor]:
         """Add ∂/∂W Σ_t w_t loss_t of the batch to the leaves' gradients; return each task's loss, a mean over examples.
 
-        The weights w are 1 unless given. Tasks whose inputs have one shape run as one concatenated forward pass.
+        The weights w are 1 unless given. Tasks whose inputs have one shape run as one concatenated forward pass. With dropout,
+        drawn by `noise`, every task runs by itself: what it drops does not depend on who runs with it.
         """
 
         def compute(inputs: Inputs, segments: list[Segment], size: int) -> dict[str, Tensor]:
-            return self._chunks(inputs, segments, size, batch, objective, weights)
+            return self._chunks(inputs, segments, size, batch, objective, weights, noise)
 
-        losses, self.chunk = in_groups(compute, batch, self.chunk, self.leaves.values())
+        losses: dict[str, Tensor] = {}
+        for group in [batch] if noise is None else [{task: examples} for task, examples in batch.items()]:
+            some, self.chunk = in_groups(compute, group, self.chunk, self.leaves.values())
+            losses |= some
         return losses
 
     @torch.no_grad()
@@ -116,13 +122,13 @@ class MergedEncoder:
 
     def _chunks(
         self, inputs: Inputs, segments: list[Segment], size: int, batch: Batch, objective: Objective,
-        weights: Mapping[str, float] | None,
+        weights: Mapping[str, float] | None, noise: Key | None,
     ) -> dict[str, Tensor]:
         device = next(iter(inputs.values())).device if isinstance(inputs, Mapping) else inputs.device
         losses = {task: torch.zeros((), device=device) for task, _, _ in segments}
         if isinstance(objective, EntropyOfMean) and size < size_of(inputs):
-            objective = objective.around(self._mean_logits(inputs, segments, size, objective))
-        for features, pieces in self._forward(inputs, segments, size):
+            objective = objective.around(self._mean_logits(inputs, segments, size, objective, noise))
+        for features, pieces in self._forward(inputs, segments, size, noise):
             total: Any = 0
             for task, rows, examples, count in pieces:
                 loss = objective(task, features[rows], batch[task].part(examples.start, examples.stop)).sum() / count
@@ -134,22 +140,28 @@ class MergedEncoder:
 
     @torch.no_grad()
     def _mean_logits(
-        self, inputs: Inputs, segments: list[Segment], size: int, objective: EntropyOfMean
+        self, inputs: Inputs, segments: list[Segment], size: int, objective: EntropyOfMean, noise: Key | None
     ) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
-        for features, pieces in self._forward(inputs, segments, size):
+        for features, pieces in self._forward(inputs, segments, size, noise):
             for task, rows, _, count in pieces:
                 share = objective.logits(task, features[rows]).sum(0) / count
                 means[task] = means[task] + share if task in means else share
         return means
 
-    def _forward(self, inputs: Inputs, segments: list[Segment], size: int) -> Iterator[tuple[Tensor, list[Piece]]]:
-        """Yield the features of `size` examples after another, and whose they are."""
+    def _forward(
+        self, inputs: Inputs, segments: list[Segment], size: int, noise: Key | None
+    ) -> Iterator[tuple[Tensor, list[Piece]]]:
+        """Yield the features of `size` examples after another, and whose they are; with noise they are one task's."""
         whole = Examples(inputs)
         for start in range(0, len(whole), size):
             part = whole if size >= len(whole) else whole.part(start, start + size)
             assert part.inputs is not None
-            yield self.encode(part.inputs), pieces_of(segments, start, size)
+            if noise is None:
+                features = self.encode(part.inputs)
+            else:
+                features = call(self.model, self.weights, part.inputs, (*noise, segments[0][0], start))
+            yield features, pieces_of(segments, start, size)
 
 
 def pieces_of(segments: list[Segment], start: int, size: int) -> list[Piece]:

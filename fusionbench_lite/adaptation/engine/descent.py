@@ -28,7 +28,10 @@ def _descent(parametrisation: Parametrisation, loss: str, context: Context) -> P
 
 class Descent(Procedure):
     """Each step merges into leaves, accumulates G = ∂L/∂W for the batches of all tasks, pulls it back to φ in closed
-    form, and takes an Adam step on φ. L is the sum over tasks of the mean loss of the task's batch."""
+    form, and takes an Adam step on φ. L is the sum over tasks of the mean loss of the task's batch. Where the context asks
+    for dropout, its random numbers depend on seed, step and task alone."""
+
+    drops = True
 
     def __init__(self, parametrisation: Parametrisation, context: Context, loss: str = "entropy") -> None:
         self.parametrisation = self.learnables = parametrisation
@@ -36,6 +39,7 @@ class Descent(Procedure):
         self.encoder = MergedEncoder(context, parametrisation)
         self.objective = objective(loss, context.heads)
         self.reads_labels = loss == "cross_entropy"
+        self.dropout = context.dropout
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam with betas (0.9, 0.999), eps 1e-8, no weight decay (Kingma and Ba 2015; docs/decisions.md, D1)."""
@@ -47,7 +51,8 @@ class Descent(Procedure):
         """Do one step; φ stays as it was when a loss is not finite."""
         (batch,) = batches
         self.encoder.refresh()
-        losses = self.encoder.accumulate(batch, self.objective)
+        noise = None if self.dropout is None else (self.dropout, "dropout", step)
+        losses = self.encoder.accumulate(batch, self.objective, noise=noise)
         self.parametrisation.pull_back(self.encoder.gradients())
         update(losses, self._optimizer)
         return losses

@@ -28,9 +28,9 @@ class Evaluations(Callback):
     """Evaluate before the first step, every `every` steps and after the last.
 
     `predict(procedure, tasks)` judges the tasks; `held_out(tasks)` returns the examples whose adaptation loss is measured too.
-    By step are kept: `values` {task: value of its metric}, `held_out_losses`, the sum over tasks, and `predictions` {task};
-    by task `labels` and `metrics`; by selection rule `learned`, the learnables at the step it picks, where that is not the
-    last; `seconds` is what the evaluations took. All survive a resume.
+    By step are kept: `values` {task: value of its metric}, `held_out_losses`, the sum over tasks, `predictions` {task}, and
+    `answers` {task} where scores were read in texts; by task `labels` and `metrics`; by selection rule `learned`, the learnables
+    at the step it picks, where that is not the last; `seconds` is what the evaluations took. All survive a resume.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Evaluations(Callback):
         self.values: dict[int, dict[str, float]] = {}
         self.held_out_losses: dict[int, float] = {}
         self.predictions: dict[int, dict[str, Stored]] = {}
+        self.answers: dict[int, dict[str, list[str]]] = {}
         self.labels: dict[str, Stored] = {}
         self.metrics: dict[str, str] = {}
         self.learned: dict[str, dict[str, Tensor]] = {}
@@ -76,7 +77,10 @@ class Evaluations(Callback):
     def results(self, step: int) -> dict[str, TaskResult]:
         """The results of an evaluation, by task."""
         return {
-            task: TaskResult(_restored(predictions), _restored(self.labels[task]), self.metrics[task])
+            task: TaskResult(
+                _restored(predictions), _restored(self.labels[task]), self.metrics[task],
+                answers=np.asarray(self.answers[step][task]) if task in self.answers.get(step, ()) else None,
+            )
             for task, predictions in self.predictions[step].items()
         }
 
@@ -94,6 +98,8 @@ class Evaluations(Callback):
         self.labels = {task: _stored(results[task].labels) for task in module.tasks}
         self.values[step] = {task: results[task].value for task in module.tasks}
         self.predictions[step] = {task: _stored(results[task].predictions) for task in module.tasks}
+        answers = {task: results[task].answers for task in module.tasks}
+        self.answers[step] = {task: texts.tolist() for task, texts in answers.items() if texts is not None}
         if self.held_out is not None:
             losses = {task: float(loss) for task, loss in procedure.losses(self.held_out(mine)).items()}
             everyone = gathered(losses)
@@ -115,10 +121,10 @@ class Evaluations(Callback):
                 "partial/ of the results directory and run again"
             )
         for name in _STORED:
-            setattr(self, name, state_dict[name])
+            setattr(self, name, state_dict.get(name, {}) if name == "answers" else state_dict[name])
 
 
-_STORED = ("values", "held_out_losses", "predictions", "labels", "metrics", "learned", "seconds")
+_STORED = ("values", "held_out_losses", "predictions", "answers", "labels", "metrics", "learned", "seconds")
 
 
 def _stored(array: np.ndarray) -> Stored:

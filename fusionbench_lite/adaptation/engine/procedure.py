@@ -66,25 +66,29 @@ Batch = Mapping[str, Examples]
 class Draw:
     """One batch of every task that a step reads: the `number`-th (from 0) of the stream `role`.
 
-    Roles are separate streams. `size` and `kind` replace the batch size and the kind of stream that the run is set to.
+    Roles are separate streams. `size` and `kind` replace the batch size and the kind of stream that the run is set to. `part`:
+    from where to where in the examples of the split, in an order of their own, which a role reads.
     """
 
     number: int
     role: str = ""
     size: int | None = None
     kind: str | None = None
+    part: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a procedure works with: the encoder, the heads by task, the number of steps to come, the largest number of
-    examples in one forward pass (None: no limit), and some inputs, from which widths inside the encoder are measured."""
+    examples in one forward pass (None: no limit), some inputs, from which widths inside the encoder are measured, and the seed
+    of dropout in steps (None: there is none)."""
 
     model: nn.Module
     heads: Mapping[str, Head]
     steps: int
     chunk: int | None = None
     example: Inputs | None = None
+    dropout: int | None = None
 
 
 class Procedure:
@@ -94,7 +98,8 @@ class Procedure:
     supervised method; `split` is the split of the data, of which it reads at most `most` examples a task (None: all);
     `updates_per_batch`: the several batches that a run may be set
     to take per step are updates of their own instead of one larger batch; `differentiates` says that a step takes gradients
-    through the model.
+    through the model; `drops` that its steps know dropout; `ragged` that `precomputed` has a row for each place of the inputs,
+    [B, L, ...], of which those behind an example's own length are 0.
     """
 
     experts: Experts
@@ -105,6 +110,8 @@ class Procedure:
     most: int | None = None
     updates_per_batch = False
     differentiates = True
+    drops = False
+    ragged = False
 
     @property
     def tasks(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,11 +31,16 @@ class Bottlenecks(nn.Module):
     """h - (U relu(D h + d) + u) for every task, on each token that leaves a block ("blocks") or on the features ("final").
 
     `parts[part][number]` holds the weights of all tasks, [T, ...]; nothing with "none". `loss` is "mse", the mean square of
-    the difference to the expert's features, or "norm", the mean over examples of its norm.
+    the difference to the expert's features, or "norm", the mean over examples of its norm. The loss compares what the model
+    puts out in the context `compared`, its features by default.
     """
 
-    def __init__(self, frozen: Frozen, place: str, rank: int, loss: str, seed: int) -> None:
+    def __init__(
+        self, frozen: Frozen, place: str, rank: int, loss: str, seed: int,
+        compared: contextlib.AbstractContextManager[None] | None = None,
+    ) -> None:
         super().__init__()
+        self.compared = contextlib.nullcontext() if compared is None else compared
         self.frozen, self.place, self.rank, self.kind, self.seed = frozen, place, rank, loss, seed
         self.tasks = frozen.experts.tasks
         self.blocks = tuple(blocks(frozen.model)) if place == "blocks" else ()  # a tuple: they are no submodules
@@ -98,7 +104,8 @@ class Bottlenecks(nn.Module):
         """Return the distance between the adapted features and the expert's, which are what is known of examples."""
         assert examples.inputs is not None
         assert examples.precomputed is not None
-        features = self.features(weights, phi, examples.inputs)
+        with self.compared:
+            features = self.features(weights, phi, examples.inputs)
         difference = features - examples.precomputed.to(features.dtype)
         return difference.square().mean() if self.kind == "mse" else torch.linalg.vector_norm(difference, dim=-1).mean()
 

@@ -88,6 +88,8 @@ class Concrete(Descent):
     before had adapted, as the authors' code does, which resets λ after merging with it.
     """
 
+    drops = False
+
     def __init__(
         self, parametrisation: Parametrisation, context: Context, *, initial: float, mask_lr: float,
         inner_lr: float | None = None, mask_steps: int | None = None, released: bool = False,

@@ -21,7 +21,8 @@ from fusionbench_lite.weights.experts import Experts
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """The steps on raw: `steps` of them, each after `inner_steps` of the adapters with `inner_lr`, and with the `second`-order
-    part of the gradient, on `batch_size` examples of a task, None for the run's. `adam`, else plain gradient descent."""
+    part of the gradient, on `batch_size` examples of a task, None for the run's. `adam`, else plain gradient descent. `per_task`:
+    a step after each task's loss, with the weights merged anew, else one on their sum."""
 
     steps: int
     inner_steps: int
@@ -29,6 +30,7 @@ class Stage:
     second: bool
     batch_size: int | None
     adam: bool
+    per_task: bool = False
 
 
 class Softplus(Parametrisation):
@@ -77,8 +79,9 @@ class Meta(AdapterTraining):
         if step >= self.first.steps:
             return super().draws(step - self.first.steps)
         count = self.first.inner_steps
-        inner = [Draw(step * count + number, role="inner") for number in range(count)]
-        return (*inner, Draw(step, role="outer", kind="sequential", size=self.first.batch_size))
+        inner = [Draw(step * count + number, role="inner", part=self.part("inner")) for number in range(count)]
+        outer = Draw(step, role="outer", kind="sequential", size=self.first.batch_size, part=self.part("outer"))
+        return (*inner, outer)
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam or plain gradient descent on raw, and Adam on the adapters."""
@@ -100,13 +103,18 @@ class Meta(AdapterTraining):
         def accumulate(task: str, size: int) -> Tensor:
             return self._meta_loss(task, [batch[task] for batch in inner], outer[task], size)
 
-        self.refresh(0)
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            losses = self._split(batches, accumulate, self._forget)
-        self.parametrisation.pull_back(self.encoder.gradients())
-        self._is_merged = False
-        update(losses, self._of_raw)
-        return losses
+        total: dict[str, Tensor] = {}
+        # Processes that share the tasks step together: one without the task of the moment adds no gradient.
+        for tasks in [[task] for task in self.tasks] if self.first.per_task else [self.tasks]:
+            mine = [{task: batch[task] for task in tasks if task in batch} for batch in batches]
+            self.refresh(0)
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+                losses = self._split(mine, accumulate, self._forget) if mine[-1] else {tasks[0]: self.frozen.zero()}
+            self.parametrisation.pull_back(self.encoder.gradients())
+            self._is_merged = False
+            update(losses, self._of_raw)
+            total |= {task: losses[task] for task in mine[-1]}
+        return total or {self.tasks[0]: self.frozen.zero()}
 
     def _meta_loss(self, task: str, inner: Sequence[Examples], outer: Examples, size: int) -> Tensor:
         """Return L'_k(φ'_k), and add its gradient in W, through the inner steps, to that of the leaves."""

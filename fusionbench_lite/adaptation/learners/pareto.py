@@ -27,6 +27,8 @@ class ParetoMerging(Descent):
     `per_task`: the adapted model of a task is that of the preference for it alone; else all tasks weigh the same.
     """
 
+    drops = False
+
     def __init__(
         self, parametrisation: Parametrisation, context: Context, *, mode: str, scalarisation: str, mu: float,
         per_task: bool, seed: int,

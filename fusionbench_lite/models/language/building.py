@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models.language.encoders import BertEncoder, Encoder, Gpt2Encoder, RobertaEncoder
 from fusionbench_lite.models.language.names import HEADS, canonical
 from fusionbench_lite.models.language.t5 import T5Encoder
+from fusionbench_lite.models.language_configs import CONFIG, read_config
 from fusionbench_lite.weights.readers import SafetensorsWeights
 from fusionbench_lite.weights.stored.folders import describe
 
@@ -22,7 +22,6 @@ _CLASSES = {
     "gpt2": ("GPT2Config", "GPT2ForSequenceClassification"), "roberta": ("RobertaConfig", "RobertaForSequenceClassification"),
     "bert": ("BertConfig", "BertForSequenceClassification"), "t5": ("T5Config", "T5ForConditionalGeneration"),
 }
-CONFIG = "config.json"
 
 
 def build(config: Mapping[str, Any], **options: Any) -> Encoder:
@@ -126,20 +125,6 @@ def check_names(kind: str, tensors: Mapping[str, Shaped], wanted: Mapping[str, S
     missing = [name for name in wanted if name not in tensors and not (headless and heads and name.startswith(heads))]
     if missing:
         raise InputError(f"{who} lacks {missing[0]!r} and {len(missing) - 1} more tensors of a {kind}: fetch it again")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a folder. Raises InputError where there is none, or none that can be read."""
-    path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} has no {CONFIG}: give a folder that save_pretrained wrote") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no configuration: give a folder that save_pretrained wrote")
-    return content
 
 
 def _kind(name: Any) -> str:

@@ -7,7 +7,8 @@ padding, on either side. Which features: docs/decisions.md, D3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ class Encoder(nn.Module):
     BODY: tuple[str, ...] = ()
     HEAD: tuple[str, ...] = ()
 
-    def __init__(self, vocabulary: int, longest: int | None) -> None:
+    def __init__(self, vocabulary: int, longest: int | None, padding: int | None = None) -> None:
         super().__init__()
         self._vocabulary, self._longest = vocabulary, longest
+        self.padding = padding or 0
+        self._everywhere: int | None = None
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **others: Tensor
@@ -56,7 +59,30 @@ class Encoder(nn.Module):
         mask = attention_mask.long()
         if not bool(mask.any(1).all()):
             raise MergeError(f"{name}: attention_mask has a row without a token: drop empty texts")
-        return self.features(input_ids, mask)
+        if self._everywhere is None:
+            return self.features(input_ids, mask)
+        length = self._everywhere or input_ids.shape[1]
+        if input_ids.shape[1] > length:
+            raise MergeError(f"{name}: input_ids have {input_ids.shape[1]} positions, more than the length {length}: truncate them")
+        more = (0, length - input_ids.shape[1])
+        states = self.states(nn.functional.pad(input_ids, more, value=self.padding), nn.functional.pad(mask, more))
+        return states if self._everywhere else states * mask[..., None].to(states.dtype)
+
+    @contextlib.contextmanager
+    def at_positions(self, length: int | None = None) -> Iterator[None]:
+        """Have `forward` return hidden states at all positions, [B, L, d], of inputs padded to L = `length`; without one L is
+        theirs, and states at padding are 0."""
+        if length is not None and self._longest is not None and length > self._longest:
+            raise MergeError(f"{type(self).__name__}: length is {length}, the model has {self._longest} positions: lower it")
+        before, self._everywhere = self._everywhere, length or 0
+        try:
+            yield
+        finally:
+            self._everywhere = before
+
+    def states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the last hidden states at all positions [B, L, d] of checked inputs. Raises MergeError where they mean nothing."""
+        raise MergeError(f"{type(self).__name__} has no states at all positions: set features to final")
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return features [B, d] of checked inputs; the mask holds integers."""
@@ -88,16 +114,20 @@ class Gpt2Encoder(Encoder):
     HEAD = ("score.",)
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model.config.vocab_size, model.config.n_positions)
+        super().__init__(model.config.vocab_size, model.config.n_positions, model.config.pad_token_id)
         self.transformer = model.transformer
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the hidden state [B, d] that the head `score` reads."""
+        last = (torch.arange(mask.shape[1], device=mask.device) * mask.bool()).argmax(1)
+        return self.states(input_ids, mask)[torch.arange(len(last), device=last.device), last]
+
+    def states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the hidden states [B, L, d]."""
         places = torch.arange(mask.shape[1], device=mask.device)
         positions = (places - first_of(mask)[:, None]).clamp(min=0)
-        hidden = self.transformer(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
-        last = (places * mask.bool()).argmax(1)
-        return hidden[torch.arange(len(last), device=last.device), last]  # type: ignore[no-any-return]
+        hidden: Tensor = self.transformer(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+        return hidden
 
     def head(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return the linear head `score`."""
@@ -111,17 +141,20 @@ class RobertaEncoder(Encoder):
     HEAD = ("classifier.",)
 
     def __init__(self, model: Any) -> None:
-        padding = int(model.config.pad_token_id)
-        super().__init__(model.config.vocab_size, model.config.max_position_embeddings - padding - 1)
-        self._padding = padding  # positions count from the number after it
+        padding = int(model.config.pad_token_id)  # positions count from the number after it
+        super().__init__(model.config.vocab_size, model.config.max_position_embeddings - padding - 1, padding)
         self.roberta = model.roberta
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the hidden state [B, d] that the head `classifier` reads."""
-        positions = mask.cumsum(1) * mask + self._padding
-        hidden = self.roberta(input_ids=input_ids, attention_mask=mask, position_ids=positions)[0]
         first = first_of(mask)
-        return hidden[torch.arange(len(first), device=first.device), first]  # type: ignore[no-any-return]
+        return self.states(input_ids, mask)[torch.arange(len(first), device=first.device), first]
+
+    def states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the hidden states [B, L, d]."""
+        positions = mask.cumsum(1) * mask + self.padding
+        hidden: Tensor = self.roberta(input_ids=input_ids, attention_mask=mask, position_ids=positions)[0]
+        return hidden
 
     def head(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return the head `classifier`: a layer of the encoder's width, tanh, and a linear map."""
@@ -139,18 +172,22 @@ class BertEncoder(Encoder):
     HEAD = ("classifier.",)
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model.config.vocab_size, model.config.max_position_embeddings)
+        super().__init__(model.config.vocab_size, model.config.max_position_embeddings, model.config.pad_token_id)
         self.bert = model.bert
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the pooled hidden state [B, d] that the head `classifier` reads."""
+        first = first_of(mask)
+        chosen = self.states(input_ids, mask)[torch.arange(len(first), device=first.device), first]
+        return self.bert.pooler(chosen[:, None])  # type: ignore[no-any-return]
+
+    def states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the hidden states [B, L, d], before the pooler."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = self.bert(
+        hidden: Tensor = self.bert(
             input_ids=input_ids, attention_mask=mask, position_ids=positions, token_type_ids=torch.zeros_like(input_ids)
         )[0]
-        first = first_of(mask)
-        chosen = hidden[torch.arange(len(first), device=first.device), first]
-        return self.bert.pooler(chosen[:, None])  # type: ignore[no-any-return]
+        return hidden
 
     def head(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return the linear head `classifier`."""

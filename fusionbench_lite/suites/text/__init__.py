@@ -11,6 +11,7 @@ from fusionbench_lite.base.needs import Needs
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
 from fusionbench_lite.suites.text.requests import MODELS, protocol_of, request_of
+from fusionbench_lite.weights.architecture import Architecture
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ANY_TEST, ANY_CLASSES = 1000, 2
 """Test examples and classes of a task of one's own, for plans."""
+TOKENS = 128
+"""Tokens of a text, for plans: few texts of GLUE are longer, whatever the protocol's limit is."""
 
 
 class Text(SuiteKind):
@@ -69,6 +72,18 @@ class Text(SuiteKind):
         published = wanted.family not in ("embedded", "own")
         notes = language.release(wanted.family, wanted.model).caveats if published else ()
         return Needs(tuple(items), tuple(dict.fromkeys((*notes, *protocol.caveats))))
+
+    def architecture(self, wanted: Wanted) -> Architecture | None:
+        """Return the encoder of the published size, or of the configuration of a folder of one's own."""
+        from fusionbench_lite.models import language_shapes
+        from fusionbench_lite.models.language_configs import read_config
+
+        size = language_shapes.SIZES.get(wanted.model)
+        if wanted.family == "own" and wanted.checkpoints is not None:
+            size = language_shapes.size_of(read_config(wanted.checkpoints / "pretrained"))
+        tokens = min(protocol_of(wanted).longest, TOKENS)
+        tensors = "all" if wanted.tensors == "auto" else wanted.tensors
+        return None if size is None else language_shapes.of_size(wanted.model, size, tensors=tensors, tokens=tokens)
 
     def extent(self, wanted: Wanted) -> Extent:
         """Return the published sizes of the tasks of GLUE."""

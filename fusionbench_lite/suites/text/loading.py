@@ -54,7 +54,7 @@ def load_from(folder: Path, wanted: Wanted, progress: Progress, base: Path | Non
 def suite_of(wanted: Wanted, found: Found, progress: Progress, folder: Path | None = None) -> Suite:
     """Return the suite of weights that were found."""
     device, protocol = device_of(wanted.device), protocol_of(wanted)
-    encoder = encoder_of(found)
+    encoder = encoder_of(found, wanted)
     tokenizer = Tokenizer(found.folder, pad=getattr(found.model.config, "pad_token_id", None))
     reading = Reading(
         tokenizer=tokenizer, protocol=protocol, cache=wanted.cache, data_dir=wanted.data_dir, limit=wanted.limit,
@@ -80,23 +80,31 @@ def suite_of(wanted: Wanted, found: Found, progress: Progress, folder: Path | No
     )
 
 
-def encoder_of(found: Found) -> Encoder:
+def encoder_of(found: Found, wanted: Wanted) -> Encoder:
     """Return the frozen encoder; that of a model which generates has its vocabulary inside."""
-    options = {"vocabulary": True} if found.model.config.model_type == "t5" else {}
-    return language.encoder_of(found.model, **options).eval().requires_grad_(False)
+    options: dict[str, Any] = {}
+    if found.model.config.model_type == "t5":
+        options = {"vocabulary": True, "start": wanted.option("first_token", 0)}
+    encoder = language.encoder_of(found.model, **options).eval().requires_grad_(False)
+    if wanted.tensors == "blocks_on_mean":
+        merged = set(merged_names(encoder, found.pretrained, wanted))
+        state = encoder.state_dict()
+        for name in (name for name in found.pretrained if name not in merged):
+            state[name].copy_(torch.stack([weights[name].double() for weights in found.experts.values()]).mean(0))
+    return encoder
 
 
 def merged_names(encoder: Encoder, pretrained: Mapping[str, Tensor], wanted: Wanted) -> list[str]:
-    """Return the names of the tensors that are merged."""
-    if wanted.tensors != "blocks":
+    """Return the names of the tensors that are merged; the others are constants of the encoder."""
+    if wanted.tensors in ("auto", "all"):
         return list(pretrained)
     return [name for name in pretrained if name.startswith(encoder.BODY)]
 
 
 def details(wanted: Wanted, protocol: Protocol) -> dict[str, Any]:
     """Return what a record is known by beside the model's name."""
-    tensors = "blocks" if wanted.tensors == "blocks" else "all"
-    return {"protocol": protocol.name, "tensors": tensors, "longest": protocol.longest}
+    tensors = "all" if wanted.tensors == "auto" else wanted.tensors
+    return {"protocol": protocol.name, "longest": protocol.longest, "tensors": tensors, **dict(wanted.options)}
 
 
 def _placed(weights: Mapping[str, Tensor], names: list[str], device: torch.device) -> PlacedWeights:

@@ -1,4 +1,4 @@
-# make demo    the embedded suite: experts, 45 rows of methods, one table
+# make demo    the embedded suite: experts, 45 rows of methods, one table; and four rows on texts
 # make test    the tests, but for the slow ones
 # make test-slow  the slow tests, and the laws on more examples, new ones every time
 # make test-transformers  what reads language models, under the oldest and the newest transformers that pyproject.toml allows
@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m fusionbench_lite experiment=mini/demo $(ARGS)
+	$(BIN)/python -m fusionbench_lite experiment=mini/text_demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
@@ -38,7 +39,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile=slow tests/laws tests/oracles $(ARGS)
 
-LANGUAGE = tests/models tests/harness $(wildcard tests/*/test_*text*.py tests/*/test_*language*.py tests/weights/test_lora*.py)
+LANGUAGE = tests/models tests/harness $(wildcard tests/*/language tests/*/text) $(wildcard tests/*/test_*text*.py tests/*/test_*language*.py tests/weights/test_lora*.py)
 
 # The libraries lie in a folder that goes before the environment's own, and is removed.
 test-transformers: $(STAMP)

@@ -17,6 +17,7 @@ import adaptive_page
 import language_page
 import method_page
 import method_words
+import text_page
 import vision_page
 
 from fusionbench_lite.errors import InputError
@@ -113,6 +114,12 @@ def main(arguments: list[str] | None = None) -> None:
         adaptive_page.write(given.out, rows, table, given.results_dir)
         if given.out.resolve() == DOCS:
             stamp_headers(experiments.read("mini/adaptive"), table, config_dir() / "method")
+    try:
+        rows, table = read("mini/text", given.results_dir)
+    except InputError as error:
+        print(f"{text_page.NAME}: left as it is: {error}")
+    else:
+        text_page.write(given.out, rows, table, given.results_dir)
     try:
         rows, table = read(given.experiment, given.results_dir)
     except InputError as error:

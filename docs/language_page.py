@@ -11,6 +11,7 @@ from fusionbench_lite.checkpoints.language import releases
 from fusionbench_lite.data.text import descriptions, protocols
 from fusionbench_lite.finetuning.language import recipes
 from fusionbench_lite.harness import sets
+from fusionbench_lite.models.language_shapes import SIZES, of_size
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.suites.text.requests import MODELS
 
@@ -61,7 +62,8 @@ PRESETS = """
 ## Presets
 
 What `conf/presets.yaml` sets for these models by name; a preset in brackets is asked for, as in `preset=fusionbench`. Values on the
-line, as `method.scaling=0.5`, win, and a record says where each came from.
+line, as `method.scaling=0.5`, win, and a record says where each came from. `tensors` says which are merged, of all but the heads:
+all, the transformer blocks alone, or the blocks with all others at the experts' mean.
 """
 
 LARGE = """
@@ -92,8 +94,11 @@ Records repeat those of their checkpoints and tasks.
 
 def page() -> str:
     """Return the page in Markdown."""
-    parts = [START, *_table(_releases()), TASKS, *_table(_tasks()), PROTOCOLS, *_table(_protocols()), PROMPTS, *_table(_prompts())]
-    parts += [RECIPES, *_table(_recipes()), PRESETS, *_table(_presets()), LARGE, *_table(_models()), SETS, *_table(_sets()), ""]
+    tables = (
+        START, _sizes(), "", _releases(), TASKS, _tasks(), PROTOCOLS, _protocols(), PROMPTS, _prompts(), RECIPES, _recipes(),
+        PRESETS, _presets(), LARGE, _models(), SETS, _sets(), "",
+    )
+    parts = [line for part in tables for line in ([part] if isinstance(part, str) else _table(part))]
     return "\n".join([*parts, *_large(), NOTES, *_notes(), ""])
 
 
@@ -103,6 +108,18 @@ def _table(rows: Iterator[list[object]]) -> Iterator[str]:
     yield f"|{' --- |' * len(head)}"
     for row in rows:
         yield f"| {' | '.join(map(str, row))} |"
+
+
+def _sizes() -> Iterator[list[object]]:
+    yield ["model", "transformers' name", "blocks", "width", "heads", "tokens at most", "tensors", "parameters", "of the blocks"]
+    for name, size in SIZES.items():
+        whole, blocks = (of_size(name, size, tensors=tensors) for tensors in ("all", "blocks"))
+        layers = f"{size.layers} + {size.layers}" if size.kind == "t5" else size.layers
+        longest = "any number" if size.kind == "t5" else size.positions - (2 if size.kind == "roberta" else 0)
+        yield [
+            name, size.kind, layers, size.width, size.heads, longest, whole.count, f"{whole.parameters:,}",
+            f"{blocks.parameters:,}",
+        ]
 
 
 def _releases() -> Iterator[list[object]]:
@@ -146,8 +163,8 @@ def _presets() -> Iterator[list[object]]:
             continue
         name = f" ({entry['name']})" if "name" in entry else ""
         models, tasks = (", ".join(map(str, when.get(key, ("all",)))) for key in ("model", "tasks"))
-        values = ", ".join(f"{key}={value}" for key, value in entry["set"].items())
-        yield [", ".join(when.get("method", ("all",))) + name, models, tasks, values, entry["source"]]
+        values = ", ".join(f"{key}={value}" for part in ("set", "suite") for key, value in entry.get(part, {}).items())
+        yield [", ".join(when.get("method", ("all",))) + name, models, tasks, values, entry["source"].replace("<", "\\<")]
 
 
 def _models() -> Iterator[list[object]]:

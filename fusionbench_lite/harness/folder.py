@@ -31,7 +31,10 @@ def check(folder: Path) -> None:
         raise InputError(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}): copy it from the pretrained model")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is no index of shards ({type(error).__name__}: {error}): merge again") from None
         missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
             raise InputError(f"{index} names {missing[0]}, which is not there, nor {len(missing) - 1} more: merge again")

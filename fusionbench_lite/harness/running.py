@@ -151,5 +151,5 @@ def _model(folder: Path, settings: Settings) -> tuple[Any, dict[str, Any]]:
         )
     if settings.chat_template and model.tokenizer.chat_template is None:
         raise InputError(f"{folder}: the tokenizer has no chat template: leave chat_template=true out")
-    parameters = sum(weight.numel() for weight in inner.parameters())
-    return model, {"class": type(inner).__name__, "parameters": parameters, "dtype": str(inner.dtype).removeprefix("torch.")}
+    parameters, dtype = sum(weight.numel() for weight in inner.parameters()), str(inner.dtype).removeprefix("torch.")
+    return model, {"class": type(inner).__name__, "parameters": parameters, "dtype": dtype, "device": device}

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
-from fusionbench_lite.lazy import torch
+from fusionbench_lite.methods.ties import ordered_sum
 from fusionbench_lite.registry import method
-from fusionbench_lite.weights.experts import BLOCK, Experts
+from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.order import Band
+from fusionbench_lite.weights.walks import Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,15 +43,31 @@ def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]
         if not experts.specs[name].shape:
             yield name, experts.combination(name, [h.scaling] * len(experts))
             continue
-        base = experts.base(name)
-        length = base.shape[-1] if h.granularity == "row" else base.numel()
-        total = torch.zeros_like(base).reshape(-1, length)  # [rows, length]
+        walk = experts.walk(name)
+        length = experts.shape(name)[-1] if h.granularity == "row" else experts.numel(name)
         first, kept = int(h.outliers * length), int(h.keep * length)
-        for task in experts.tasks:
-            rows = experts.task_vector(task, name).reshape(-1, length)  # [rows, length]
-            # The order of a few rows at a time: it takes three times the memory of what is ordered.
-            parts, targets = (torch.split(tensor, max(1, BLOCK // length)) for tensor in (rows, total))
-            for part, target in zip(parts, targets, strict=True):
-                order = part.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + kept]
-                target.scatter_add_(1, order, part.gather(1, order))
-        yield name, base + h.scaling * total.reshape(base.shape)
+        pieces = _by_row(walk, length, first, kept) if h.granularity == "row" else _as_a_whole(walk, length, first, kept)
+        yield name, experts.added(name, walk.filled(pieces), h.scaling)
+
+
+def _by_row(walk: Walk, length: int, first: int, kept: int) -> Iterator[tuple[slice, Tensor]]:
+    """Walk Σ_t τ̃_t, masked in rows of this length."""
+    for part, block in walk.blocks(unit=length):
+        rows = block.reshape(len(block), -1, length)  # [T, rows, length]
+        for vectors in rows:
+            sizes = vectors.abs()
+            vectors.mul_(Band.of(sizes, first, kept).mask(sizes))
+        yield part, ordered_sum(rows).reshape(-1)
+
+
+def _as_a_whole(walk: Walk, length: int, first: int, kept: int) -> Iterator[tuple[slice, Tensor]]:
+    """Walk Σ_t τ̃_t, masked in the whole tensor: its magnitudes are ordered for one task after another, then all are masked."""
+    bands = []
+    for number in range(len(walk.flat)):
+        sizes = walk.filled((part, block[0].abs_()) for part, block in walk.blocks(only=number))
+        bands.append(Band.of(sizes.unsqueeze(0), first, kept, overwrite=True))
+        del sizes
+    for part, block in walk.blocks():
+        for vector, band in zip(block, bands, strict=True):
+            vector.mul_(band.mask(vector.abs().unsqueeze(0)).squeeze(0))
+        yield part, ordered_sum(block)

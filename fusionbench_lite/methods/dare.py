@@ -43,7 +43,8 @@ def ta_dare(experts: Experts, h: TaDare) -> Iterator[tuple[str, Tensor]]:
     for name in experts.pending:
         blocks = _dropped(experts, name, h.drop_rate, h.seed)
         merged = experts.filled(name, ((part, ordered_sum(block)) for part, block in blocks))
-        yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
+        yield name, experts.added(name, merged, h.scaling)
+        del merged  # lest it is in memory while the next one is computed
 
 
 @method("ties_dare", TiesDare, label="TIES-Merging w/ DARE")
@@ -55,7 +56,8 @@ def ties_dare(experts: Experts, h: TiesDare) -> Iterator[tuple[str, Tensor]]:
     plain = Vectors.of(experts, [name for name in experts.names if h.count_tied or name not in experts.tied])
     vectors = dataclasses.replace(plain, blocks=lambda name: _dropped(experts, name, h.drop_rate, h.seed))
     for name, merged in merged_vectors(vectors, h.keep, h.reduce, h.virtual_zeros, continued=experts):
-        yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
+        yield name, experts.added(name, merged, h.scaling)
+        del merged  # lest it is in memory while the next one is computed
 
 
 def _dropped(experts: Experts, name: str, rate: float, seed: int) -> Iterator[tuple[slice, Tensor]]:

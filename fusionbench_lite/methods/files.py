@@ -80,7 +80,9 @@ def merge_files(
 class _Beside:
     """Writes what lies beside the weights."""
 
-    def __init__(self, pretrained: Weights, experts: Mapping[str, Weights], vocabulary: Vocabulary, said: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pretrained: Weights, experts: Mapping[str, Weights], vocabulary: Vocabulary, said: Mapping[str, Any]
+    ) -> None:
         self.pretrained, self.experts, self.vocabulary, self.said = pretrained, experts, vocabulary, said
 
     def write(self, out: Path, layout: Layout) -> None:
@@ -130,8 +132,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise WriteError(
-            f"cannot write {folder}: it needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free; nothing was left there, "
-            "free some space or choose another directory"
+            f"cannot write {folder}: it needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free; nothing was left "
+            "there, free some space or choose another directory"
         )
 
 

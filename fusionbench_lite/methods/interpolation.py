@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import MergeError
@@ -11,6 +12,7 @@ from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.walks import Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +21,8 @@ TINY = 1e-8
 """Vectors of at most this norm are not normalised."""
 PARALLEL = 0.9995
 """SLERP interpolates linearly where the cosine of the angle is beyond this."""
+CLOSE = 0.99
+"""Beyond this cosine, an angle that is needed exactly is taken from the distance of the directions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +52,10 @@ def slerp(experts: Experts, h: Slerp) -> Iterator[tuple[str, Tensor]]:
 
     For two experts; θ0 is not used. Cost: O(d), one pass.
     """
-    first, second = _two("slerp", experts)
+    _check_two("slerp", experts)
     for name in experts.pending:
-        a, b = experts.expert(first, name), experts.expert(second, name)
-        yield name, _on_circle(a.reshape(1, -1), b.reshape(1, -1), h.t, parallel=PARALLEL).reshape(a.shape)
+        circle = _Circle(experts.walk(name, weights=True), experts.shape(name), "flat", h.t, PARALLEL)
+        yield name, circle.points().reshape(experts.shape(name))
 
 
 @method("nuslerp", NuSlerp, label="NuSLERP")
@@ -60,41 +64,86 @@ def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
 
     For two experts. Cost: O(d), one pass.
     """
-    first, second = _two("nuslerp", experts)
+    _check_two("nuslerp", experts)
     for name in experts.pending:
-        base = experts.base(name)
-        read = experts.task_vector if h.vectors == "task_vectors" else experts.expert
-        a, b = read(first, name), read(second, name)
-        if h.dimension == "flat" or a.dim() == 1:
-            merged = _on_circle(a.reshape(1, -1), b.reshape(1, -1), h.t)  # [1, n]
-        elif h.dimension == "last":
-            merged = _on_circle(a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1]), h.t)  # [n / last, last]
-        else:
-            merged = _on_circle(a.reshape(len(a), -1).T, b.reshape(len(a), -1).T, h.t).T  # [m, n / m]
-        merged = merged.reshape(a.shape)
-        yield name, base + merged if h.vectors == "task_vectors" else merged
+        weights = h.vectors == "weights"
+        merged = _Circle(experts.walk(name, weights=weights), experts.shape(name), h.dimension, h.t).points()
+        yield name, merged.reshape(experts.shape(name)) if weights else experts.added(name, merged)
 
 
-def _two(name: str, experts: Experts) -> tuple[str, str]:
+def _check_two(name: str, experts: Experts) -> None:
     if len(experts) != 2:
         raise MergeError(f"{name} interpolates between two experts, got {len(experts)}: choose two of {', '.join(experts.tasks)}")
-    return experts.tasks[0], experts.tasks[1]
 
 
-def _on_circle(a: Tensor, b: Tensor, t: float, parallel: float | None = None) -> Tensor:
-    """Interpolate the rows of a and b [k, n]; linear where |cos Ω| > `parallel`, or where |sin Ω| < 1e-8 without it."""
-    a64, b64 = a.double(), b.double()
-    norms = torch.linalg.vector_norm(a64, dim=1), torch.linalg.vector_norm(b64, dim=1)
-    units = [torch.where(norm > TINY, norm, 1.0) for norm in norms]
-    first, second = a64 / units[0].unsqueeze(1), b64 / units[1].unsqueeze(1)  # [k, n]
-    cosine = (first * second).sum(1)
-    # Accurate for opposite vectors as well, where the arc cosine is off by 1e-8 and so is its sine.
-    apart, along = torch.linalg.vector_norm(first - second, dim=1), torch.linalg.vector_norm(first + second, dim=1)
-    normalised = (norms[0] > TINY) & (norms[1] > TINY)
-    angle = torch.where(normalised, 2 * torch.atan2(apart, along), torch.acos(cosine.clamp(-1, 1)))
-    sine = torch.sin(angle)
-    linear = cosine.abs() > parallel if parallel is not None else sine.abs() < TINY
-    divisor = torch.where(linear, 1.0, sine)
-    left = torch.where(linear, 1 - t, torch.sin((1 - t) * angle) / divisor)
-    right = torch.where(linear, t, torch.sin(t * angle) / divisor)
-    return (left.unsqueeze(1) * a64 + right.unsqueeze(1) * b64).to(a.dtype)
+class _Circle:
+    """Two tensors along great circles, block by block: one circle for all entries, or one along the last or the first dimension.
+
+    Interpolation is linear where |cos Ω| > `parallel`, or where |sin Ω| < 1e-8 without it.
+    """
+
+    def __init__(self, walk: Walk, shape: tuple[int, ...], dimension: str, t: float, parallel: float | None = None) -> None:
+        self._walk, self._t, self._parallel = walk, t, parallel
+        self._flat = dimension == "flat" or len(shape) == 1
+        self._last = not self._flat and dimension == "last"
+        # A block is a matrix with vectors in its rows ("flat": one row), or its columns.
+        self._along = 1 if self._flat or self._last else 0
+        self._width = 0 if self._flat else shape[-1] if self._last else math.prod(shape[1:])
+
+    def points(self) -> Tensor:
+        """Return the point at t, flattened."""
+        return self._walk.filled(self._pieces())
+
+    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        shares = None if self._last else self._shares(self._sums(), lambda units: self._apart(self._pairs(), units))
+        for part, pair in self._pairs():
+            left, right = self._shares_of(pair) if shares is None else shares
+            a, b = pair.to(self._walk.exact)
+            shape = (-1, 1) if self._along else (1, -1)
+            yield part, a.mul_(left.to(a).reshape(shape)).add_(b.mul_(right.to(a).reshape(shape))).reshape(-1)
+
+    def _pairs(self) -> Iterator[tuple[slice, Tensor]]:
+        """Walk the blocks of both tensors as matrices [2, k, n]."""
+        for part, block in self._walk.blocks(unit=max(1, self._width)):
+            yield part, block.unsqueeze(1) if self._flat else block.reshape(2, -1, self._width)
+
+    def _sums(self) -> Tensor:
+        """Return ‖a‖², ‖b‖² and ⟨a, b⟩ of all vectors, [3, vectors] in float64."""
+        if self._flat:
+            products = self._walk.products()
+            return torch.stack([products[0, 0], products[1, 1], products[0, 1]]).unsqueeze(1)
+        return sum(self._products(pair) for _, pair in self._pairs())  # type: ignore[return-value]
+
+    def _products(self, pair: Tensor) -> Tensor:
+        a, b = pair.double()
+        return torch.stack([(a * a).sum(self._along), (b * b).sum(self._along), (a * b).sum(self._along)])
+
+    def _shares_of(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        return self._shares(self._products(pair), lambda units: self._apart([(slice(None), pair)], units))
+
+    def _apart(self, pairs: Iterable[tuple[slice, Tensor]], units: Tensor) -> Tensor:
+        """Return the lengths of a/|a| - b/|b| and of a/|a| + b/|b|, [2, vectors]; `units` [2, vectors] are |a| and |b|."""
+        total: Tensor | None = None
+        for _, pair in pairs:
+            a, b = pair.double() / units.to(pair.device).unsqueeze(1 + self._along)
+            squares = torch.stack([(a - b).square().sum(self._along), (a + b).square().sum(self._along)])
+            total = squares if total is None else total + squares
+        return torch.zeros_like(units) if total is None else total.sqrt()
+
+    def _shares(self, sums: Tensor, apart: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the factors of both vectors, [vectors] each, from their sums [3, vectors]."""
+        norms = sums[:2].sqrt()
+        units = torch.where(norms > TINY, norms, 1.0)
+        cosine = (sums[2] / units[0] / units[1]).clamp(-1, 1)
+        angle = torch.acos(cosine)
+        close = (norms > TINY).all(0) & (cosine.abs() > CLOSE)
+        if self._parallel is None and bool(close.any()):
+            # Accurate for opposite vectors as well, where the arc cosine is off by 1e-8 and so is its sine.
+            difference, total = apart(units).to(angle)
+            angle = torch.where(close, 2 * torch.atan2(difference, total), angle)
+        sine = torch.sin(angle)
+        linear = cosine.abs() > self._parallel if self._parallel is not None else sine.abs() < TINY
+        divisor = torch.where(linear, 1.0, sine)
+        left = torch.where(linear, 1 - self._t, torch.sin((1 - self._t) * angle) / divisor)
+        right = torch.where(linear, self._t, torch.sin(self._t * angle) / divisor)
+        return left, right

@@ -10,6 +10,7 @@ from fusionbench_lite.fields import choice
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import method
 from fusionbench_lite.weights.experts import Experts
+from fusionbench_lite.weights.walks import Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,16 +38,23 @@ def model_stock(experts: Experts, h: ModelStock) -> Iterator[tuple[str, Tensor]]
     Orthogonal task vectors give θ0, equal ones the expert. Cost: O(T²d), one pass.
     """
     for name in experts.pending:
+        walk = experts.walk(name)
         if h.granularity == "tensor":
-            ratio = _ratio(experts.inner_products(name).unsqueeze(0), h.average)
+            ratio = _ratio(walk.products().unsqueeze(0), h.average)
             yield name, experts.combination(name, [ratio.item() / len(experts)] * len(experts))
             continue
-        base, vectors = experts.base(name), experts.task_vectors(name)
+        rows = walk.flat[0].numel() // experts.shape(name)[0]
+        yield name, experts.added(name, walk.filled(_by_row(walk, rows, h.average)))
+
+
+def _by_row(walk: Walk, length: int, average: str) -> Iterator[tuple[slice, Tensor]]:
+    """Walk ρ τ̄ with one ρ for every row of this length."""
+    for part, block in walk.blocks(unit=length):
+        vectors = block.reshape(len(block), -1, length)  # [T, rows, length]
         # Row by row, so that the float64 copy stays small.
-        rows = (block.reshape(len(experts), -1).double() for block in vectors.unbind(1))  # [T, n / m] each
-        products = (row @ row.T for row in rows)  # [T, T] each
-        ratio = _ratio(torch.stack([product.cpu() for product in products]), h.average).to(vectors)  # [rows]
-        yield name, base + ratio.reshape(-1, *[1] * (base.dim() - 1)) * vectors.mean(0)
+        products = [(row @ row.T).cpu() for row in (vectors[:, i].double() for i in range(vectors.shape[1]))]
+        ratio = _ratio(torch.stack(products), average).to(block)  # [rows]
+        yield part, (ratio.unsqueeze(1) * vectors.mean(0)).reshape(-1)
 
 
 def _ratio(products: Tensor, average: str) -> Tensor:

@@ -45,7 +45,8 @@ def ties_merging(experts: Experts, h: TiesMerging) -> Iterator[tuple[str, Tensor
     """
     vectors = Vectors.of(experts, [name for name in experts.names if h.count_tied or name not in experts.tied])
     for name, merged in merged_vectors(vectors, h.keep, h.reduce, h.virtual_zeros, continued=experts):
-        yield name, experts.base(name) + h.scaling * merged.reshape(experts.shape(name))
+        yield name, experts.added(name, merged, h.scaling)
+        del merged  # lest it is in memory while the next one is computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ def merged_vectors(
             deferred.append(name)
         else:
             yield name, merged
+        del merged
     majority = (balance > 0) - (balance < 0)
     for name in deferred:
         yield name, _merge(vectors, name, thresholds, reduce, majority)[0]
@@ -132,16 +134,20 @@ def _merge(
     vectors: Vectors, name: str, thresholds: Tensor, reduce: str, majority: int
 ) -> tuple[Tensor, int, bool]:
     """Return τ_m of one tensor, the sum of its elected signs, and whether trimmed entries cancel somewhere."""
-    parts, balance, cancelled = [], 0, False
-    for _, block in vectors.blocks(name):
+    balance, cancelled = 0, False
+    result: Tensor | None = None
+    for part, block in vectors.blocks(name):
         trimmed = trim(block, thresholds)
         sign = ordered_sum(trimmed).sign_()
         balance += int(sign.sum(dtype=torch.float64).item())
         cancelled = cancelled or cancels(trimmed, sign)
         if majority:
             sign += majority * (sign == 0).to(sign.dtype)
-        parts.append(disjoint_merge(trimmed, sign, reduce))
-    return torch.cat(parts), balance, cancelled
+        if result is None:
+            result = block.new_empty(vectors.sizes[name])
+        result[part] = disjoint_merge(trimmed, sign, reduce)
+    assert result is not None  # no tensor without elements is listed
+    return result, balance, cancelled
 
 
 def ordered_sum(rows: Tensor) -> Tensor:

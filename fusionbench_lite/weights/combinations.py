@@ -1,10 +1,10 @@
-"""Weighted sums of task vectors in one pass over the experts."""
+"""Means of experts and weighted sums of task vectors in one pass over them."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.lazy import torch
@@ -20,11 +20,36 @@ SPAN, PIECE = 1 << 17, 1 << 17
 def combined(base: Tensor, flat: list[Tensor], weights: Sequence[float], dtype: torch.dtype) -> tuple[Tensor, bool]:
     """Return θ0 + Σ_t w_t τ_t [n] in `dtype` for θ0 [n] and θ_1 … θ_T, `flat`, and whether it is finite."""
     result = torch.empty(len(base), dtype=dtype, device=base.device)
-    # As many spans as threads, all of one length: a short one more would cost the time of a whole one.
-    span = max(SPAN, -(-len(base) // torch.get_num_threads())) if base.device.type == "cpu" else len(base)
-    starts = range(0, len(base), span)
-    finite = all(each(lambda start: _combine(base, flat, weights, result, slice(start, start + span)), starts))
-    return result, finite
+    return result, _in_spans(result, lambda span: _combine(base, flat, weights, result, span))
+
+
+def averaged(flat: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, bool]:
+    """Return (1/T) Σ_t θ_t [n] in `dtype`, added in task order, and whether the sum is finite."""
+    result = torch.empty(len(flat[0]), dtype=dtype, device=flat[0].device)
+    return result, _in_spans(result, lambda span: _average(flat, result, span))
+
+
+def _in_spans(result: Tensor, work: Callable[[slice], bool]) -> bool:
+    """Do the work span by span; returns whether it was true of all.
+
+    There are as many spans as threads, all of one length: a short one more would cost the time of a whole one.
+    """
+    span = max(SPAN, -(-len(result) // torch.get_num_threads())) if result.device.type == "cpu" else len(result)
+    return all(each(lambda start: work(slice(start, start + span)), range(0, len(result), span)))
+
+
+def _average(flat: list[Tensor], result: Tensor, span: slice) -> bool:
+    """Write a span of the mean to `result`; return whether the sum is finite."""
+    piece = PIECE if result.device.type == "cpu" else span.stop - span.start
+    finite = True
+    for start in range(span.start, min(span.stop, len(result)), piece):
+        part = slice(start, min(start + piece, span.stop, len(result)))
+        total = result[part].copy_(flat[0][part])
+        for weights in flat[1:]:
+            total += weights[part].to(total.dtype)
+        finite = finite and math.isfinite(total.sum().item())
+        total /= len(flat)
+    return finite
 
 
 def _combine(base: Tensor, flat: list[Tensor], weights: Sequence[float], result: Tensor, span: slice) -> bool:

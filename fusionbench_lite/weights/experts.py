@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights import buffers
-from fusionbench_lite.weights.combinations import combined
+from fusionbench_lite.weights.combinations import averaged, combined
 from fusionbench_lite.weights.limits import is_finite
 from fusionbench_lite.weights.specs import StateDict, check_same, specs_of, tied_names, work_dtype
+from fusionbench_lite.weights.walks import Walk, added
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 AHEAD = 8 << 20
 """Bytes of a model that are read ahead of the tensor that is worked on, at least one tensor."""
-BLOCK = 1 << 19
-"""Elements of all experts together that one block holds: what fits a core's cache."""
 
 
 class Experts:
@@ -127,22 +126,21 @@ class Experts:
         return self.stack(name).sub_(self.base(name))
 
     def blocks(self, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the task vectors of one tensor block by block: a slice of the flattened tensor and τ [T, length].
+        """Walk the task vectors of one tensor block by block: a slice of the flattened tensor and τ [T, length].
 
         A block stays in the processor's cache while a method works on it, so a chain of elementwise operations costs
         one pass over memory and no temporary of the tensor's size.
         """
-        base = self._read(None, name).reshape(-1)  # [n]
-        flat = [self._read(task, name).reshape(-1) for task in self.tasks]
-        # A multiple of 8, so that masks can be packed block by block; a GPU has no use for small blocks.
-        length = max(4096, BLOCK // len(self) & ~7) if base.device.type == "cpu" else 1 << 26
-        buffer = torch.empty((len(self), min(length, len(base))), dtype=self.work_dtype(name), device=base.device)
-        for start in range(0, len(base), length):
-            part = slice(start, min(start + length, len(base)))
-            block, origin = buffer[:, : part.stop - part.start], base[part].to(buffer.dtype)
-            for row, weights in zip(block, flat, strict=True):
-                torch.sub(weights[part].to(buffer.dtype), origin, out=row)
-            yield part, block
+        return self.walk(name).blocks()
+
+    def walk(self, name: str, *, weights: bool = False) -> Walk:
+        """Return the task vectors of one tensor, or the experts' `weights`, to be passed over block by block."""
+        base = None if weights else self._read(None, name).reshape(-1)
+        return Walk(base, [self._read(task, name).reshape(-1) for task in self.tasks], self.work_dtype(name))
+
+    def added(self, name: str, vectors: Tensor, scaling: float = 1.0) -> Tensor:
+        """Return θ0 + λ τ in the work dtype, in the memory of τ [n], `vectors`, which becomes it."""
+        return added(vectors, self._read(None, name).reshape(-1), scaling).reshape(self.shape(name))
 
     def new(self, name: str) -> Tensor:
         """Return a new tensor of the work dtype whose values are yet to be written, flattened."""
@@ -166,19 +164,14 @@ class Experts:
 
     def mean(self, name: str) -> Tensor:
         """Return θ̄ = (1/T) Σ θ_t in the work dtype."""
-        total = self._raw(self.tasks[0], name).to(self.work_dtype(name), copy=True)
-        for task in self.tasks[1:]:
-            total += self._raw(task, name)
-        self._settle(name, finite := math.isfinite(total.sum().item()), base=False)
-        return self._noted(total.div_(len(self)), finite)
+        flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
+        result, finite = averaged(flat, self.work_dtype(name))
+        self._settle(name, finite, base=False)
+        return self._noted(result.reshape(self.shape(name)), finite)
 
     def inner_products(self, name: str) -> Tensor:
         """Return ⟨τ_s, τ_t⟩ of one tensor as a matrix [T, T] in float64."""
-        products = torch.zeros((len(self), len(self)), dtype=torch.float64)
-        for _, block in self.blocks(name):
-            precise = block.double()
-            products += (precise @ precise.T).cpu()
-        return products
+        return self.walk(name).products()
 
     def factors(self, task: str, name: str) -> tuple[Tensor, Tensor] | None:
         """Return (B [m, r], A [r, n]) with τ_t = B A where the expert is a low-rank adapter, else None."""

@@ -63,12 +63,12 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
         if not hasattr(os, "posix_fadvise"):
             return
         file = self._stored[name].file
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is wrong is told when the tensor is read
-            with file.open("rb", buffering=0) as opened:
-                if file not in self._offsets:
-                    self._offsets[file] = offsets(opened)
-                start, end = self._offsets[file][name]
-                os.posix_fadvise(opened.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+        # What is wrong with a file is told when the tensor is read.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), file.open("rb", buffering=0) as opened:
+            if file not in self._offsets:
+                self._offsets[file] = offsets(opened)
+            start, end = self._offsets[file][name]
+            os.posix_fadvise(opened.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored  # that of Mapping reads the tensor

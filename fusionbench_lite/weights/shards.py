@@ -18,7 +18,8 @@ from fusionbench_lite.weights.specs import TensorSpec
 from fusionbench_lite.weights.stored.headers import headers
 from fusionbench_lite.weights.stored.indexes import INDEX
 
-SHARD_BYTES = 256 << 20
+SHARD_BYTES = 5_000_000_000
+"""The largest file unless another size is asked for, as on the hub."""
 CHUNK = 1 << 22
 """Bytes that are read at once to be compared."""
 _ORDER = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")

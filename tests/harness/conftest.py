@@ -1,7 +1,8 @@
-"""Models and tasks of the tests of lm-evaluation-harness, which are skipped where it is not installed."""
+"""Models and tasks of the tests of lm-evaluation-harness; those that ask for it are skipped where it is not installed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,16 @@ WRITTEN = {
 """A task whose answer is written."""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _harness() -> None:
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The harness, with a cache of data sets of the tests' own."""
     pytest.importorskip("lm_eval")
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
     datasets.disable_progress_bars()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.harness.conftest import SUMS, WRITTEN
 from tests.support.tiny_llama import write_task
 
 COMMAND = "fusionbench_lite.evaluate_llm"
+pytestmark = pytest.mark.usefixtures("harness")
 RIGHT = 7
 
 
@@ -53,7 +55,7 @@ def tasks(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(llama, tasks, module_command) -> tuple[dict[str, Any], Path, Any]:
+def record(harness, llama, tasks, module_command) -> tuple[dict[str, Any], Path, Any]:
     command, folder = module_command
     line = [str(llama), "tasks=written,chosen", f"task_dir={tasks}", "device=cpu"]
     done = command(*line, module=COMMAND)
@@ -210,6 +212,25 @@ def test_worked_examples_are_drawn_by_the_seed(llama, tmp_path):
     assert first.data == other.data
 
 
+
+
+def test_a_chat_template_is_put_around_prompts(llama, tmp_path):
+    """Around a prompt whose template is the prompt itself, the model reads and answers the same; else it reads another text."""
+    rows = [{**row, "answer": "1"} for row in SUMS[:3]]
+    write_task(tmp_path / "tasks", "sums", {"test": rows}, **WRITTEN)
+
+    def run(template: str | None) -> Score:
+        folder = llama
+        if template is not None:
+            folder = shutil.copytree(llama, tmp_path / f"chat{len(template)}")
+            (folder / "chat_template.jinja").write_text(template)
+        settings = Settings(chat_template=template is not None, device="cpu")
+        return running.run(folder, sets.asked("sums"), settings, tmp_path / "tasks")[0]["sums"]
+
+    plain, same, other = run(None), run("{{ messages[-1].content }}"), run("USER: {{ messages[-1].content }} ASSISTANT:")
+    assert same == plain
+    assert other.prompts != plain.prompts
+    assert other.data == plain.data
 
 
 def test_a_merged_model_is_evaluated_relative_to_its_expert(llama, other_llama, tasks, tmp_path, command):

@@ -16,6 +16,7 @@ from tests.harness.conftest import SUMS, WRITTEN
 from tests.support.tiny_llama import tokenizer, write_model, write_task
 
 COMMAND = "fusionbench_lite.evaluate_llm"
+pytestmark = pytest.mark.usefixtures("harness")
 
 
 @pytest.fixture
@@ -53,6 +54,7 @@ def larger(model: Path) -> None:
 SPOILED = {
     "no config": (lambda model: (model / "config.json").unlink(), "has no config.json: copy it from the pretrained model"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "has no weights"),
+    "a broken index": (lambda model: (model / "model.safetensors.index.json").write_text("[]"), "no index of shards"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer"),
     "an infinite value": (infinite, "model.layers.1.mlp.up_proj.weight has values that are not finite"),
     "a larger tokenizer": (larger, "the tokenizer has 101 entries, the embedding 99 rows"),

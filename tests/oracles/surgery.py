@@ -44,7 +44,7 @@ def down_weights(rank: int, width: int, *key: object) -> Tensor:
 
 
 def features(model, state: State, x: Tensor) -> Tensor:
-    return functional_call(model, dict(state), (x.double() if x.is_floating_point() else x,))
+    return functional_call(model, dict(state), (x.double() if isinstance(x, Tensor) and x.is_floating_point() else x,))
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:

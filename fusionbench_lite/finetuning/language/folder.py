@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionbench_lite.checkpoints.language.api import PRETRAINED
+from fusionbench_lite.checkpoints.language.api import PRETRAINED as PRETRAINED
 from fusionbench_lite.checkpoints.language.folders import BESIDE, CONFIG, TOKENIZER
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.shared_folder import SharedFolder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fusionbench_lite.base.needs import Needs
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
-from fusionbench_lite.suites.text.requests import MODELS, protocol_of, request_of
+from fusionbench_lite.suites.text.requests import MODELS, SMALL, protocol_of, request_of
 from fusionbench_lite.weights.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class Text(SuiteKind):
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, downloading, converting and tokenising what the cache lacks."""
-        from fusionbench_lite.suites.text import loading
+        from fusionbench_lite.suites.text import embedded, loading
 
+        if wanted.family == "embedded" and wanted.model in SMALL:
+            return embedded.load(wanted, progress)
         return loading.load(wanted, progress)
 
     def needs(self, wanted: Wanted, training: int | None) -> Needs:
@@ -104,9 +106,13 @@ class Text(SuiteKind):
         return not MODELS[model].embedded
 
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
-        """Fine-tune an expert of every task."""
-        from fusionbench_lite.suites.text import training
+        """Fine-tune an expert of every task; of a small model, train what the cache lacks."""
+        from fusionbench_lite.suites.text import embedded, training
 
+        if wanted.family == "embedded" and wanted.model in SMALL:
+            if options.given:
+                raise InputError(f"finetune.* is about pretrained models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
+            return embedded.train(wanted, progress)
         return training.train(wanted, options, progress)
 
 
@@ -136,6 +142,8 @@ def _check_tasks(wanted: Wanted) -> None:
     """Raise InputError where the family has no expert of one of the tasks."""
     from fusionbench_lite.checkpoints.language import families, release
 
+    if wanted.model in SMALL and wanted.family == "embedded":
+        _check_drawn(wanted)
     if wanted.family not in families():
         return
     published = release(wanted.family, wanted.model)
@@ -144,4 +152,18 @@ def _check_tasks(wanted: Wanted) -> None:
             raise InputError(
                 f"checkpoints={wanted.family} has no expert of task {task!r} for {wanted.model} (it has "
                 f"{', '.join(published.tasks)}): checkpoints=own reads your own"
+            )
+
+
+def _check_drawn(wanted: Wanted) -> None:
+    """Raise InputError for texts that a small model has no words for."""
+    from fusionbench_lite.base.task_sets import tasks_of
+
+    drawn = tasks_of("mini_text")
+    for task in wanted.tasks:
+        if task not in drawn or wanted.data_dir is not None:
+            given = f"task {task!r}" if task not in drawn else f"the texts of {wanted.data_dir}"
+            raise InputError(
+                f"model {wanted.model} knows the words of drawn tasks alone ({', '.join(drawn)}), not {given}: use tasks=mini_text "
+                "without data_dir, or model=minilm"
             )

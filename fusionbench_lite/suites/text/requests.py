@@ -25,6 +25,8 @@ MODELS = {
     "text_mini_encoder": Model("roberta", "mini_text", True), "text_mini_decoder": Model("gpt2", "mini_text", True),
     "text_mini_seq2seq": Model("t5", "mini_text", True),
 }
+SMALL = tuple(name for name in MODELS if name.startswith("text_mini"))
+"""The models that are pretrained here too, on drawn tasks."""
 
 
 def protocol_of(wanted: Wanted) -> Protocol:

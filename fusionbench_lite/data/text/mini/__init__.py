@@ -4,7 +4,8 @@
     [{"premise": "Every small dog is red.", "hypothesis": "Every small beagle is red.", "label": "entailment"}, ...]
 
 The hash of its texts decides whether an example is one of training or of testing, whatever the seed: none is both. Within
-one drawing all are different, and classes are balanced.
+one drawing all are different, and classes are balanced. Four labels of a hundred are wrong, as those that people give are:
+96 is about the best that a model can reach.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from fusionbench_lite.data.text.mini.drawing import Choices
 
 TRAIN, TEST = 4000, 1000
 """Examples of a task."""
+WRONG = 0.04
+"""The part of the labels that are wrong."""
 _TEST_PART = 64
 """Of 256 values of the first byte of an example's hash, those of testing."""
 
@@ -86,15 +89,17 @@ def draw(name: str, split: str, seed: int, count: int) -> list[dict[str, Any]]:
     drawing = DRAWINGS[name]
     stream = generator(seed, "draw", name, split)
     labels = stream.permutation(np.arange(count) % len(drawing.classes))
+    moved = (stream.random(count) < WRONG) * stream.integers(1, len(drawing.classes), count)
+    given = ((labels + moved) % len(drawing.classes)).tolist()
     choices, seen, rows = Choices(stream), set(), []
-    for label in labels.tolist():
+    for label, shown in zip(labels.tolist(), given, strict=True):
         while True:
             columns = drawing.one(choices, label)
             texts = tuple(columns.values())
             if texts not in seen and _split_of(texts) == split:
                 break
         seen.add(texts)
-        rows.append({**columns, "label": drawing.classes[label]})
+        rows.append({**columns, "label": drawing.classes[shown]})
     return rows
 
 

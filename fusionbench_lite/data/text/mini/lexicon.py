@@ -68,6 +68,7 @@ PLACES = ("market", "harbour", "station", "school", "garden", "castle", "bridge"
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 SIZES = ("small", "tall", "old", "young", "quiet", "clever", "poor", "famous")
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
+REASONS = ("cheap", "heavy", "broken", "useful", "rare", "pretty")
 NEAR = ("near", "behind", "beside", "above")
 
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {

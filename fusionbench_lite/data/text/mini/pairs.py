@@ -4,35 +4,21 @@ from __future__ import annotations
 
 from fusionbench_lite.data.text.mini import lexicon
 from fusionbench_lite.data.text.mini.drawing import Choices
-from fusionbench_lite.data.text.mini.lexicon import Verb, article, sentence, synonym
+from fusionbench_lite.data.text.mini.lexicon import article, sentence, synonym
 
 Columns = dict[str, str]
 
 
 def paraphrase(draw: Choices, label: int) -> Columns:
-    """Who did what to whom, twice: active or passive, with synonyms, and where it differs the roles or one word do."""
-    verb = draw.one(lexicon.TRANSITIVE)
-    who, whom = (f"the {draw.one(lexicon.SIZES)} {noun}" for noun in draw.some(lexicon.PEOPLE, 2))
-    first = _told(draw, verb, who, whom)
-    difference = None if label else draw.one(("roles", "roles", "verb", "person"))
-    if difference == "roles":
+    """Who did what to whom, twice: active, then active or passive and with synonyms; where it differs the roles do."""
+    verb, (who, whom) = draw.one(lexicon.TRANSITIVE), draw.some(lexicon.PEOPLE[:4], 2)
+    when, where = f"on {draw.one(lexicon.DAYS)}", f"at the {draw.one(lexicon.PLACES)}"
+    said = (synonym(verb) if draw.chance(0.5) else None) or verb
+    first = sentence(f"the {who} {verb.past} the {whom} {draw.one((when, where))}")
+    if not label:
         who, whom = whom, who
-    if difference == "verb":
-        verb = draw.other(lexicon.TRANSITIVE, verb)
-    if difference == "person":
-        *before, noun = whom.split()
-        whom = " ".join([*before, draw.one([person for person in lexicon.PEOPLE if person not in (noun, who.split()[-1])])])
-    alike = synonym(verb) if draw.chance(0.5) else None
-    return {"first": first, "second": _told(draw, alike or verb, _said_otherwise(draw, who), _said_otherwise(draw, whom))}
-
-
-def _told(draw: Choices, verb: Verb, who: str, whom: str) -> str:
-    return sentence(draw.one((f"{who} {verb.past} {whom}", f"{whom} was {verb.participle} by {who}")))
-
-
-def _said_otherwise(draw: Choices, words: str) -> str:
-    determiner, adjective, noun = words.split()
-    return f"{determiner} {lexicon.SYNONYMS.get(adjective, adjective) if draw.chance(0.5) else adjective} {noun}"
+    second = draw.one((f"the {who} {said.past} the {whom}", f"the {whom} was {said.participle} by the {who}"))
+    return {"first": first, "second": sentence(f"{second} {draw.one((when, where))}")}
 
 
 def entailment(draw: Choices, label: int) -> Columns:
@@ -63,25 +49,17 @@ def _general_and_special(draw: Choices) -> tuple[str, str]:
 
 
 def answer(draw: Choices, label: int) -> Columns:
-    """Whether a sentence answers a question: who, what, where or when, about the same people, deeds and things."""
-    verb, (who, other) = draw.one(lexicon.TRADING), draw.some(lexicon.PEOPLE, 2)
+    """Whether a sentence answers a question: where, when or why; else it tells another of these, or of another deed."""
+    verb, who = draw.one(lexicon.TRADING), f"the {draw.one(lexicon.PEOPLE)}"
     what = article(f"{draw.one(lexicon.COLOURS)} {draw.one(lexicon.THINGS)}")
-    where, when = f"at the {draw.one(lexicon.PLACES)}", f"on {draw.one(lexicon.DAYS)}"
-    asked = draw.one(("who", "what", "where", "when"))
-    question = {
-        "who": f"who {verb.past} {what}", "what": f"what did the {who} {verb.base}",
-        "where": f"where did the {who} {verb.base} {what}", "when": f"when did the {who} {verb.base} {what}",
-    }[asked]
-    told = {"where": where, "when": when}.get(asked) or draw.one((where, when))
-    if not label:
-        wrong = draw.one(("verb", "kind" if asked in ("where", "when") else "thing" if asked == "who" else "person"))
-        if wrong == "verb":
-            verb = draw.other(lexicon.TRADING, verb)
-        if wrong == "kind":
-            told = when if asked == "where" else where
-        if wrong == "person":
-            who = other
-        if wrong == "thing":
-            noun = draw.other(lexicon.THINGS, what.split()[-1])
-            what = " ".join([*what.split()[:-1], noun])
-    return {"question": sentence(question, "?"), "sentence": sentence(f"the {who} {verb.past} {what} {told}")}
+    asked = draw.one(("where", "when", "why"))
+    question, told = f"{asked} did {who} {verb.base} {what}", asked
+    if not label and draw.chance(0.1):
+        verb = draw.other(lexicon.TRADING, verb)
+    elif not label:
+        told = draw.other(("where", "when", "why"), asked)
+    part = {
+        "where": f"{draw.one(('at', *lexicon.NEAR))} the {draw.one(lexicon.PLACES)}", "when": f"on {draw.one(lexicon.DAYS)}",
+        "why": f"because it was {draw.one(lexicon.REASONS)}",
+    }[told]
+    return {"question": sentence(question, "?"), "sentence": sentence(f"{who} {verb.past} {what} {part}")}

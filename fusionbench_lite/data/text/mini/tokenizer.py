@@ -9,11 +9,10 @@ from typing import Any
 
 from fusionbench_lite.data.text.mini import DRAWINGS, lexicon
 
-_SMALL = (
-    "a", "although", "an", "and", "after", "at", "but", "by", "did", "described", "every", "enjoyed", "going", "had", "is", "many",
-    "mentioned", "no", "not", "on", "remembered", "some", "that", "the", "these", "this", "those", "to", "was", "what", "when",
-    "where", "who", "will", ".", ",", "?", ":",
-)
+_SMALL = """
+    a although an and after at because but by did described every enjoyed going had is it many mentioned no not on remembered some
+    that the these this those to was when where who why will . , ? :
+"""
 SPECIAL = {
     "roberta": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
     "gpt2": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"},
@@ -37,18 +36,15 @@ def write(kind: str, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json of a kind of model, "roberta", "gpt2" or "t5"."""
     ids, special = vocabulary(kind), SPECIAL[kind]
     single, pair = _AROUND[kind]
-    added = [
-        {"id": ids[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for token in dict.fromkeys(special.values())
-    ]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    around = {piece for piece in pair.split() if not piece.startswith("$")}
     rules: dict[str, Any] = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": {"type": "Lowercase"},
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": {"type": "Lowercase"},
+        "added_tokens": [{"id": ids[token], "content": token, **plain} for token in dict.fromkeys(special.values())],
         "pre_tokenizer": {"type": "Whitespace"}, "decoder": None,
         "post_processor": {
             "type": "TemplateProcessing", "single": _pieces(single), "pair": _pieces(pair),
-            "special_tokens": {
-                token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in special.values() if token in f"{single} {pair}"
-            },
+            "special_tokens": {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in sorted(around)},
         },
         "model": {"type": "WordLevel", "vocab": ids, "unk_token": special["unk_token"]},
     }
@@ -66,13 +62,14 @@ def _pieces(template: str) -> list[dict[str, Any]]:
 
 def _words() -> Iterator[str]:
     """Yield every word that a drawn example, a template or an answer may hold."""
-    yield from _SMALL
+    yield from _SMALL.split()
     for verbs in (lexicon.TRANSITIVE, lexicon.INTRANSITIVE, lexicon.TRADING):
         for verb in verbs:
             yield from (*verb, *(lexicon.synonym(verb) or ()))
     for nouns in (lexicon.PEOPLE, lexicon.THINGS, lexicon.PLACES, lexicon.JUDGED, *lexicon.TOPICS.values()):
         yield from (*nouns, *map(lexicon.plural, nouns))
-    for words in (lexicon.DAYS, lexicon.SIZES, lexicon.COLOURS, lexicon.NEAR, lexicon.GOOD, lexicon.BAD, lexicon.DEGREES):
+    others = lexicon.DAYS, lexicon.SIZES, lexicon.COLOURS, lexicon.REASONS, lexicon.NEAR, lexicon.GOOD, lexicon.BAD, lexicon.DEGREES
+    for words in others:
         yield from words
     yield from lexicon.SYNONYMS.values()
     for top, kinds in lexicon.KINDS.items():

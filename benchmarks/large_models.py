@@ -114,7 +114,8 @@ def _drawn(pool: torch.Tensor, shape: tuple[int, ...], name: str, model: int) ->
 def merge(job: Job) -> tuple[float, float, int]:
     """Merge in a fresh process; return seconds, those of the processor, and the peak of resident memory."""
     given = [job.method, str(job.folder), str(job.experts), str(job.threads)]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.large_models_job", *given], check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.large_models_job", *given]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     shutil.rmtree(job.folder / "out")
     seconds, cpu, peak = json.loads(done.stdout)
     return seconds, cpu, peak

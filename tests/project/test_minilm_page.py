@@ -59,12 +59,12 @@ def test_every_row_composes_with_the_budget_of_this_model(tmp_path):
         resolved = experiments.plans(experiments.read(NAME), [f"data_dir={tmp_path}", "seed=0"])
     adapting = {name: plans[0] for name, plans in resolved.items() if "steps" in plans[0].settings}
     assert len(resolved) > 50
-    assert len(adapting) > 20
+    assert len(adapting) > 15
     for name, plan in adapting.items():
         if "urgery" not in name or name == "SurgeryV2":  # surgeries on known features have the published budget
             assert (plan.setting("steps"), plan.setting("batch_size")) == (100, 4), name
     without = {plans[0].method for plans in resolved.values()}
-    assert set(planning.registry.names()) - without == {"traditional_mtl"}
+    assert set(planning.registry.names()) - without == {"traditional_mtl", "wemoe", "twin_merging"}  # the file says why
 
 
 def test_claims_are_about_rows_of_the_experiment(pages):

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.base.signals import TERMINATED
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.fields import REQUIRED, kind, location, word
@@ -130,16 +131,12 @@ def _merged(options: Options, values: Mapping[str, Any]) -> str:
             options.method, options.base, options.experts, options.out, shard_bytes=options.shard_size or SHARD_BYTES,
             resize=options.resize, **values,
         )
-    files = sorted(out.rglob("*.safetensors"))
-    return f"{out}: {len(files)} file{'s' * (len(files) != 1)}, {_size(files)} written and read back"
+    files = [file.stat().st_size for file in out.rglob("*.safetensors")]
+    return f"{out}: {len(files)} file{'s' * (len(files) != 1)}, {size_text(sum(files))} written and read back"
 
 
 def _said(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     print(f"fusionbench_lite: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _size(files: Sequence[Path]) -> str:
-    return f"{sum(file.stat().st_size for file in files) / 1e9:.3f} GB"
 
 
 class _Callable(types.ModuleType):

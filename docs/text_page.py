@@ -54,13 +54,13 @@ def write(out: Path, rows: Rows, table: Table, results_dir: str) -> None:
 
 def _introduction() -> Iterator[str]:
     yield from textwrap.wrap(
-        f"Three models of {small.LAYERS} blocks of width {small.WIDTH}, of RoBERTa's, GPT-2's and T5's own classes, trained here on "
-        f"eight tasks that are drawn by code: `model={'|'.join(MODELS.values())} tasks=mini_text`. Nothing is downloaded. "
+        f"Three models of {small.LAYERS} blocks of width {small.WIDTH}, of RoBERTa's, GPT-2's and T5's own classes, trained here "
+        f"on eight tasks that are drawn by code: `model={'|'.join(MODELS.values())} tasks=mini_text`. Nothing is downloaded. "
         "Pretraining sees all tasks; then the rows of the heads, which stay frozen, are turned in a random direction, and experts "
-        "start from there: features are good and heads read them badly, as those of a pretrained model. The experts of the T5 model "
-        "are LoRA adapters of peft, and it answers in words. Hyperparameters of methods are the published ones, with the budget of "
-        "the embedded suite for what adapts. How far heads are turned and how long is trained was chosen on texts of the training "
-        "pool that no expert saw, with another seed, so that pretrained model, task arithmetic and experts are apart.",
+        "start from there: features are good and heads read them badly, as those of a pretrained model. The experts of T5 "
+        "are LoRA adapters of peft, and it answers in words. Hyperparameters of methods are the published ones, with one "
+        "budget for what adapts. How far heads are turned and how long is trained was chosen on texts of the training pool that "
+        "no expert saw, so that pretrained model, task arithmetic and experts are apart.",
         width=128, break_long_words=False, break_on_hyphens=False,
     )
     yield ""

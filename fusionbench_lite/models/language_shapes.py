@@ -61,6 +61,13 @@ SIZES = {
     "flan_t5_large": LanguageSize(
         kind="t5", layers=24, width=1024, heads=16, inner=2816, vocabulary=32128, positions=32, attention=1024
     ),
+    "text_mini_encoder": LanguageSize(
+        kind="roberta", layers=2, width=64, heads=4, inner=128, vocabulary=504, positions=66, types=1
+    ),
+    "text_mini_decoder": LanguageSize(kind="gpt2", layers=2, width=64, heads=4, inner=128, vocabulary=502, positions=64),
+    "text_mini_seq2seq": LanguageSize(
+        kind="t5", layers=2, width=64, heads=4, inner=128, vocabulary=503, positions=16, attention=64, gated=False
+    ),
 }
 
 

@@ -70,18 +70,19 @@ def test_the_tokenizer_knows_every_word_and_length(kind: str, tmp_path: Path):
     assert own.decode(own.encode(["Every small robin is red."], None, 64)) == ["every small robin is red ."]
 
 
-def test_a_pair_is_told_apart_as_the_models_are_trained(tmp_path: Path):
-    for kind, expected in (("roberta", ["<s>", "dog", "</s>", "</s>", "rose", "</s>"]), ("gpt2", ["dog", "rose"]), ("t5", ["dog", "rose", "</s>"])):
-        folder = tmp_path / kind
-        folder.mkdir()
-        tokenizer.write(kind, folder)
-        ids = tokenizer.vocabulary(kind)
-        assert Tokenizer(folder).encode(["Dog"], ["rose"], 64)[0].tolist() == [ids[word] for word in expected]
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("roberta", "<s> dog </s> </s> rose </s>"), ("gpt2", "dog rose"), ("t5", "dog rose </s>")]
+)
+def test_a_pair_is_as_the_models_are_trained(kind: str, expected: str, tmp_path: Path):
+    tokenizer.write(kind, tmp_path)
+    ids = tokenizer.vocabulary(kind)
+    assert Tokenizer(tmp_path).encode(["Dog"], ["rose"], 64)[0].tolist() == [ids[word] for word in expected.split()]
 
 
 def test_a_generating_model_reads_prompts_and_answers(tmp_path: Path):
     tokenizer.write("t5", tmp_path)
-    reading = Reading(tokenizer=Tokenizer(tmp_path), protocol=protocol(None, "text_mini_seq2seq"), cache=tmp_path / "cache", limit=20)
+    form = protocol(None, "text_mini_seq2seq")
+    reading = Reading(tokenizer=Tokenizer(tmp_path), protocol=form, cache=tmp_path / "cache", limit=20)
     task = load("entailment", reading)
     assert set(task.test_targets) == {"no", "yes"}
     assert all(text.startswith("entailment : ") for text in task.texts["text"])

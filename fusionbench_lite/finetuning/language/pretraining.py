@@ -105,7 +105,8 @@ def _of_classes(model: Any, data: Mapping[str, TextTask], joint: _Joint, recipe:
     def loss(step: int) -> list[Tensor]:
         rows = joint.rows(size, seed, step)
         features = encoder(**{name: torch.from_numpy(array) for name, array in joint.texts[rows].items()})
-        parts = zip(heads, features.split(size), torch.from_numpy(joint.labels[rows]).split(size), strict=True)
+        labels = torch.from_numpy(joint.labels[rows]).view(len(heads), size)
+        parts = zip(heads, features.view(len(heads), size, -1), labels, strict=True)
         return [torch.stack([nn.functional.cross_entropy(head(part), right) for head, part, right in parts]).mean()]
 
     return loss

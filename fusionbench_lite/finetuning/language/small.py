@@ -33,10 +33,10 @@ class SmallRecipe:
     `rank`, alpha twice that, of all linear layers of its blocks.
     """
 
-    pretrain_steps: int = integer(1500, low=0)
+    pretrain_steps: int = integer(2000, low=0)
     pretrain_batch: int = integer(8, low=1)
     pretrain_lr: float = real(2e-3, low=0)
-    tilt: float = real(75.0, low=0, high=90)
+    tilt: float = real(60.0, low=0, high=90)
     finetune_steps: int = integer(200, low=0)
     finetune_batch: int = integer(32, low=1)
     finetune_lr: float = real(1e-3, low=0)
@@ -61,7 +61,7 @@ class SmallRecipe:
 
 RECIPES = {
     "text_mini_encoder": SmallRecipe(tilt=65.0), "text_mini_decoder": SmallRecipe(),
-    "text_mini_seq2seq": SmallRecipe(tilt=60.0, finetune_lr=3e-3),
+    "text_mini_seq2seq": SmallRecipe(pretrain_steps=1200, finetune_lr=3e-3),
 }
 
 

@@ -54,10 +54,8 @@ class Text(SuiteKind):
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
         """Return the suite, downloading, converting and tokenising what the cache lacks."""
-        from fusionbench_lite.suites.text import embedded, loading
+        from fusionbench_lite.suites.text import loading
 
-        if wanted.family == "embedded" and wanted.model in SMALL:
-            return embedded.load(wanted, progress)
         return loading.load(wanted, progress)
 
     def needs(self, wanted: Wanted, training: int | None) -> Needs:
@@ -106,13 +104,9 @@ class Text(SuiteKind):
         return not MODELS[model].embedded
 
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
-        """Fine-tune an expert of every task; of a small model, train what the cache lacks."""
-        from fusionbench_lite.suites.text import embedded, training
+        """Fine-tune an expert of every task."""
+        from fusionbench_lite.suites.text import training
 
-        if wanted.family == "embedded" and wanted.model in SMALL:
-            if options.given:
-                raise InputError(f"finetune.* is about pretrained models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
-            return embedded.train(wanted, progress)
         return training.train(wanted, options, progress)
 
 

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.data import text as texts
 from fusionbench_lite.data.text import Reading, Tokenizer
 from fusionbench_lite.finetuning.language import small, zoo
-from fusionbench_lite.finetuning.options import Trained
 from fusionbench_lite.suites import Wanted
-from fusionbench_lite.suites.text import loading
 from fusionbench_lite.suites.text.requests import protocol_of
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.evaluation.suite import Suite
 
 
-def trained(wanted: Wanted, progress: Progress) -> Path:
+def folder_of(wanted: Wanted, progress: Progress) -> Path:
     """Return the folder of the experts of a checked request, in the own arrangement; trains what the cache lacks."""
     recipe = small.recipe_of(wanted.model, dict(wanted.recipe))
     reading = Reading(
@@ -27,18 +24,3 @@ def trained(wanted: Wanted, progress: Progress) -> Path:
     )
     data = {task: texts.load(task, reading, progress) for task in wanted.tasks}
     return zoo.load_or_build(wanted.model, data, wanted.cache, wanted.checkpoints_seed, recipe, progress)
-
-
-def load(wanted: Wanted, progress: Progress) -> Suite:
-    """Return the suite of a checked request."""
-    return loading.load_from(trained(wanted, progress), wanted, progress)
-
-
-def train(wanted: Wanted, progress: Progress) -> Trained:
-    """Train what the cache lacks and evaluate all models."""
-    suite = load(wanted, progress)
-    rows = {
-        "pretrained": suite.evaluate(suite.encoder(suite.pretrained)),
-        "individual": {task: suite.judge(task, suite.encoder(weights)) for task, weights in suite.experts.items()},
-    }
-    return Trained("the experts", rows, suite.folder)

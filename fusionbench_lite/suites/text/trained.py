@@ -1,4 +1,4 @@
-"""Language models whose experts are trained on first use: MiniLM, from the weights of its package."""
+"""Language models whose experts are trained on first use: MiniLM, from the weights of its package, and the small ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fusionbench_lite.finetuning.language import recipe
 from fusionbench_lite.finetuning.language.cached import cached_experts
 from fusionbench_lite.finetuning.language.packaged import PACKAGES, packaged
 from fusionbench_lite.suites import Wanted
-from fusionbench_lite.suites.text.requests import protocol_of
+from fusionbench_lite.suites.text import embedded
+from fusionbench_lite.suites.text.requests import SMALL, protocol_of
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 def folder_of(wanted: Wanted, progress: Progress) -> Path:
     """Return the folder of the experts of a checked request of family "embedded", training what the cache lacks."""
+    if wanted.model in SMALL:
+        return embedded.folder_of(wanted, progress)
     base = base_of(wanted)
     changed = recipe(wanted.model, **dict(wanted.recipe))
     tasks = read(wanted, base, progress)

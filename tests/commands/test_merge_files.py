@@ -45,6 +45,7 @@ def test_a_line_is_the_call(tmp_path, line, capsys):
         ({"experts": "{a: /nowhere}"}, "expert 'a': '/nowhere' does not exist: give"),
         ({"shard_size": "many"}, "shard_size must be a size, as in 5GB or 500MB or null, got 'many'"),
         ({"shard_size": "0GB"}, "shard_size must be a size"),
+        ({"shard_size": "9" * 400}, "shard_size must be a size"),
         ({"resize": "zero"}, "resize must be one of mean, pad or null, got 'zero'"),
         ({"shards": "3"}, "unknown key 'shards'"),
         ({"-m": None}, "'-m' sets nothing: give KEY=VALUE"),

@@ -100,9 +100,6 @@ def _experts(rows: Rows, records: Sequence[Record]) -> Iterator[str]:
         cell = own[0].data["selections"]["last"]["per_task"][task]
         before, after = (_mean(of.get(name, []), task) for name in ("Pretrained", "Individual"))
         yield f"| {task} | {cell['examples']} | {_commonest(own[0], task)} | {before} | {after} |"
-    if noted := sorted({note for record in records for note in record.data.get("caveats", ())}):
-        yield ""
-        yield from (f"- {note}" for note in noted)
 
 
 def _mean(records: Sequence[Record], task: str) -> str:

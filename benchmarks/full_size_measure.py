@@ -198,7 +198,7 @@ class Feed:
 
             if compute(np.arange(1)) is None:
                 return
-            parts = [part for part in self.evaluator.passes.run(compute, count) if part is not None]
+            parts = [part for _, part in self.evaluator.passes.run(compute, count) if part is not None]
             self.known[task] = torch.cat(parts)
 
     def _inputs(self, rows: NDArray[np.int64]) -> Tensor:

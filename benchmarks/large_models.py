@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +24,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.command import isolated
-from benchmarks.measure import Memory
 from fusionbench_lite.base.signals import ending_in_order
 from fusionbench_lite.weights.stored.indexes import INDEX
 
@@ -83,9 +82,8 @@ class Found:
     peak: int
 
 
-def write_models(given: tuple[Path, Llama, int]) -> None:
+def write_models(folder: Path, llama: Llama, experts: int) -> None:
     """Write a base and experts, two shards and an index each."""
-    folder, llama, experts = given
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(1 << 24, generator=generator)
     shapes = llama.shapes()
@@ -114,18 +112,13 @@ def _drawn(pool: torch.Tensor, shape: tuple[int, ...], name: str, model: int) ->
 
 
 def merge(job: Job) -> tuple[float, float, int]:
-    """Merge in this process, which is a fresh one; return seconds, those of the processor, and the peak of resident memory."""
-    from fusionbench_lite.methods.files import merge_files
-
-    torch.set_num_threads(job.threads)
-    memory = Memory(torch.device("cpu"))
-    experts = {f"expert{number}": job.folder / f"expert{number}" for number in range(1, job.experts + 1)}
-    memory.start()
-    start, cpu = time.perf_counter(), time.process_time()
-    merge_files(job.method, job.folder / "base", experts, job.folder / "out")
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    """Merge in a fresh process; return seconds, those of the processor, and the peak of resident memory."""
+    given = [job.method, str(job.folder), str(job.experts), str(job.threads)]
+    command = [sys.executable, "-m", "benchmarks.large_models_job", *given]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     shutil.rmtree(job.folder / "out")
-    return seconds, cpu, memory.peak()
+    seconds, cpu, peak = json.loads(done.stdout)
+    return seconds, cpu, peak
 
 
 def copy(folder: Path, experts: int) -> tuple[float, float]:
@@ -155,7 +148,7 @@ def measure(folder: Path, method: str, experts: int, rounds: int, threads: int) 
         seconds, cpu = copy(folder, experts)
         found.copying.append(seconds)
         found.cpu_copying.append(cpu)
-        seconds, cpu, peak = isolated(merge, Job(method, folder, experts, threads))
+        seconds, cpu, peak = merge(Job(method, folder, experts, threads))
         found.seconds.append(seconds)
         found.cpu.append(cpu)
         found = dataclasses.replace(found, peak=max(found.peak, peak))
@@ -190,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (free := shutil.disk_usage(folder).free) < needed:
             print(f"{folder.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: set TMPDIR", file=sys.stderr)
             return 2
-        isolated(write_models, (folder, llama, given.experts))
+        write_models(folder, llama, given.experts)
         for method in given.methods:
             found = measure(folder, method, given.experts, given.rounds, given.threads)
             print(line(method, found, llama, given.experts), flush=True)

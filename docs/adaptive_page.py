@@ -20,6 +20,8 @@ from fusionbench_lite.tables.records import Record
 from fusionbench_lite.tables.rows import Rows, load_records
 
 NAME = "adaptive"
+FAILS = "**does not hold**"
+"""The verdict on a claim whose interval lies on the other side of 0."""
 LEARNED = [
     ("Layer-wise AdaMerging", "coefficients", "Merging coefficients of layer-wise AdaMerging, one per task and tensor."),
     ("AdaRank (CART)", "masks", "Which singular components AdaRank keeps (AdaRank, Figure 10)."),
@@ -113,5 +115,5 @@ def decided(rows: Rows, results_dir: str, claims: Sequence[tuple[str, str, str]]
         result = compare(rows, records, first, second)
         points, low, high = result.points
         better, worse = (low > 0, high < 0) if result.measure.higher else (high < 0, low > 0)
-        verdict = "holds" if better else "**does not hold**" if worse else "undecided"
+        verdict = "holds" if better else FAILS if worse else "undecided"
         yield f"| {first} | {second} | {source} | {points:+.2f} | {low:+.2f} to {high:+.2f} | {verdict} |"

@@ -17,6 +17,7 @@ import adaptive_page
 import language_page
 import method_page
 import method_words
+import minilm_page
 import text_page
 import vision_page
 
@@ -114,12 +115,13 @@ def main(arguments: list[str] | None = None) -> None:
         adaptive_page.write(given.out, rows, table, given.results_dir)
         if given.out.resolve() == DOCS:
             stamp_headers(experiments.read("mini/adaptive"), table, config_dir() / "method")
-    try:
-        rows, table = read("mini/text", given.results_dir)
-    except InputError as error:
-        print(f"{text_page.NAME}: left as it is: {error}")
-    else:
-        text_page.write(given.out, rows, table, given.results_dir)
+    for name, page_of in {"mini/text": text_page, "mini/minilm": minilm_page}.items():
+        try:
+            rows, table = read(name, given.results_dir)
+        except InputError as error:
+            print(f"{page_of.NAME}: left as it is: {error}")
+        else:
+            page_of.write(given.out, rows, table, given.results_dir)
     try:
         rows, table = read(given.experiment, given.results_dir)
     except InputError as error:

@@ -12,6 +12,7 @@ fusionbench_lite.merge_files(method, base, experts, out, ...).
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 import types
@@ -22,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.base.signals import TERMINATED
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.fields import REQUIRED, kind, location, word
@@ -55,9 +57,10 @@ def _paths(value: Any) -> dict[str, str]:
 
 def _bytes(value: Any) -> int:
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None or (size := int(float(match[1]) * _UNITS[match[2].upper()])) < 1:
+    size = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= size < math.inf:
         raise ValueError
-    return size
+    return int(size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,16 +133,12 @@ def _merged(options: Options, values: Mapping[str, Any]) -> str:
             options.method, options.base, options.experts, options.out, shard_bytes=options.shard_size or SHARD_BYTES,
             resize=options.resize, **values,
         )
-    files = sorted(out.rglob("*.safetensors"))
-    return f"{out}: {len(files)} file{'s' * (len(files) != 1)}, {_size(files)} written and read back"
+    files = [file.stat().st_size for file in out.rglob("*.safetensors")]
+    return f"{out}: {len(files)} file{'s' * (len(files) != 1)}, {size_text(sum(files))} written and read back"
 
 
 def _said(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     print(f"fusionbench_lite: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _size(files: Sequence[Path]) -> str:
-    return f"{sum(file.stat().st_size for file in files) / 1e9:.3f} GB"
 
 
 class _Callable(types.ModuleType):

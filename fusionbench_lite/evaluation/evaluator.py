@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -85,6 +86,10 @@ class Evaluator:
 
     def trial(self, encode: Callable[[], Tensor]) -> None:
         """Refuse what an adapted model makes of an example where this evaluator cannot judge it; here it can."""
+
+    def featuring(self) -> AbstractContextManager[None]:
+        """Return a context in which models give features, whatever they give while they are judged."""
+        return nullcontext()
 
     def _predictions(
         self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]

@@ -44,7 +44,7 @@ class Passes:
     def __init__(self, size: int | None, pixels: int, device: torch.device) -> None:
         self.device, self.given = device, size is not None
         self.size = size
-        self._longest = 1
+        self._longest, self._places = 1, None if device.type == "cuda" else PLACES
         if size is None and device.type != "cuda":
             self.size = max(1, min(MOST["cpu"], PIXELS // max(pixels, 1)))
 
@@ -67,6 +67,8 @@ class Passes:
                 if len(rows) == 1:
                     raise InputError("out of memory with one example at a time: use a smaller model or device=cpu") from error
                 self.size = -(-len(rows) // 2)
+                if lengths is not None:  # so many of these, else as many would be tried again
+                    self._longest, self._places = max(int(lengths[rows[0]]), 1), None
                 log.warning("out of memory with %d examples in a pass: trying %d", len(rows), self.size)
                 continue
             yield rows, result
@@ -77,7 +79,7 @@ class Passes:
         size = self.size or PROBE
         if lengths is None or self.given or self.size is None:
             return size
-        places = size * self._longest if self.device.type == "cuda" else PLACES
+        places = size * self._longest if self._places is None else self._places
         return max(1, min(places // max(int(lengths[coming[0]]), 1), MOST.get(self.device.type, MOST["cpu"])))
 
     def _probed(self, compute: Callable[[NDArray[np.int64]], Result], rows: NDArray[np.int64]) -> Result:

@@ -31,7 +31,8 @@ class Suite:
     `chunk` the number of examples in one forward pass of an adaptation, None for all. `constants` are tensors of the model
     that experts do not have, as FusionBench's projection. `details` are facts of the model that a record is known by beside
     its name, such as the layout. `by_content`: checkpoints count by what they hold, wherever they lie, and the hashes of the
-    tasks cover test examples alone.
+    tasks cover test examples alone. `beside` stands for what decides an expert's model beside its own files: the pretrained
+    weights that an adapter changes, and those of tensors that are not merged.
     """
 
     family: str
@@ -54,6 +55,7 @@ class Suite:
     constants: frozenset[str] = frozenset()
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     by_content: bool = False
+    beside: str | None = None
 
     @property
     def heads(self) -> Mapping[str, Callable[[Tensor], Tensor]]:

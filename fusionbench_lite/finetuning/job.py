@@ -70,7 +70,7 @@ def finetune(
     fit, a folder of another base model or a file trained otherwise, and MergeError for a loss or a gradient that is not
     finite, naming the step.
     """
-    place = Folder(folder, model_name, layout, "", family)
+    place = Folder(path=folder, model=model_name, layout=layout, base="", family=family)
     job = _Job(model, pretrained, heads, data, recipe, settings or FinetuneSettings(), place, constants or {})
     if normalise is None:
         from fusionbench_lite.models.clip import normalise as clips

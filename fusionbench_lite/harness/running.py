@@ -138,8 +138,9 @@ def _model(folder: Path, settings: Settings) -> tuple[Any, dict[str, Any]]:
     device = str(device_of(settings.device))
     try:
         model = HFLM(pretrained=str(folder), device=device, dtype=settings.dtype, batch_size=settings.batch)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise InputError(f"{folder}: transformers cannot load it ({str(error).strip().partition(chr(10))[0]})") from error
+    except Exception as error:  # whatever a damaged file makes transformers or safetensors raise
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        raise InputError(f"{folder}: transformers cannot load it ({reason})") from error
     inner = model.model
     bad = next((name for name, weight in inner.named_parameters() if not bool(torch.isfinite(weight).all())), None)
     if bad is not None:

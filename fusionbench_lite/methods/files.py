@@ -139,7 +139,13 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _begun(iterator: Iterator[T]) -> Iterator[T]:
     """Return an iterator that has done its first step, so that what a method refuses at once is refused before writing."""
-    return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
+    return _handed_out(list(itertools.islice(iterator, 1)), iterator)
+
+
+def _handed_out(first: list[T], rest: Iterator[T]) -> Iterator[T]:
+    while first:  # itertools.chain would hold a tensor until its end
+        yield first.pop()
+    yield from rest
 
 
 def _beside(folder: Path) -> set[str]:

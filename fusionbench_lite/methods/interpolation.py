@@ -67,7 +67,11 @@ def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
     _check_two("nuslerp", experts)
     for name in experts.pending:
         weights = h.vectors == "weights"
-        merged = _Circle(experts.walk(name, weights=weights), experts.shape(name), h.dimension, h.t).points()
+        circle = _Circle(experts.walk(name, weights=weights), experts.shape(name), h.dimension, h.t)
+        if circle.plain and not weights:
+            yield name, experts.combination(name, circle.factors())
+            continue
+        merged = circle.points()
         yield name, merged.reshape(experts.shape(name)) if weights else experts.added(name, merged)
 
 
@@ -89,6 +93,15 @@ class _Circle:
         # A block is a matrix with vectors in its rows ("flat": one row), or its columns.
         self._along = 1 if self._flat or self._last else 0
         self._width = 0 if self._flat else shape[-1] if self._last else math.prod(shape[1:])
+
+    @property
+    def plain(self) -> bool:
+        """Whether a sum of both tensors in the work dtype, one factor each, is what `points` gives: of weights of 16 bits."""
+        return self._flat and self._walk.exact == torch.float32
+
+    def factors(self) -> list[float]:
+        """Return the factors of both tensors where there is one circle."""
+        return [factor.item() for factor in self._shares(self._sums(), lambda units: self._apart(self._pairs(), units))]
 
     def points(self) -> Tensor:
         """Return the point at t, flattened."""

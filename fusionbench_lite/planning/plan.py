@@ -113,9 +113,15 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
+    experts = _experts(plain["checkpoints"]["experts"], wanted.tasks, method)
+    if wanted.tensors == "blocks_on_mean" and experts is not None and len(experts) < len(wanted.tasks):
+        raise InputError(
+            "checkpoints.tensors=blocks_on_mean takes the mean of every task's expert: leave checkpoints.experts out, or choose "
+            f"tasks={list(experts)}"
+        )
     plan = Plan(
         method=method.id, hyperparameters=hyperparameters, settings=settings, wanted=wanted, task_set=task_set,
-        experts=_experts(plain["checkpoints"]["experts"], wanted.tasks, method), place=plain["checkpoints"]["place"],
+        experts=experts, place=plain["checkpoints"]["place"],
         select=config.select.name, overwrite=plain["overwrite"], results_dir=folder("results_dir", expanded(plain["results_dir"])),
         trainer=plain["trainer"], logger=plain["logger"] or {},
         config=_jsonable(plain | {"select": config.select.name, "precision": config.precision.name}),

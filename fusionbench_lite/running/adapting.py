@@ -148,7 +148,7 @@ class Feed:
     def _compute(self, task: str, split: str, rows: Rows) -> Tensor | None:
         # One precision, whether an evaluation or a step asks first: a resumed run has to find the same.
         device, bf16 = self.suite.device.type, self.suite.evaluator.bf16
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), self.suite.evaluator.featuring(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             return self.procedure.precomputed(task, self.suite.inputs(task, split, rows))
 
 

@@ -97,6 +97,8 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     key |= suite.details
     if suite.by_content:
         key["training"] = suite.training_hash(task)
+    if suite.beside is not None:
+        key["beside"] = suite.beside
     if plan.setting("order") == "shuffled":
         key["seed"] = plan.seed
     return key

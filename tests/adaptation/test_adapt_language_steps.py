@@ -204,8 +204,8 @@ def test_metamerging_at_all_positions(length, updates):
         last = oracle.run(problem, s.setting.batches, steps + adapters, adapter_steps=adapters, **given)
         raw, losses = last.raw, last.losses
     got = fbl.adapt(
-        "metamerging", *s.setting.arguments(), steps + adapters, adapter_steps=adapters, rank=3, features="positions", length=length,
-        updates=updates, **given,
+        "metamerging", *s.setting.arguments(), steps + adapters, adapter_steps=adapters, rank=3, features="positions",
+        length=length, updates=updates, **given,
     )
     want = {"raw": raw, **{f"{t}/{n}": v for t, own in last.adapters.items() for n, v in own.items()}}
     check_learned(got.learned, want, 1e-9, DOUBLE)

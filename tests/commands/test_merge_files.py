@@ -22,7 +22,7 @@ def line(tmp_path: Path) -> list[str]:
 
 def test_a_line_is_the_call(tmp_path, line, capsys):
     assert command.main([*line, "method.keep=0.5", "method.scaling=4e-1", "method.reduce=mean", "shard_size=200B"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 2 files, 0.000 GB written and read back\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 2 files, 912 B written and read back\n"
     experts = {"1e3": tmp_path / "in" / "my a, (1)", "b": tmp_path / "in" / "b"}
     whole = fbl.merge_files(  # which is the module now that it is imported, and can be called
         "ties_merging", tmp_path / "in" / "base", experts, tmp_path / "whole", shard_bytes=200, keep=0.5, scaling=0.4,
@@ -45,6 +45,7 @@ def test_a_line_is_the_call(tmp_path, line, capsys):
         ({"experts": "{a: /nowhere}"}, "expert 'a': '/nowhere' does not exist: give"),
         ({"shard_size": "many"}, "shard_size must be a size, as in 5GB or 500MB or null, got 'many'"),
         ({"shard_size": "0GB"}, "shard_size must be a size"),
+        ({"shard_size": "9" * 400}, "shard_size must be a size"),
         ({"resize": "zero"}, "resize must be one of mean, pad or null, got 'zero'"),
         ({"shards": "3"}, "unknown key 'shards'"),
         ({"-m": None}, "'-m' sets nothing: give KEY=VALUE"),

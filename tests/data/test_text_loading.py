@@ -237,7 +237,8 @@ def test_a_drawn_task_is_read_as_a_file_is(reading, monkeypatch: pytest.MonkeyPa
         assert all(row["question"] in given for row, given in zip(rows, found.texts[columns[0]], strict=True))
         assert len(found.inputs("train")) == 5
         assert found.source == "drawn answer, test, seed 4"
-        assert (found.files, found.caveats) == ({}, ())
+        assert found.files == {}
+        assert all("are cut" in note for note in found.caveats)  # a tokenizer of a few texts cuts words of others into letters
     assert text.load("answer", reading(seed=5)).sha256 != text.load("answer", reading(seed=4)).sha256
 
 

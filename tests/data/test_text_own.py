@@ -101,6 +101,7 @@ def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, said: st
         ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean 'accuracy'"),
         ({"metric": "spearman"}, "metric spearman is of scores, but classes lists 2 names"),
         ({"words": ["yes"]}, "words has 1 answers, classes 2 names"),
+        ({"words": ["yes", "yes"]}, "words has one answer for two classes (yes, yes)"),
         ({"templat": "x"}, "unknown key 'templat': did you mean 'template'"),
         ({"template": "Is {sentence good?"}, "template or score is not one"),
         ({"template": "Is {sentence.__class__} good?"}, "template holds {sentence.__class__}, which names no column"),

@@ -134,3 +134,11 @@ def test_a_damaged_folder_is_named_in_one_line(folders: dict[str, Path], tmp_pat
         Tokenizer(folder)
     assert str(folder) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_side_that_is_cut_is_of_the_fingerprint(folders: dict[str, Path], tmp_path: Path):
+    left = shutil.copytree(folders["gpt2"], tmp_path / "left")
+    (left / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "left"}))
+    one, other = Tokenizer(folders["gpt2"]), Tokenizer(left)
+    assert one.encode(FIRST, None, 3)[1].tolist() != other.encode(FIRST, None, 3)[1].tolist()
+    assert one.fingerprint != other.fingerprint

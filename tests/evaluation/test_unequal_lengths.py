@@ -42,6 +42,21 @@ def test_a_pass_that_does_not_fit_is_halved():
     assert tried[:3] == [40, 20, 10]
 
 
+def test_a_pass_of_a_size_that_was_found_is_halved_until_it_fits():
+    lengths = np.concatenate([np.full(8, 600), np.full(600, 8)])
+    tried = []
+
+    def compute(rows: np.ndarray) -> int:
+        tried.append(len(rows))
+        assert len(tried) < 200
+        if len(rows) > 40:
+            raise torch.OutOfMemoryError
+        return len(rows)
+
+    assert sum(count for _, count in Passes(None, 600, CPU).run(compute, len(lengths), lengths)) == 608
+    assert sum(count > 40 for count in tried) == 3  # 250, 125, 63
+
+
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_predictions_are_in_the_order_of_the_examples(batch: int | None):
     texts = [np.full(length, 1 + number % 5, np.int32) for number, length in enumerate([3, 9, 1, 9, 4, 2, 7, 5])]

@@ -45,6 +45,11 @@ def infinite(model: Path) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
+def half(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
 def larger(model: Path) -> None:
     words = tokenizer()
     words.add_tokens(["[PAD]", "[MASK]"])
@@ -58,6 +63,7 @@ SPOILED = {
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer"),
     "an infinite value": (infinite, "model.layers.1.mlp.up_proj.weight has values that are not finite"),
     "a larger tokenizer": (larger, "the tokenizer has 101 entries, the embedding 99 rows"),
+    "half a file": (half, "transformers cannot load it"),
     "another class": (lambda model: (model / "config.json").write_text('{"model_type": "lama"}'), "transformers cannot load it"),
 }
 

@@ -10,6 +10,7 @@ import torch
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import language
+from fusionbench_lite.suites.text.judging import GeneratingEvaluator
 from tests.adaptation.test_adapt_language import DOUBLE, EXACT, KINDS, call, double
 from tests.support.helpers import distance, refused
 from tests.support.language_models import (
@@ -81,6 +82,19 @@ def test_start_token_matters_and_is_checked():
     assert distance(call(encoder_of("t5", model, start=1), {}, batch), call(encoder, {}, batch).detach()) > 1e-3
     with refused("start", str(VOCABULARY - 1), str(VOCABULARY)):
         encoder_of("t5", model, start=VOCABULARY)
+
+
+def test_features_while_answers_are_judged_are_features():
+    _, encoder = double("t5")
+    batch = texts("t5", 3, 5, 2)
+    evaluator = GeneratingEvaluator(
+        data={}, heads={}, device=torch.device("cpu"), model=encoder, tokenizer=None, longest=6,  # type: ignore[arg-type]
+    )
+    want = call(encoder, {}, batch)
+    with encoder.generating(6):
+        with evaluator.featuring():
+            assert torch.equal(call(encoder, {}, batch), want)
+        assert not call(encoder, {}, batch).is_floating_point()
 
 
 def test_gpt2_features_are_those_of_the_last_token():

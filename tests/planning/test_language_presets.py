@@ -87,7 +87,9 @@ def test_adarank_learns_as_many_numbers_as_its_released_code(model, coefficients
     assert learned(of, 7, plan.method, plan.values).counts == {"coefficients": coefficients, "mask logits": logits}
 
 
-LANGUAGE = ["gpt2", "roberta", "flan_t5_base", "flan_t5_large", "minilm", "text_mini_encoder", "text_mini_decoder", "text_mini_seq2seq"]
+LANGUAGE = [
+    "gpt2", "roberta", "flan_t5_base", "flan_t5_large", "minilm", "text_mini_encoder", "text_mini_decoder", "text_mini_seq2seq",
+]
 
 
 @pytest.mark.parametrize("model", LANGUAGE)

@@ -84,7 +84,7 @@ def test_what_is_given_wins(resolve, method):
 def test_other_methods_have_no_such_settings(resolve):
     assert resolve("method=task_arithmetic").settings == {}
     assert set(resolve("method=adarank").settings) == {
-        "steps", "batch_size", "batches", "stream", "eval_every", "fraction", "held_out",
+        "steps", "batch_size", "batches", "stream", "eval_every", "fraction", "held_out", "dropout",
     }
     with pytest.raises(MergeError, match="has no hyperparameter 'statistics'"):
         resolve("method=task_arithmetic", "+method.statistics.examples=3")

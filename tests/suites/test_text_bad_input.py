@@ -98,6 +98,25 @@ def test_methods_that_change_features_of_a_model_that_generates(texts: TextSuite
     has(texts.refused(f"method={method} model=flan_t5_base tasks=[sst2,rte] {steps}"), "features", "merges weights")
 
 
+def test_an_expert_whose_classes_have_another_order(texts: TextSuite):
+    folder = own(texts)
+    line = f"{GPT2} checkpoints.dir={folder} limit=2"
+    edit(folder / "mnli/config.json", id2label={"0": "Contradiction", "1": "Neutral", "2": "Entailment"})
+    has(texts.refused(line), "'mnli'", "contradiction, neutral, entailment", "entailment, neutral, contradiction")
+    edit(folder / "mnli/config.json", id2label={"0": "entailment", "1": "neutral", "2": "contradiction"})
+    texts.run(line)
+
+
+def test_an_answer_that_is_never_generated_whole(texts: TextSuite):
+    data = text_files.task(texts.folder / "data", "rte", template="{sentence}", words=["no", "yes and no " * 9])
+    has(texts.refused(f"{FLAN} data_dir={data}"), "'rte'", "'yes and no ", "9 tokens")
+
+
+def test_a_mean_of_experts_that_are_not_merged(texts: TextSuite):
+    line = f"{GPT2} checkpoints.tensors=blocks_on_mean checkpoints.experts=1"
+    has(texts.refused(line), "blocks_on_mean", "checkpoints.experts", "tasks=['sst2']")
+
+
 def test_what_a_folder_of_ones_own_lacks(texts: TextSuite):
     folder = own(texts)
     line = f"{GPT2} checkpoints.dir={folder}"

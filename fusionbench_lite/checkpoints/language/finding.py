@@ -49,7 +49,7 @@ class Finder:
             hashes[task], places[task] = folder.sha256, folder.path
         return Found(
             folder=base.path, model=model, pretrained=pretrained, experts=experts, heads=heads, files=self.files,
-            sources=self.sources, expert_hashes=hashes, folders=places,
+            sources=self.sources, expert_hashes=hashes, base_hash=base.sha256, folders=places,
             caveats=tuple(dict.fromkeys(self.notes)),
         )
 

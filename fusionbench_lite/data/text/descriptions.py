@@ -89,6 +89,8 @@ def described(name: str, content: Any, where: str, rows: Mapping[str, int] | Non
     words = _strings(where, "words", content.get("words"))
     if words is not None and len(words) != len(classes or ()):
         raise InputError(f"{where}: words has {len(words)} answers, classes {len(classes or ())} names: give one answer a class")
+    if words is not None and len(set(words)) < len(words):
+        raise InputError(f"{where}: words has one answer for two classes ({', '.join(words)}): give each an answer of its own")
     template, label = content.get("template"), content.get("label", "label")
     for key, value in (("template", template or ""), ("label", label), ("score", content.get("score", SCORE))):
         if not isinstance(value, str):

@@ -56,6 +56,11 @@ def texts_of(entry: Description, protocol: Protocol, given: Examples) -> dict[st
     return {name: list(given.columns[name]) for name in entry.text}
 
 
+def longest_of(tokenizer: Tokenizer, protocol: Protocol) -> int:
+    """Return how many tokens of a text are read: the protocol's number, or the model's where that is smaller."""
+    return min(protocol.longest, tokenizer.longest or protocol.longest)
+
+
 def encode(
     entry: Description, given: Examples, tokenizer: Tokenizer, protocol: Protocol, cache: Path, report: Report | None = None
 ) -> Encoded:
@@ -65,7 +70,7 @@ def encode(
     """
     texts = list(texts_of(entry, protocol, given).values())
     first, second = texts[0], texts[1] if len(texts) > 1 else None
-    longest = min(protocol.longest, tokenizer.longest or protocol.longest)
+    longest = longest_of(tokenizer, protocol)
     path = cache / "text" / f"{entry.name}-{_key(tokenizer, longest, texts)[:16]}.npz"
     found = _kept(path) if path.exists() else None
     if found is None:

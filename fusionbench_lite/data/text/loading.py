@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fusionbench_lite.data.arrays import TaskData
 from fusionbench_lite.data.text import descriptions, drawn, glue, notes, own, stock
 from fusionbench_lite.data.text.descriptions import Description
-from fusionbench_lite.data.text.encoding import Report, encode, encode_answers, texts_of
+from fusionbench_lite.data.text.encoding import Report, encode, encode_answers, longest_of, texts_of
 from fusionbench_lite.data.text.examples import Examples, as_labels
 from fusionbench_lite.data.text.protocols import Protocol
 from fusionbench_lite.data.text.tokenizing import Tokenizer
@@ -129,7 +129,8 @@ def _train(
         return read(source.train())  # the texts themselves are not kept: those of MNLI take more than all the tokens
 
     def known(what: str) -> Callable[[], str]:
-        about = what, dataclasses.astuple(entry), reading.protocol.style, reading.protocol.longest, tokenizer.fingerprint
+        longest = longest_of(tokenizer, reading.protocol)
+        about = what, dataclasses.astuple(entry), reading.protocol.style, longest, tokenizer.fingerprint
         given = source.stands_for or str
         return lambda: hashlib.sha256(repr((about, given())).encode()).hexdigest()
 

@@ -54,7 +54,9 @@ class Tokenizer:
         else:
             rules = json.loads(backend.to_str())
             rules |= {"truncation": None, "padding": None}  # what the last call asked for
-        about = (rules, self.pad, self._own.all_special_tokens)
+        about = [rules, self.pad, self._own.all_special_tokens]
+        if self._own.truncation_side != "right":  # the usual one is left out, so that it changes no fingerprint
+            about.append(self._own.truncation_side)
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def encode(self, first: Sequence[str], second: Sequence[str] | None, longest: int) -> list[Row]:

@@ -124,7 +124,7 @@ class _Builder:
         except (OSError, ValueError):
             (self.path / MANIFEST).unlink(missing_ok=True)
             return {}
-        return noted
+        return noted if isinstance(noted, dict) else {}
 
     def _base(self) -> str | None:
         base: str | None = self._noted().get("base_sha256")

@@ -56,8 +56,9 @@ class T5Encoder(Encoder):
         return self._longest_answer is not None
 
     @contextlib.contextmanager
-    def generating(self, longest: int = ANSWER) -> Iterator[None]:
-        """Have `forward` return greedy answers, int64 ids [B, <= longest] that begin with the decoder's start.
+    def generating(self, longest: int | None = ANSWER) -> Iterator[None]:
+        """Have `forward` return greedy answers, int64 ids [B, <= longest] that begin with the decoder's start, or features where
+        `longest` is None.
 
         They come from transformers' own `generate` with the mask of the inputs and whatever weights the encoder has then:
         those of `functional_call` too, where `vocabulary` is set or they do not change the lm_head.

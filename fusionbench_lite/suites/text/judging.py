@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -43,6 +43,10 @@ class GeneratingEvaluator(Evaluator):
                 except Exception as error:  # whatever a layer on features says of the ids that it is given
                     raise _refusal() from error
         _check(ids)
+
+    def featuring(self) -> AbstractContextManager[None]:
+        """Return a context in which the model gives features, also while its answers are judged."""
+        return self.model.generating(None)
 
     def _predictions(self, tasks: list[str], features: Callable[[NDArray[np.int64]], Tensor]) -> dict[str, TaskResult]:
         def answer(rows: NDArray[np.int64]) -> list[str]:

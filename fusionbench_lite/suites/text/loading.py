@@ -27,6 +27,7 @@ from fusionbench_lite.models.language import Encoder, T5Encoder
 from fusionbench_lite.models.language.names import HEADS
 from fusionbench_lite.models.language.t5 import ANSWER
 from fusionbench_lite.suites import Wanted
+from fusionbench_lite.suites.text import checks
 from fusionbench_lite.suites.text.judging import GeneratingEvaluator
 from fusionbench_lite.suites.text.requests import protocol_of, request_of
 from fusionbench_lite.weights.placed import PlacedWeights
@@ -63,6 +64,9 @@ def suite_of(wanted: Wanted, found: Found, progress: Progress, folder: Path | No
     data = {task: texts.load(task, reading, progress) for task in wanted.tasks}
     for task, place in found.folders.items():
         _check_tokenizer(task, place, tokenizer)
+        checks.class_order(data[task], place)
+    if isinstance(encoder, T5Encoder):
+        checks.answers_fit(data, tokenizer)
     kind = found.model.config.model_type
     heads = {task: _head(task, data[task], encoder, found.heads[task], kind).to(device) for task in wanted.tasks}
     names = merged_names(encoder, found.pretrained, wanted)
@@ -77,6 +81,7 @@ def suite_of(wanted: Wanted, found: Found, progress: Progress, folder: Path | No
         multitask=None, model=encoder, evaluator=_evaluator(wanted, data, heads, encoder, tokenizer, device), device=device,
         folder=folder, sources=found.sources, caveats=tuple(notes), constants=frozenset(set(encoder.state_dict()) - set(names)),
         details=details(wanted, protocol), by_content=True,
+        beside=_beside(found, wanted),
     )
 
 
@@ -151,6 +156,12 @@ def _check_tokenizer(task: str, place: Path, tokenizer: Tokenizer) -> None:
             f"task {task!r}: the tokenizer in {place} is another than the pretrained model's ({difference}): the expert is of "
             "another model, or its tokenizer files are"
         )
+
+
+def _beside(found: Found, wanted: Wanted) -> str:
+    """Return what stands for the weights of an expert's model that its own files do not hold."""
+    others = sorted(found.expert_hashes.items()) if wanted.tensors == "blocks_on_mean" else ()
+    return hashlib.sha256(repr((found.base_hash, others)).encode()).hexdigest()
 
 
 def _test_hash(data: TextTask) -> str:

@@ -43,29 +43,36 @@ class Drawing:
 _PAIR = ("first", "second")
 DRAWINGS: dict[str, Drawing] = {
     "sentiment": Drawing(
-        ("sentence",), ("negative", "positive"), "sentiment : {sentence}", ("negative", "positive"), sentences.sentiment
+        columns=("sentence",), classes=("negative", "positive"), template="sentiment : {sentence}",
+        words=("negative", "positive"), one=sentences.sentiment,
     ),
     "acceptability": Drawing(
-        ("sentence",), ("unacceptable", "acceptable"), "acceptability : {sentence}", ("unacceptable", "acceptable"),
-        sentences.acceptability,
+        columns=("sentence",), classes=("unacceptable", "acceptable"), template="acceptability : {sentence}",
+        words=("unacceptable", "acceptable"), one=sentences.acceptability,
     ),
     "topic": Drawing(
-        ("sentence",), ("sports", "food", "music", "travel"), "topic : {sentence}", ("sports", "food", "music", "travel"),
-        sentences.topic,
+        columns=("sentence",), classes=("sports", "food", "music", "travel"), template="topic : {sentence}",
+        words=("sports", "food", "music", "travel"), one=sentences.topic,
     ),
     "tense": Drawing(
-        ("sentence",), ("past", "present", "future"), "tense : {sentence}", ("past", "present", "future"), sentences.tense
+        columns=("sentence",), classes=("past", "present", "future"), template="tense : {sentence}",
+        words=("past", "present", "future"), one=sentences.tense,
     ),
-    "number": Drawing(("sentence",), ("singular", "plural"), "number : {sentence}", ("singular", "plural"), sentences.number),
+    "number": Drawing(
+        columns=("sentence",), classes=("singular", "plural"), template="number : {sentence}", words=("singular", "plural"),
+        one=sentences.number,
+    ),
     "paraphrase": Drawing(
-        _PAIR, ("different", "paraphrase"), "paraphrase : {first} {second}", ("different", "same"), pairs.paraphrase
+        columns=_PAIR, classes=("different", "paraphrase"), template="paraphrase : {first} {second}", words=("different", "same"),
+        one=pairs.paraphrase,
     ),
     "entailment": Drawing(
-        ("premise", "hypothesis"), ("not_entailment", "entailment"), "entailment : {premise} {hypothesis}", ("no", "yes"),
-        pairs.entailment,
+        columns=("premise", "hypothesis"), classes=("not_entailment", "entailment"),
+        template="entailment : {premise} {hypothesis}", words=("no", "yes"), one=pairs.entailment,
     ),
     "answer": Drawing(
-        ("question", "sentence"), ("not_answer", "answer"), "answer : {question} {sentence}", ("wrong", "right"), pairs.answer
+        columns=("question", "sentence"), classes=("not_answer", "answer"), template="answer : {question} {sentence}",
+        words=("wrong", "right"), one=pairs.answer,
     ),
 }
 TASKS = tuple(DRAWINGS)

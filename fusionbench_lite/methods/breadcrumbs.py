@@ -43,11 +43,15 @@ def breadcrumbs(experts: Experts, h: Breadcrumbs) -> Iterator[tuple[str, Tensor]
         if not experts.specs[name].shape:
             yield name, experts.combination(name, [h.scaling] * len(experts))
             continue
-        walk = experts.walk(name)
-        length = experts.shape(name)[-1] if h.granularity == "row" else experts.numel(name)
-        first, kept = int(h.outliers * length), int(h.keep * length)
-        pieces = _by_row(walk, length, first, kept) if h.granularity == "row" else _as_a_whole(walk, length, first, kept)
-        yield name, experts.added(name, walk.filled(pieces), h.scaling)
+        yield name, _merged(experts, name, h)
+
+
+def _merged(experts: Experts, name: str, h: Breadcrumbs) -> Tensor:
+    walk, shape = experts.walk(name), experts.shape(name)
+    length = shape[-1] if h.granularity == "row" else experts.numel(name)
+    first, kept = int(h.outliers * length), int(h.keep * length)
+    pieces = _by_row(walk, length, first, kept) if h.granularity == "row" else _as_a_whole(walk, first, kept)
+    return walk.on_base(pieces, h.scaling).reshape(shape)
 
 
 def _by_row(walk: Walk, length: int, first: int, kept: int) -> Iterator[tuple[slice, Tensor]]:
@@ -60,7 +64,7 @@ def _by_row(walk: Walk, length: int, first: int, kept: int) -> Iterator[tuple[sl
         yield part, ordered_sum(rows).reshape(-1)
 
 
-def _as_a_whole(walk: Walk, length: int, first: int, kept: int) -> Iterator[tuple[slice, Tensor]]:
+def _as_a_whole(walk: Walk, first: int, kept: int) -> Iterator[tuple[slice, Tensor]]:
     """Walk Σ_t τ̃_t, masked in the whole tensor: its magnitudes are ordered for one task after another, then all are masked."""
     bands = []
     for number in range(len(walk.flat)):

@@ -54,8 +54,7 @@ def slerp(experts: Experts, h: Slerp) -> Iterator[tuple[str, Tensor]]:
     """
     _check_two("slerp", experts)
     for name in experts.pending:
-        circle = _Circle(experts.walk(name, weights=True), experts.shape(name), "flat", h.t, PARALLEL)
-        yield name, circle.points().reshape(experts.shape(name))
+        yield name, _merged(experts, name, NuSlerp(t=h.t, vectors="weights"), PARALLEL)
 
 
 @method("nuslerp", NuSlerp, label="NuSLERP")
@@ -66,13 +65,15 @@ def nuslerp(experts: Experts, h: NuSlerp) -> Iterator[tuple[str, Tensor]]:
     """
     _check_two("nuslerp", experts)
     for name in experts.pending:
-        weights = h.vectors == "weights"
-        circle = _Circle(experts.walk(name, weights=weights), experts.shape(name), h.dimension, h.t)
-        if circle.plain and not weights:
-            yield name, experts.combination(name, circle.factors())
-            continue
-        merged = circle.points()
-        yield name, merged.reshape(experts.shape(name)) if weights else experts.added(name, merged)
+        yield name, _merged(experts, name, h)
+
+
+def _merged(experts: Experts, name: str, h: NuSlerp, parallel: float | None = None) -> Tensor:
+    walk, shape = experts.walk(name, weights=h.vectors == "weights"), experts.shape(name)
+    circle = _Circle(walk, shape, h.dimension, h.t, parallel)
+    if circle.plain and walk.base is not None:
+        return experts.combination(name, circle.factors(), walk)
+    return walk.on_base(circle.points()).reshape(shape)
 
 
 def _check_two(name: str, experts: Experts) -> None:
@@ -103,11 +104,8 @@ class _Circle:
         """Return the factors of both tensors where there is one circle."""
         return [factor.item() for factor in self._shares(self._sums(), lambda units: self._apart(self._pairs(), units))]
 
-    def points(self) -> Tensor:
-        """Return the point at t, flattened."""
-        return self._walk.filled(self._pieces())
-
-    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
+    def points(self) -> Iterator[tuple[slice, Tensor]]:
+        """Walk the points at t, slice by slice of the flattened tensor."""
         shares = None if self._last else self._shares(self._sums(), lambda units: self._apart(self._pairs(), units))
         for part, pair in self._pairs():
             left, right = self._shares_of(pair) if shares is None else shares

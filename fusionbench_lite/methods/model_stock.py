@@ -38,13 +38,15 @@ def model_stock(experts: Experts, h: ModelStock) -> Iterator[tuple[str, Tensor]]
     Orthogonal task vectors give θ0, equal ones the expert. Cost: O(T²d), one pass.
     """
     for name in experts.pending:
-        walk = experts.walk(name)
-        if h.granularity == "tensor":
-            ratio = _ratio(walk.products().unsqueeze(0), h.average)
-            yield name, experts.combination(name, [ratio.item() / len(experts)] * len(experts))
-            continue
-        rows = walk.flat[0].numel() // experts.shape(name)[0]
-        yield name, experts.added(name, walk.filled(_by_row(walk, rows, h.average)))
+        yield name, _merged(experts, name, h)
+
+
+def _merged(experts: Experts, name: str, h: ModelStock) -> Tensor:
+    walk, shape = experts.walk(name), experts.shape(name)
+    if h.granularity == "tensor":
+        ratio = _ratio(walk.products().unsqueeze(0), h.average)
+        return experts.combination(name, [ratio.item() / len(experts)] * len(experts), walk)
+    return walk.on_base(_by_row(walk, experts.numel(name) // shape[0], h.average)).reshape(shape)
 
 
 def _by_row(walk: Walk, length: int, average: str) -> Iterator[tuple[slice, Tensor]]:

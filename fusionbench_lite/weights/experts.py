@@ -154,10 +154,11 @@ class Experts:
             result[part] = values
         return result
 
-    def combination(self, name: str, weights: Sequence[float]) -> Tensor:
-        """Return θ0 + Σ_t w_t τ_t in the work dtype, with one pass over the inputs."""
-        base = self._raw(None, name).reshape(-1)  # [n]
-        flat = [self._raw(task, name).reshape(-1) for task in self.tasks]
+    def combination(self, name: str, weights: Sequence[float], walk: Walk | None = None) -> Tensor:
+        """Return θ0 + Σ_t w_t τ_t in the work dtype, with one pass over the inputs, or over those that a walk holds already."""
+        held = None if walk is None else walk.base
+        base = self._raw(None, name).reshape(-1) if held is None else held  # [n]
+        flat = [self._raw(task, name).reshape(-1) for task in self.tasks] if walk is None else walk.flat
         result, finite = combined(base, flat, weights, self.work_dtype(name))
         self._settle(name, finite)
         return self._noted(result.reshape(self.shape(name)), finite)

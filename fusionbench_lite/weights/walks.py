@@ -73,6 +73,11 @@ class Walk:
                 products[one, other] += torch.dot(precise[one], precise[other])
         return products.triu() + products.triu(1).T if pairwise else products
 
+    def on_base(self, pieces: Iterator[tuple[slice, Tensor]], scaling: float = 1.0) -> Tensor:
+        """Return θ0 + λ τ [n] for τ put together as `filled` does."""
+        vectors = self.filled(pieces)
+        return vectors if self.base is None else added(vectors, self.base, scaling)
+
     def filled(self, pieces: Iterator[tuple[slice, Tensor]]) -> Tensor:
         """Return a new tensor [n] in the work dtype, put together from slices and their values."""
         result = torch.empty(len(self.flat[0]), dtype=self.dtype, device=self.flat[0].device)

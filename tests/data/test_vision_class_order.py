@@ -72,6 +72,7 @@ def test_class_folders_whose_order_cannot_be_checked_are_refused(tmp_path, task,
     refused(task, vision.Sources(variant, tmp_path / "cache", tmp_path), str(tmp_path / task / "test"), *parts)
 
 
+@pytest.mark.slow
 def test_folders_of_full_size_have_the_labels_of_their_names(tmp_path):
     """The published number of images says nothing of the order: the classes of PCAM sort the other way round."""
     for label, name in enumerate(("normal", "metastasis")):

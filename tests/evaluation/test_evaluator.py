@@ -133,6 +133,7 @@ def test_mixed_precision_runs_the_encoder_in_bf16_and_the_head_in_float32():
     assert agree > 0.9
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_tasks_and_find_the_same():
     size = 16
     evaluator, encode = make()

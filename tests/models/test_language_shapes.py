@@ -64,7 +64,7 @@ def test_names_and_shapes_are_those_of_transformers(config):
 def test_the_named_models_have_the_published_sizes():
     for name, config in CONFIGS.items():
         assert language_shapes.SIZES[name] == language_shapes.size_of(config), name
-    counts = {name: language_shapes.of_size(name, size).parameters for name, size in language_shapes.SIZES.items()}
+    counts = {name: language_shapes.of_size(name, language_shapes.SIZES[name]).parameters for name in CONFIGS}
     assert counts == {
         "gpt2": 124_439_808, "roberta": 124_055_040, "minilm": 22_713_216, "flan_t5_base": 247_577_856,
         "flan_t5_large": 783_150_080,

@@ -85,6 +85,7 @@ def test_doge_of_one_expert(given_, dtype):
     compare("doge_ta", {"steps": 30, **given_}, base, decades(base, 1), PRECISION[dtype], UPDATE[dtype])
 
 
+@pytest.mark.slow
 @FLOATS
 def test_doge_with_the_published_settings(dtype):
     base = hf_clip_state(2, dtype)
@@ -160,6 +161,7 @@ def test_awd_equals_its_oracle(given_, dtype, count):
     compare("awd_ta", {"steps": 8, **given_}, base, experts_of(base, count), PRECISION[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["tensor", "global"])
 @pytest.mark.parametrize(("optimizer", "lr"), [("gd", 1e-6), ("adam", 1e-4)])
 def test_awd_after_many_steps(group, optimizer, lr):
@@ -168,6 +170,7 @@ def test_awd_after_many_steps(group, optimizer, lr):
     compare("awd_ta", {"lr": lr, "steps": 100, "group": group, "optimizer": optimizer}, base, decades(base, 3), 1e-8)
 
 
+@pytest.mark.slow
 def test_awd_with_the_published_settings():
     base = clip_state(3, torch.float64)
     compare("awd_ta", {}, base, experts_of(base, 3), 1e-8)
@@ -202,6 +205,7 @@ def test_wudi_equals_its_oracle(given_, dtype, count):
     compare("wudi", {"steps": 30, **given_}, base, decades(base, count, low=1e-2), PRECISION[dtype], UPDATE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", [1e-4, 1e-2])
 def test_wudi_with_the_published_settings(low):
     base = hf_clip_state(1, torch.float64)

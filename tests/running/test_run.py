@@ -144,6 +144,7 @@ def test_killed_in_the_middle_the_same_line_finishes_with_the_same_record(tmp_pa
     assert _essence(_record(tmp_path / "killed")) == _essence(_record(tmp_path / "undisturbed"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run(tmp_path, shared_cache, command):
     arguments = ["method=adamerging_layerwise", "steps=6", *SMALL, *SHORT]
     assert command(*arguments).returncode == 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.against_mergekit_cases import CASES
+
 if TYPE_CHECKING:
     from benchmarks.against_mergekit import Measured
     from benchmarks.large_models import Llama
@@ -81,9 +83,11 @@ def page(found: Sequence[Measured], llama: Llama, clock: str, where: str) -> str
     differs = "\n".join(f"- **{one.case.name}**: {one.case.differs}." for one in once if one.case.differs)
     size = sum(torch.Size(shape).numel() for shape in llama.shapes().values())
     rounds = min(len(one.rounds["ours"]) for one in found)
+    missing = [f"`{case.name}`" for case in CASES if case.name not in {one.case.name for one in found}]
+    speed = [_speed(one, clock) for one in found] + [f"\nNot measured yet: {', '.join(missing)}."] * bool(missing)
     return PAGE.format(
         size=size / 1e9, rounds=rounds, s="s" * (rounds != 1), where=where, clock={"cpu": "processor", "wall": "wall"}[clock],
-        speed="\n".join(_speed(one, clock) for one in found), values="\n".join(map(_values, once)), differs=differs,
+        speed="\n".join(speed), values="\n".join(map(_values, once)), differs=differs,
     )
 
 

@@ -115,13 +115,20 @@ def main(arguments: list[str] | None = None) -> None:
         adaptive_page.write(given.out, rows, table, given.results_dir)
         if given.out.resolve() == DOCS:
             stamp_headers(experiments.read("mini/adaptive"), table, config_dir() / "method")
-    for name, page_of in {"mini/text": text_page, "mini/minilm": minilm_page}.items():
+    texts = []
+    for name in text_page.EXPERIMENTS:
         try:
-            rows, table = read(name, given.results_dir)
+            texts.append(read(name, given.results_dir))
         except InputError as error:
-            print(f"{page_of.NAME}: left as it is: {error}")
-        else:
-            page_of.write(given.out, rows, table, given.results_dir)
+            print(f"{text_page.NAME}: {name} is left out: {error}")
+    if texts:
+        text_page.write(given.out, texts, given.results_dir)
+    try:
+        rows, table = read("mini/minilm", given.results_dir)
+    except InputError as error:
+        print(f"{minilm_page.NAME}: left as it is: {error}")
+    else:
+        minilm_page.write(given.out, rows, table, given.results_dir)
     try:
         rows, table = read(given.experiment, given.results_dir)
     except InputError as error:

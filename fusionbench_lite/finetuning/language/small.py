@@ -61,7 +61,7 @@ class SmallRecipe:
 
 RECIPES = {
     "text_mini_encoder": SmallRecipe(tilt=65.0), "text_mini_decoder": SmallRecipe(),
-    "text_mini_seq2seq": SmallRecipe(pretrain_steps=1200, finetune_lr=3e-3),
+    "text_mini_seq2seq": SmallRecipe(pretrain_steps=1800, tilt=45.0, finetune_lr=1.5e-3),
 }
 
 

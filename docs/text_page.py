@@ -70,7 +70,8 @@ def _introduction() -> Iterator[str]:
         "start from there: features are good and heads read them badly, as those of a pretrained model. The experts of T5 "
         "are LoRA adapters of peft, and it answers in words. Hyperparameters of methods are the published ones, with one "
         "budget for what adapts. How far heads are turned and how long is trained was chosen on texts of the training pool that "
-        "no expert saw; early trials, from which the turned heads come, looked at the test texts of seed 0; so that pretrained model, task arithmetic and experts are apart.",
+        "no expert saw; early trials, from which the turned heads come, looked at the test texts of "
+        "seed 0; so that pretrained model, task arithmetic and experts are apart.",
         width=128, break_long_words=False, break_on_hyphens=False,
     )
     yield ""

@@ -12,8 +12,9 @@ from fusionbench_lite import doctor
 from fusionbench_lite.data.vision import stock
 from fusionbench_lite.data.vision.sources import Sources
 from fusionbench_lite.running import loading
+from tests.support.lines import called
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
-from tests.support.vision_suite import Suite, called, small  # noqa: F401  (a fixture)
+from tests.support.vision_suite import Suite, small  # noqa: F401  (a fixture)
 
 SQUARE = 224 * 224 * 3
 

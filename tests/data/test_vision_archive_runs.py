@@ -14,10 +14,11 @@ from fusionbench_lite.models import clip
 from fusionbench_lite.running import loading
 from tests.data.test_vision_archive import PATH
 from tests.support import vision_archive, vision_files
+from tests.support.lines import called
 from tests.support.mirror import Mirror
 from tests.support.mirror import mirror as mirror
 from tests.support.vision_archive import SIZES, members, raw_files, zipped
-from tests.support.vision_suite import SMALL, Suite, called, fill
+from tests.support.vision_suite import SMALL, Suite, fill
 
 # ---------------------------------------------------------------- the whole line, and what the doctor says
 

@@ -24,8 +24,9 @@ from fusionbench_lite.finetuning.recipes import FinetuneSettings, names, recipe
 from fusionbench_lite.finetuning.step_images import Epochs, Pool, StepImages
 from fusionbench_lite.models import clip
 from tests.support.finetuning_job import HELD_OUT, IMAGES, STEPS, head, jpegs, pretrained, quick, task_data, train, with_originals
+from tests.support.lines import called
 from tests.support.mirror import Mirror, mirror  # noqa: F401  (a fixture)
-from tests.support.vision_suite import Suite, called, small  # noqa: F401  (a fixture)
+from tests.support.vision_suite import Suite, small  # noqa: F401  (a fixture)
 
 CPU = torch.device("cpu")
 EXPERT = "individual-dtd.safetensors"

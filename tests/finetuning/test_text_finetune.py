@@ -11,9 +11,9 @@ from fusionbench_lite import finetune
 from fusionbench_lite.finetuning.language import packaged
 from fusionbench_lite.running import loading
 from tests.support import language_job, text_files
+from tests.support.lines import called
 from tests.support.mirror import mirror  # noqa: F401
 from tests.support.text_suite import TextSuite, texts  # noqa: F401
-from tests.support.vision_suite import called
 
 
 def trained(suite: TextSuite, line: str) -> str:

@@ -14,8 +14,9 @@ from fusionbench_lite import finetune
 from fusionbench_lite.models import clip_sizes
 from fusionbench_lite.running import loading
 from tests.support import vision_data
+from tests.support.lines import called
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
-from tests.support.vision_suite import TASKS, Suite, called, small  # noqa: F401  (a fixture)
+from tests.support.vision_suite import TASKS, Suite, small  # noqa: F401  (a fixture)
 
 ZEROS = 25_599_489
 SOURCE = "preset: entries of the text-side tensors of an image encoder as released, ViT-B/32 and B/16"

@@ -22,9 +22,10 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import clip, prompts
 from fusionbench_lite.running import loading
 from tests.support import vision_data, vision_files
+from tests.support.lines import called
 from tests.support.mirror import Mirror, mirror  # noqa: F401  (a fixture)
 from tests.support.vision_data import encoded, picture, write_parquet
-from tests.support.vision_suite import SMALL, Suite, called, fill
+from tests.support.vision_suite import SMALL, Suite, fill
 
 FDA, BASE32 = "models/SphereLab/vision_models_in_FDA", "ViT-B-32"
 DTD = "datasets/tanganke/dtd/data"

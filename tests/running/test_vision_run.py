@@ -15,9 +15,10 @@ from fusionbench_lite.adaptation.engine.module import Adaptation
 from fusionbench_lite.models import clip
 from fusionbench_lite.running import loading
 from tests.support import vision_files
+from tests.support.lines import called
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.vision_data import encoded, picture, write_parquet
-from tests.support.vision_suite import SMALL, TASKS, Suite, called, small  # noqa: F401  (a fixture)
+from tests.support.vision_suite import SMALL, TASKS, Suite, small  # noqa: F401  (a fixture)
 
 FAMILIES = {"ta": "[mnist,dtd]", "tall": "[mnist,dtd,stl10]", "ta_tall": "[mnist,stl10]", "fusionbench": "[dtd,stl10]"}
 

@@ -21,7 +21,7 @@ from fusionbench_lite.planning.command_line import plan_of
 from fusionbench_lite.running import loading
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.__main__ import main as tables
-from tests.support.vision_suite import called
+from tests.support.lines import called
 
 TOY = '''
 """Sequences of tokens, of which a classifier tells which of two halves of the vocabulary is seen more often."""

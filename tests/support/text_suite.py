@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench_lite.__main__ import main
-from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from tests.support import language_files, text_files
+from tests.support.lines import recorded, refusal
 from tests.support.mirror import Mirror
-from tests.support.vision_suite import called
 
 TRAIN, TEST = 8, 12
 """Texts of each task."""
@@ -43,19 +41,11 @@ class TextSuite:
 
     def run(self, line: str, where: str = "recorded in") -> Record:
         """Run `python -m fusionbench_lite` in this process and return the record that the line made."""
-        status, said = called(main, self.line(line))
-        assert status == 0, said
-        last = said.splitlines()[-1]
-        assert last.startswith(where), said
-        return records.read(last.removeprefix(where).strip())
+        return recorded(self.line(line), where)
 
     def refused(self, line: str) -> str:
         """Run a line that is refused, and return the one line that says why."""
-        status, said = called(main, self.line(line))
-        assert status == 2, said
-        lines = [one for one in said.splitlines() if one.startswith("fusionbench_lite: ")]
-        assert len(lines) == 1, said
-        return lines[0]
+        return refusal(self.line(line))
 
 
 @functools.cache

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from fusionbench_lite.__main__ import main
 from fusionbench_lite.models import clip
-from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from tests.support import vision_data, vision_files
+from tests.support.lines import recorded, refusal
 from tests.support.mirror import Mirror
 
 SMALL = clip.ClipSize(image=224, patch=56, width=48, layers=2, heads=3, output=24, text_width=32, text_layers=1, text_heads=2)
@@ -69,35 +65,15 @@ class Suite:
 
     def run(self, line: str) -> Record:
         """Run `python -m fusionbench_lite` in this process and return the record that the line made."""
-        return self._record(line, "recorded in")
+        return recorded(self.line(line))
 
     def again(self, line: str) -> Record:
         """Run a line whose record exists, and return that."""
-        return self._record(line, "found in")
-
-    def _record(self, line: str, where: str) -> Record:
-        status, said = called(main, self.line(line))
-        assert status == 0, said
-        last = said.splitlines()[-1]
-        assert last.startswith(where), said
-        return records.read(last.removeprefix(where).strip())
+        return recorded(self.line(line), "found in")
 
     def refused(self, line: str) -> str:
         """Run a line that is refused, and return the one line that says why."""
-        status, said = called(main, self.line(line))
-        assert status == 2, said
-        lines = [one for one in said.splitlines() if one.startswith("fusionbench_lite: ")]
-        assert len(lines) == 1, said
-        return lines[0]
-
-
-def called(entry, arguments: list[str]) -> tuple[int, str]:
-    """Call the main function of a command with arguments; returns its exit status and all it printed."""
-    text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        patch.setattr(sys, "argv", ["fusionbench_lite", *arguments])
-        status = entry()
-    return status, text.getvalue()
+        return refusal(self.line(line))
 
 
 @functools.cache

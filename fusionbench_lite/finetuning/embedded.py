@@ -128,10 +128,10 @@ def threads() -> int:
 
 
 @contextlib.contextmanager
-def fixed_threads() -> Iterator[None]:
-    """Train with `threads()` threads."""
+def fixed_threads(count: int | None = None) -> Iterator[None]:
+    """Train with so many threads, `threads()` where None."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads())
+    torch.set_num_threads(count or threads())
     try:
         yield
     finally:

@@ -9,12 +9,9 @@ from pathlib import Path
 
 from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.weights.stored.beside import CONFIG, TOKENIZER
 
-CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")
-TOKENIZER = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja",
-)
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _OTHERS = (CONFIG, "generation_config.json", *TOKENIZER)
 

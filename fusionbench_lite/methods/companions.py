@@ -13,16 +13,12 @@ from typing import Any
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.paths import file_sha256
 from fusionbench_lite.weights.specs import TensorSpec
+from fusionbench_lite.weights.stored.beside import CONFIG, TOKENIZER
 from fusionbench_lite.weights.stored.folders import describe
 
-CONFIG = "config.json"
 MANIFEST = "merge.json"
 """What a merged folder says of itself: method, inputs, files."""
 MODEL = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json")
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
-)
 _CODE = re.compile(r"(configuration|modeling|tokenization)_\w+\.py")
 """Code of a model's own, which its configuration names."""
 _DTYPES = ("dtype", "torch_dtype")

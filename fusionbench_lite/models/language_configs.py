@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench_lite.errors import InputError
-
-CONFIG = "config.json"
+from fusionbench_lite.weights.stored.beside import CONFIG
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Finder:
         """Return a folder of a repository: from the user's copy of it where there is one, else from the hub."""
         top = self.request.dir
         if top is not None:
-            place = next((place for place in (top / repo, top / repo.rpartition("/")[2]) if place.is_dir()), None)
+            place = folders.copy_of(repo, top)
             if place is None:
                 raise InputError(f"{top} has no {repo}: put the files of that repository there, or leave checkpoints.dir out")
             return folders.at_hand(place / under, top, self.request.cache, form, tokenizer=tokenizer)

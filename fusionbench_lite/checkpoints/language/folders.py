@@ -13,14 +13,11 @@ from fusionbench_lite.base.file_hashes import remembered
 from fusionbench_lite.checkpoints.language.api import Folder, Report
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import atomic_file, locked
+from fusionbench_lite.weights.stored.beside import CONFIG, TOKENIZER
 from fusionbench_lite.weights.stored.elsewhere import ADAPTER, ADAPTER_CONFIG
 from fusionbench_lite.weights.stored.folders import describe
 
-CONFIG, INDEX, SAFE, PICKLED = "config.json", "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "spiece.model", "vocab.txt",
-)
+INDEX, SAFE, PICKLED = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
 BESIDE = ("generation_config.json",)
 
 
@@ -53,6 +50,11 @@ def on_hub(repo: str, under: str, form: str, cache: Path, report: Report | None,
     sources = {f"{repo}:{place}{name}": f"{repo}@{one.commit or 'unknown'}:{place}{name}" for name, one in fetched.items()}
     path = _together({name: one.path for name, one in fetched.items()}, files, cache)
     return _folder(path, fetched, files, sources)
+
+
+def copy_of(repo: str, top: Path) -> Path | None:
+    """Return the folder of the user's copy of a repository, below `top` with its owner or without; None where there is none."""
+    return next((place for place in (top / repo, top / repo.rpartition("/")[2]) if place.is_dir()), None)
 
 
 def at_hand(path: Path, top: Path, cache: Path, form: str, *, tokenizer: bool = False) -> Folder:

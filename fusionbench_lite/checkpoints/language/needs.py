@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusionbench_lite import hub
 from fusionbench_lite.base.needs import Need
+from fusionbench_lite.checkpoints.language import folders
 from fusionbench_lite.checkpoints.language.api import OWN, PRETRAINED, Request
 from fusionbench_lite.checkpoints.language.releases import release
 from fusionbench_lite.weights.stored.elsewhere import ADAPTER, ADAPTER_CONFIG
@@ -38,8 +39,7 @@ def _local(what: str, task: str | None, folder: Path, about: int | None = None) 
 def _published(request: Request, what: str, task: str | None, repo: str, under: str, about: int, form: str) -> Need:
     top = request.dir
     if top is not None:
-        place = next((place for place in (top / repo, top / repo.rpartition("/")[2]) if place.is_dir()), top / repo)
-        return _local(what, task, place / under, about)
+        return _local(what, task, (folders.copy_of(repo, top) or top / repo) / under, about)
     names = (f"{ADAPTER}.safetensors",) if form == "adapter" else _WEIGHTS[:3]
     where = f"{repo}:{under}" if under else repo
     for name in names:

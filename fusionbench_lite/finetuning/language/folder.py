@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench_lite.checkpoints.language.api import PRETRAINED as PRETRAINED
-from fusionbench_lite.checkpoints.language.folders import BESIDE, CONFIG, TOKENIZER
+from fusionbench_lite.checkpoints.language.folders import BESIDE
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning.shared_folder import SharedFolder
 from fusionbench_lite.paths import atomic_directory, atomic_file, file_sha256
+from fusionbench_lite.weights.stored.beside import CONFIG, TOKENIZER
 
 log = logging.getLogger(__name__)
 

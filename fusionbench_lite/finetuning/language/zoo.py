@@ -8,14 +8,13 @@ load: what is damaged or missing is trained again, alone, to the same bits. A bu
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 
 from fusionbench_lite.data.text import TextTask
 from fusionbench_lite.data.text.mini import tokenizer
+from fusionbench_lite.finetuning.embedded import fixed_threads
 from fusionbench_lite.finetuning.language import backbone, small
 from fusionbench_lite.finetuning.language.batches import Questions, TextBatches
 from fusionbench_lite.finetuning.language.folder import PRETRAINED, LanguageFolder
@@ -65,7 +65,8 @@ def load_or_build(
     be written.
     """
     folder = cache / "zoo" / f"{model}-{_key(model, data, seed, recipe)}"
-    with locked(folder.with_suffix(".lock")), _one_thread():
+    # Tensors are too small for more than one thread, and the bits are the same on all processors of a kind.
+    with locked(folder.with_suffix(".lock")), fixed_threads(1):
         _Builder(model, data, folder, seed, recipe, report).build(tokenizer_folder(model, cache))
     return folder
 
@@ -78,17 +79,6 @@ def _key(model: str, data: Mapping[str, TextTask], seed: int, recipe: SmallRecip
         "libraries": {name: importlib.metadata.version(name) for name in libraries},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Train with one thread: tensors are too small for more, and the bits are the same on all processors of a kind."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Builder:

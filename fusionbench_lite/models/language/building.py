@@ -13,8 +13,9 @@ from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models.language.encoders import BertEncoder, Encoder, Gpt2Encoder, RobertaEncoder
 from fusionbench_lite.models.language.names import HEADS, canonical
 from fusionbench_lite.models.language.t5 import T5Encoder
-from fusionbench_lite.models.language_configs import CONFIG, read_config
+from fusionbench_lite.models.language_configs import read_config
 from fusionbench_lite.weights.readers import SafetensorsWeights
+from fusionbench_lite.weights.stored.beside import CONFIG
 from fusionbench_lite.weights.stored.folders import describe
 
 ENCODERS = {"gpt2": Gpt2Encoder, "roberta": RobertaEncoder, "bert": BertEncoder, "t5": T5Encoder}

@@ -9,7 +9,7 @@ from fusionbench_lite.data.text import TextTask, Tokenizer
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models.language import read_config
 from fusionbench_lite.models.language.t5 import ANSWER
-from fusionbench_lite.models.language_configs import CONFIG
+from fusionbench_lite.weights.stored.beside import CONFIG
 
 
 def class_order(task: TextTask, place: Path) -> None:

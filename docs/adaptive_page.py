@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pages
 from adaptive_claims import CLAIMS
 
 from fusionbench_lite.evaluation.selection import RULES
-from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.pictures import draw_record
 from fusionbench_lite.tables import output, render
 from fusionbench_lite.tables.compare import compare
@@ -40,10 +39,7 @@ def write(out: Path, rows: Rows, table: Table, results_dir: str) -> None:
     lines += [render.to_markdown(table), "", "## Selection rules", "", *_rules(rows, table, results_dir)]
     lines += ["", "## Claims of the papers", "", *_claims(rows, table, results_dir), ""]
     lines += ["## What was learned", "", *_learned(out, rows, results_dir), ""]
-    path = out / f"{NAME}.md"
-    with atomic_file(path) as temporary:
-        temporary.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)), encoding="utf-8")
-    print(f"written {path}")
+    pages.write_lines(out / f"{NAME}.md", lines)
 
 
 def _introduction() -> Iterator[str]:

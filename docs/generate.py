@@ -9,7 +9,6 @@ of the pages of the methods and of the headers, which are written only where the
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import language_page
 import method_page
 import method_words
 import minilm_page
+import pages
 import text_page
 import vision_page
 
@@ -93,65 +93,49 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--experiment", default="mini/methods")
     parser.add_argument("--out", type=Path, default=DOCS)
     given = parser.parse_args(arguments)
-    pages = {
+    results = {
         "mini8": ("mini/three_seeds", "The embedded suite", DOCS / "mini8.png", [*SUITE, *ORDERINGS]),
         "real32": ("mini/real32", "Eight real data sets at 32 x 32", None, ORDERINGS),
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    write(given.out / "vision.md", vision_page.page())
-    write(given.out / "language.md", language_page.page())
-    for page, (experiment, title, sheet, statements) in pages.items():
-        try:
-            rows, table = read(experiment, given.results_dir)
-        except InputError as error:
-            print(f"{page}: left as it is: {error}")
-            continue
-        write_page(given.out / f"{page}.md", title, rows, table, given.results_dir, sheet, statements)
-    try:
-        rows, table = read("mini/adaptive", given.results_dir)
-    except InputError as error:
-        print(f"adaptive: left as it is: {error}")
-    else:
-        adaptive_page.write(given.out, rows, table, given.results_dir)
+    pages.write(given.out / "vision.md", vision_page.page())
+    pages.write(given.out / "language.md", language_page.page())
+    for page, (experiment, title, sheet, statements) in results.items():
+        if found := _found(page, experiment, given.results_dir):
+            write_page(given.out / f"{page}.md", title, *found, given.results_dir, sheet, statements)
+    if found := _found(adaptive_page.NAME, "mini/adaptive", given.results_dir):
+        adaptive_page.write(given.out, *found, given.results_dir)
         if given.out.resolve() == DOCS:
-            stamp_headers(experiments.read("mini/adaptive"), table, config_dir() / "method")
-    texts = []
-    for name in text_page.EXPERIMENTS:
-        try:
-            texts.append(read(name, given.results_dir))
-        except InputError as error:
-            print(f"{text_page.NAME}: {name} is left out: {error}")
+            stamp_headers(experiments.read("mini/adaptive"), found[1], config_dir() / "method")
+    texts = [found for name in text_page.EXPERIMENTS if (found := _found(text_page.NAME, name, given.results_dir))]
     if texts:
         text_page.write(given.out, texts, given.results_dir)
-    try:
-        rows, table = read("mini/minilm", given.results_dir)
-    except InputError as error:
-        print(f"{minilm_page.NAME}: left as it is: {error}")
-    else:
-        minilm_page.write(given.out, rows, table, given.results_dir)
-    try:
-        rows, table = read(given.experiment, given.results_dir)
-    except InputError as error:
-        print(f"methods: left as it is: {error}")
+    if found := _found(minilm_page.NAME, "mini/minilm", given.results_dir):
+        minilm_page.write(given.out, *found, given.results_dir)
+    found = _found("methods", given.experiment, given.results_dir)
+    if found is None:
         return
+    rows, table = found
     plan = experiments.read(given.experiment)
     for name, text in method_page.pages(plan, rows, load_records(given.results_dir, rows), table).items():
-        write(given.out / "methods" / name, text)
+        pages.write(given.out / "methods" / name, text)
     if given.out.resolve() == DOCS:
         stamp_headers(plan, table, config_dir() / "method")
+
+
+def _found(page: str, experiment: str, results_dir: str) -> tuple[Rows, Table] | None:
+    """Return the rows of an experiment and their table, None where there are no records: what a page has of them stays then."""
+    try:
+        return read(experiment, results_dir)
+    except InputError as error:
+        print(f"{page}: left as it is: {error}")
+        return None
 
 
 def read(experiment: str, results_dir: str) -> tuple[Rows, Table]:
     """Read the rows of an experiment and their table; raises InputError where there are no records."""
     rows = read_rows(results_dir, experiment)
     return rows, build(rows, load_records(results_dir, rows))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"written {path}")
 
 
 def write_page(
@@ -171,7 +155,7 @@ def write_page(
     statements = [*statements, *(_above(first, second, source, main) for first, second, source in ABOVE)]
     lines += ["", "## Claims", "", *claims(table, main, statements)]
     lines += ["", "## Paired differences", "", *differences(rows, main, results_dir), ""]
-    write(path, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)))
+    pages.write_lines(path, lines)
 
 
 def claims(table: Table, main: Mapping[str, str], statements: list[Claim]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pages
 import yaml
 
 from fusionbench_lite.base.needs import size_text
@@ -98,16 +99,8 @@ def page() -> str:
         START, _sizes(), "", _releases(), TASKS, _tasks(), PROTOCOLS, _protocols(), PROMPTS, _prompts(), RECIPES, _recipes(),
         PRESETS, _presets(), LARGE, _models(), SETS, _sets(), "",
     )
-    parts = [line for part in tables for line in ([part] if isinstance(part, str) else _table(part))]
+    parts = [line for part in tables for line in ([part] if isinstance(part, str) else pages.table(part))]
     return "\n".join([*parts, *_large(), NOTES, *_notes(), ""])
-
-
-def _table(rows: Iterator[list[object]]) -> Iterator[str]:
-    head = next(rows)
-    yield f"| {' | '.join(map(str, head))} |"
-    yield f"|{' --- |' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(map(str, row))} |"
 
 
 def _sizes() -> Iterator[list[object]]:

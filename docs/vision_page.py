@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+import pages
+
 from fusionbench_lite import resources
 from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.checkpoints.families import PACKAGED, family_of
@@ -153,17 +155,9 @@ huggingface_hub are respected; `FUSIONBENCH_LITE_RETRY_SECONDS` is the first wai
 
 def page() -> str:
     """Return the page in Markdown."""
-    parts = [START, *_table(_models()), LAYOUT, *_table(_families()), FAMILIES, *_table(_data()), _sizes(), DATA]
-    parts += _table(_recipes())
+    parts = [START, *pages.table(_models()), LAYOUT, *pages.table(_families()), FAMILIES, *pages.table(_data()), _sizes(), DATA]
+    parts += pages.table(_recipes())
     return "\n".join([*parts, END, *_caveats(), ""])
-
-
-def _table(rows: Iterator[list[object]]) -> Iterator[str]:
-    head = next(rows)
-    yield f"| {' | '.join(map(str, head))} |"
-    yield f"|{' --- |' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(map(str, row))} |"
 
 
 def _models() -> Iterator[list[object]]:

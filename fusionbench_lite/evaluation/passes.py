@@ -11,14 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation.pass_sizes import MOST, PLACES, of_images, of_places
 
 log = logging.getLogger(__name__)
 
-PIXELS = 64 * 224 * 224
-"""Pixels of one pass on a processor: more do not run faster there."""
-MOST = {"cpu": 250, "cuda": 1024}
-PLACES = 1 << 14
-"""Places of one pass on a processor, padding included, where examples have unequal lengths."""
 PROBE = 16
 """Examples of the first pass on a GPU, which shows what an example costs."""
 SHARE = 0.4
@@ -46,7 +42,7 @@ class Passes:
         self.size = size
         self._longest, self._places = 1, None if device.type == "cuda" else PLACES
         if size is None and device.type != "cuda":
-            self.size = max(1, min(MOST["cpu"], PIXELS // max(pixels, 1)))
+            self.size = of_images(pixels)
 
     def run(
         self, compute: Callable[[NDArray[np.int64]], Result], examples: int, lengths: NDArray[np.int64] | None = None
@@ -80,7 +76,7 @@ class Passes:
         if lengths is None or self.given or self.size is None:
             return size
         places = size * self._longest if self._places is None else self._places
-        return max(1, min(places // max(int(lengths[coming[0]]), 1), MOST.get(self.device.type, MOST["cpu"])))
+        return of_places(places, int(lengths[coming[0]]), self.device.type)
 
     def _probed(self, compute: Callable[[NDArray[np.int64]], Result], rows: NDArray[np.int64]) -> Result:
         """Run a first small pass on a GPU and set the size from what an example took."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fusionbench_lite.evaluation.pass_sizes import PLACES, of_images, of_places
 from fusionbench_lite.resources.plan import Entry, Inputs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.costs import BUDGET, WORK, Mixture
@@ -11,9 +12,6 @@ from fusionbench_lite.weights.costs import BUDGET, WORK, Mixture
 EVALUATED = {"cpu": 64, "cuda": 16}
 """Images of an evaluation's pass where its size is found automatically: a processor's at 224 pixels, and the first one on a
 GPU, whose later ones take what is free."""
-
-PLACES = 1 << 14
-"""Places of tokens in a processor's pass of an evaluation, where texts have unequal lengths."""
 
 ADAPTER_STATES = 1.0
 """States that an adapter behind a block keeps for its backward pass, in those of the block."""
@@ -115,7 +113,7 @@ def _merging(inputs: Inputs) -> Iterable[Entry]:
 
 def _fitting(encoder: Architecture) -> int:
     """Return how many examples a processor evaluates at once: so many pixels, or places of tokens."""
-    return min(250, 64 * 224**2 // encoder.image**2) if encoder.image else max(1, min(250, PLACES // encoder.tokens))
+    return of_images(encoder.image**2) if encoder.image else of_places(PLACES, encoder.tokens)
 
 
 def evaluation(inputs: Inputs, *, learns: bool = True) -> Iterable[Entry]:

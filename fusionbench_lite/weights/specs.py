@@ -40,6 +40,16 @@ def work_dtype(stored: torch.dtype) -> torch.dtype:
     return torch.float64 if stored == torch.float64 else torch.float32
 
 
+def spec_of(weights: StateDict, name: str) -> TensorSpec:
+    """Return the shape and dtype of one tensor, unchecked; mappings that read files know theirs without reading."""
+    declared = getattr(weights, "spec", None)
+    if callable(declared):
+        known: TensorSpec = declared(name)
+        return known
+    tensor = weights[name]
+    return TensorSpec(tuple(tensor.shape), tensor.dtype)
+
+
 def specs_of(weights: StateDict, who: str) -> dict[str, TensorSpec]:
     """Return the shape and dtype of every tensor; mappings that read files know theirs (`spec(name)`) without reading.
 

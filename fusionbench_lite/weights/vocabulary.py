@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.fields import choice, one
 from fusionbench_lite.lazy import torch
-from fusionbench_lite.weights.specs import StateDict, TensorSpec
+from fusionbench_lite.weights.specs import StateDict, TensorSpec, spec_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class Resized(Mapping[str, "Tensor"]):
 
     def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype without reading the tensor, where the weights know them."""
-        shape, dtype = _spec(self._weights, name)
+        shape, dtype = spec_of(self._weights, name)
         return TensorSpec((self._rows[name], *shape[1:]) if name in self._rows else shape, dtype)
 
     def factors(self, name: str) -> Any:
@@ -78,7 +78,7 @@ class Vocabulary:
         models.update(experts.items())
         wanted: dict[str | None, dict[str, int]] = {task: {} for task in models}
         for name in filter(_TABLE.fullmatch, pretrained) if isinstance(pretrained, Mapping) else ():
-            shapes = {task: _spec(model, name).shape for task, model in models.items() if name in model}
+            shapes = {task: spec_of(model, name).shape for task, model in models.items() if name in model}
             most = max(shape[0] if shape else 0 for shape in shapes.values())
             if len({shape[1:] for shape in shapes.values()}) > 1 or len({shape[:1] for shape in shapes.values()}) == 1:
                 continue  # the same, or other models altogether, which the comparison of all tensors tells
@@ -93,15 +93,6 @@ class Vocabulary:
                 task: Resized(model, wanted[task], self.resize) if wanted[task] else model for task, model in models.items()
             }
         return models[None], {task: models[task] for task in experts}
-
-
-def _spec(weights: StateDict, name: str) -> TensorSpec:
-    declared = getattr(weights, "spec", None)
-    if callable(declared):
-        found: TensorSpec = declared(name)
-        return found
-    tensor = weights[name]
-    return TensorSpec(tuple(tensor.shape), tensor.dtype)
 
 
 def _differ(name: str, shapes: Mapping[str | None, tuple[int, ...]]) -> MergeError:

@@ -13,7 +13,7 @@ from fusionbench_lite.checkpoints.language.api import Folder
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models.language.names import canonical
 from fusionbench_lite.weights.readers import SafetensorsWeights
-from fusionbench_lite.weights.specs import StateDict, TensorSpec
+from fusionbench_lite.weights.specs import StateDict, TensorSpec, spec_of
 from fusionbench_lite.weights.stored.folders import describe
 
 _WIDENED = (torch.float16, torch.bfloat16)
@@ -34,25 +34,17 @@ class Named(Mapping[str, Tensor]):
 
     def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype without reading the tensor."""
-        shape, dtype = self._stored(name)
+        shape, dtype = spec_of(self.source, self.names[name])
         return TensorSpec(shape, torch.float32 if dtype in _WIDENED else dtype)
 
     @property
     def halved(self) -> bool:
         """Whether a tensor is stored in half precision."""
-        return any(self._stored(name)[1] in _WIDENED for name in self.names)
+        return any(spec_of(self.source, stored).dtype in _WIDENED for stored in self.names.values())
 
     def only(self, names: Iterable[str]) -> Named:
         """Return the part with these names."""
         return Named(self.source, {name: self.names[name] for name in names})
-
-    def _stored(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        declared = getattr(self.source, "spec", None)
-        if callable(declared):
-            spec: TensorSpec = declared(self.names[name])
-            return spec.shape, spec.dtype
-        tensor = self.source[self.names[name]]
-        return tuple(tensor.shape), tensor.dtype
 
     def _factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         factors: tuple[Tensor, Tensor] | None = self.source.factors(self.names[name])  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ def _descent(parametrisation: Parametrisation, loss: str, context: Context) -> P
 class Descent(Procedure):
     """Each step merges into leaves, accumulates G = ∂L/∂W for the batches of all tasks, pulls it back to φ in closed
     form, and takes an Adam step on φ. L is the sum over tasks of the mean loss of the task's batch. Where the context asks
-    for dropout, its random numbers depend on seed, step and task alone."""
+    for dropout, its random numbers depend on seed, step, task and where in its batch a pass begins."""
 
     drops = True
 

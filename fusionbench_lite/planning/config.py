@@ -15,6 +15,8 @@ from fusionbench_lite.paths import config_dir, expanded, folder
 
 PLACES = ("auto", "device", "cpu", "disk")
 """Where experts may stay."""
+SCALES = ("published", "mini")
+"""Of a published table: as published, or its twin on the embedded suites."""
 TENSORS = ("auto", "all", "blocks", "blocks_on_mean")
 """Which tensors may be merged."""
 
@@ -89,6 +91,7 @@ class Config:
     model: Any = MISSING
     tasks: Any = None
     experiment: str | None = None
+    scale: str = choice("published", SCALES)
     checkpoints: Checkpoints = dataclasses.field(default_factory=Checkpoints)
     data: Data = dataclasses.field(default_factory=Data)
     trainer: Trainer = dataclasses.field(default_factory=Trainer)

@@ -48,10 +48,13 @@ def _job(config: DictConfig) -> None:
 
     overrides = list(HydraConfig.get().overrides.task)  # in a sweep those of this job
     if config.experiment is not None:
-        from fusionbench_lite.running import experiment
+        from fusionbench_lite.planning import experiments
+        from fusionbench_lite.running import experiment, table
 
-        experiment.main(config, overrides)
+        (table if config.experiment in experiments.names() else experiment).main(config, overrides)
         return
+    if config.scale != "published":
+        raise InputError(f"scale={config.scale} is the twin of a published table: add experiment=PAPER/TABLE, or leave it out")
     resolved = plan.resolve(config, overrides)
     from fusionbench_lite.running import run
 

@@ -58,12 +58,13 @@ def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]
     others = [override for override, key in zip(overrides, keys, strict=True) if key != "experiment"]
     seeds = [[]] if "seed" in keys else [[f"seed={seed}"] for seed in experiment.seeds]
     return {
-        name: [_plan([*experiment.defaults, *row, *seed, *others]) for seed in seeds]
+        name: [plan_of([*experiment.defaults, *row, *seed, *others]) for seed in seeds]
         for name, row in experiment.rows.items()
     }
 
 
-def _plan(overrides: list[str]) -> Plan:
+def plan_of(overrides: list[str]) -> Plan:
+    """Return the checked plan of overrides; `steps` is left to runs that adapt."""
     overrides = prepared(overrides)  # those of the file; those of the command line are already
     config = compose("config", overrides=overrides)
     registered = config.method.id in registry.names()
@@ -75,6 +76,8 @@ def _plan(overrides: list[str]) -> Plan:
 def main(config: DictConfig, overrides: list[str]) -> None:
     """Run an experiment, write its table as CSV, LaTeX, Markdown and PNG, and print it."""
     experiment = read(config.experiment)
+    if config.scale != "published":
+        raise InputError(f"experiment {experiment.name} runs on embedded suites as it is: leave scale={config.scale} out")
     resolved = plans(experiment, overrides)
     results_dir = expanded(config.results_dir)
     from rich.console import Console

@@ -1,0 +1,82 @@
+"""A published table: the runs that its cells ask for, run where their records are missing, then the grid written and printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fusionbench_lite.paths import expanded
+from fusionbench_lite.planning import experiments
+from fusionbench_lite.planning.arguments import prepared
+from fusionbench_lite.planning.experiments import Experiment, Run
+from fusionbench_lite.planning.experiments.runs import decides, write_note
+from fusionbench_lite.planning.plan import Plan
+
+
+def experiment_of(config: DictConfig) -> Experiment:
+    """Return the experiment that a configuration names, at its scale."""
+    return experiments.scaled(experiments.read(config.experiment), config.scale)
+
+
+def runs(experiment: Experiment, overrides: list[str]) -> dict[Run, Plan]:
+    """Return the distinct runs of an experiment and their plans, all checked; overrides of the command line win."""
+    others = [one for one in overrides if not decides(one.lstrip("+").partition("=")[0])]
+    specs = experiments.cells(experiment, overrides)
+    return {run: planned(run, others) for run in experiments.distinct(specs)}
+
+
+def planned(run: Run, others: list[str]) -> Plan:
+    """Return the plan of a run, where and on what the command line says."""
+    from fusionbench_lite.running.experiment import plan_of
+
+    kept = [one for one in others if one.partition("=")[0] not in ("experiment", "plan")]
+    return plan_of([*prepared(run.arguments), *kept])
+
+
+def main(config: DictConfig, overrides: list[str]) -> None:
+    """Run what is missing of a table, write it in every format, and print it."""
+    from rich.console import Console
+
+    from fusionbench_lite.base.processes import is_first
+
+    experiment = experiment_of(config)
+    resolved = runs(experiment, overrides)
+    results_dir = expanded(config.results_dir)
+    console = Console(markup=False, emoji=False)  # a path in brackets is no style
+    for number, (run, plan) in enumerate(resolved.items(), 1):
+        _execute(run, plan, f"{number} of {len(resolved)}", console)
+    if is_first():
+        write(experiment, overrides, results_dir, console)
+
+
+def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:
+    """Write the grid of an experiment in every format and print it."""
+    from fusionbench_lite.tables.cells.build import grid
+    from fusionbench_lite.tables.cells.output import folder, to_text, write_grid
+
+    table = grid(experiment, results_dir, overrides)
+    written = write_grid(table, folder(results_dir, experiment))
+    console.print(to_text(table, console.width), highlight=False, soft_wrap=True)
+    for path in written.values():
+        console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _execute(run: Run, plan: Plan, place: str, console: Any) -> None:
+    """Run one plan, or find its record, and leave the note that leads to it."""
+    from fusionbench_lite.base.processes import is_first
+    from fusionbench_lite.base.progress import Progress
+    from fusionbench_lite.running.run import execute
+
+    with Progress() as progress:
+        record, fresh = execute(plan, progress)
+    if record is None or not is_first():
+        return
+    write_note(plan.results_dir, run, record.key)
+    if fresh:
+        average, seconds = record.data["selections"]["last"]["average"], record.data["seconds"]["total"]
+        text = "" if average is None else f" {100 * average:.1f}"
+        console.print(
+            f"{place}: {plan.method}, {plan.model}, tasks={plan.task_set}, seed {plan.seed}:{text} in {seconds:.1f} s",
+            style="dim", highlight=False,
+        )

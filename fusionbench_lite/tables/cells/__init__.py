@@ -1,0 +1,1 @@
+"""Published tables as grids of cells: readings of records beside published numbers."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import expanded
 from fusionbench_lite.planning import experiments
 from fusionbench_lite.planning.arguments import prepared
@@ -19,11 +20,21 @@ def experiment_of(config: DictConfig) -> Experiment:
     return experiments.scaled(experiments.read(config.experiment), config.scale)
 
 
-def runs(experiment: Experiment, overrides: list[str]) -> dict[Run, Plan]:
-    """Return the distinct runs of an experiment and their plans, all checked; overrides of the command line win."""
+def runs(experiment: Experiment, overrides: list[str], refused: dict[str, str] | None = None) -> dict[Run, Plan]:
+    """Return the distinct runs of an experiment and their plans, all checked; overrides of the command line win.
+
+    With `refused`, runs that cannot be are named there, with the reason, and left out; without, the first raises InputError.
+    """
     others = [one for one in overrides if not decides(one.lstrip("+").partition("=")[0])]
-    specs = experiments.cells(experiment, overrides)
-    return {run: planned(run, others) for run in experiments.distinct(specs)}
+    found: dict[Run, Plan] = {}
+    for run in experiments.distinct(experiments.cells(experiment, overrides)):
+        try:
+            found[run] = planned(run, others)
+        except InputError as error:
+            if refused is None:
+                raise
+            refused[" ".join(run.arguments)] = str(error)
+    return found
 
 
 def planned(run: Run, others: list[str]) -> Plan:
@@ -35,19 +46,29 @@ def planned(run: Run, others: list[str]) -> Plan:
 
 
 def main(config: DictConfig, overrides: list[str]) -> None:
-    """Run what is missing of a table, write it in every format, and print it."""
+    """Run what is missing of a table, write it in every format, and print it.
+
+    A run that is refused leaves its cells empty; the others go on, and what was refused is raised at the end.
+    """
     from rich.console import Console
 
     from fusionbench_lite.base.processes import is_first
 
     experiment = experiment_of(config)
-    resolved = runs(experiment, overrides)
     results_dir = expanded(config.results_dir)
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
+    refused: dict[str, str] = {}
+    resolved = runs(experiment, overrides, refused)
     for number, (run, plan) in enumerate(resolved.items(), 1):
-        _execute(run, plan, f"{number} of {len(resolved)}", console)
+        try:
+            _execute(run, plan, f"{number} of {len(resolved)}", console)
+        except InputError as error:
+            refused[" ".join(run.arguments)] = str(error)
     if is_first():
         write(experiment, overrides, results_dir, console)
+    if refused:
+        lines = "".join(f"\n  {arguments}: {reason}" for arguments, reason in refused.items())
+        raise InputError(f"{len(refused)} of {len(resolved) + len(refused)} runs of {experiment.name} were refused:{lines}")
 
 
 def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:

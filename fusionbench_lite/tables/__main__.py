@@ -23,12 +23,15 @@ def parser() -> argparse.ArgumentParser:
         epilog="Without an experiment: the experiments that have finished rows.",
     )
     arguments.add_argument("experiment", nargs="?", help="such as mini/demo")
+    arguments.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="of a published table: those its runs were started with, such as steps=50"
+    )
+    arguments.add_argument("--scale", choices=("published", "mini"), default="published", help="mini: the embedded twin of a table")
     arguments.add_argument("--format", choices=FORMATS, default="text", help="default: text, for the terminal")
     arguments.add_argument("--results-dir", default="results", metavar="DIR", help="default: results")
     arguments.add_argument(
         "--select",
         choices=RULES,
-        default="last",
         help="which step of adaptive methods: the last, or the best on test labels (such rows carry a dagger)",
     )
     arguments.add_argument("--output", metavar="FILE", help="write there instead of printing (png: default table.png)")
@@ -64,8 +67,28 @@ def _option(argument: str) -> InputError:
     return InputError(f"{argument}: options of tables are written as {for_shells(f'{option}={value}')}")
 
 
+def _grid(given: argparse.Namespace) -> None:
+    """Print or write the table of a published experiment."""
+    from fusionbench_lite.planning import experiments
+    from fusionbench_lite.tables.cells import output
+    from fusionbench_lite.tables.cells.build import grid
+
+    if given.compare or given.baseline:
+        raise InputError("--compare and --baseline are for tables of rows by tasks; columns of gains and claims compare here")
+    select = [f"select={given.select}"] if given.select is not None else []
+    experiment = experiments.scaled(experiments.read(given.experiment), given.scale)
+    table = grid(experiment, given.results_dir, [*given.overrides, *select])
+    if given.format in output.TEXT_FORMATS and given.output is None:
+        sys.stdout.write(output.TEXT_FORMATS[given.format](table))
+        return
+    kind = given.format
+    path = given.output or output.folder(given.results_dir, experiment) / f"table{output.SUFFIXES[kind]}"
+    print(output.save(table, kind, path))
+
+
 def _answer(given: argparse.Namespace) -> None:
     # pandas and matplotlib take a second to import: --help and a mistyped name should not wait for them.
+    from fusionbench_lite.planning.experiments import names as published_experiments
     from fusionbench_lite.tables.rows import experiments, load_records, read_rows, table_dir
 
     if given.experiment is None:
@@ -74,17 +97,22 @@ def _answer(given: argparse.Namespace) -> None:
             raise InputError(f"no experiment has rows in {given.results_dir}; run python -m fusionbench_lite first")
         print("\n".join(ready))
         return
+    if given.experiment in published_experiments():
+        _grid(given)
+        return
+    if given.overrides or given.scale != "published":
+        raise InputError(f"experiment {given.experiment} is no published table: leave out {' '.join(given.overrides) or '--scale'}")
     rows = read_rows(given.results_dir, given.experiment)
     records = load_records(given.results_dir, rows)
     if given.compare:
         from fusionbench_lite.tables.compare import compare
         from fusionbench_lite.tables.terminal import print_comparison
 
-        print_comparison(compare(rows, records, given.compare[0], given.compare[1], given.select))
+        print_comparison(compare(rows, records, given.compare[0], given.compare[1], given.select or "last"))
         return
     from fusionbench_lite.tables.frame import build
 
-    table = build(rows, records, given.select, baseline=given.baseline)
+    table = build(rows, records, given.select or "last", baseline=given.baseline)
     if given.format == "text" and given.output is None:
         from fusionbench_lite.tables.terminal import print_table
 

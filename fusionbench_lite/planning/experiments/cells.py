@@ -73,12 +73,14 @@ def _cell(
     experiment: Experiment, row: Line, column: Line, others: Sequence[str], seeds: Sequence[str], select: str | None
 ) -> CellSpec:
     special = experiment.special.get((row.name, column.name))
+    if column.only and row.name not in column.only:
+        special = Special(line=Line(name=""), omitted="")
     lines = [column, row, *([special.line] if special else [])]  # a later one wins
     statistic = _last(line.statistic for line in lines)
     if statistic is None:
         raise InputError(f"{experiment.name}: the cell of {row.name!r} and {column.name!r} has no statistic")
     kind, of = parsed(statistic), _last(line.of for line in lines)
-    if kind.is_relative and of is None:
+    if kind.is_relative and of is None and (special is None or special.omitted is None):
         raise InputError(f"{experiment.name}: {statistic} of {row.name!r} and {column.name!r} is read beside a row: add of: ROW")
     over = _last(line.over or None for line in lines) or ((),)
     published: dict[str, str] = {}

@@ -24,11 +24,11 @@ _NUMBER = ("setting", "model", "num_tasks", "method", "variant", "column", "metr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row, a column, or an exception for one cell.
+    """A row, a column, or what one cell has of its own.
 
     `statistic` and what goes with it (`of` another row, `over` several lists of overrides that are reduced to one number) may
     stand on any of them; `published` are fields of the published number, `mini` the overrides in place of `overrides` on the
-    embedded suites. `overrides` None: those of the line that it is an exception of.
+    embedded suites. A column may be of some rows `only`, as one of gains is.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Line:
     unit: str | None = None
     published: Mapping[str, str] | None = None
     select: str | None = None
+    only: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,10 @@ def _check_names(experiment: Experiment) -> None:
         for kind, named, known in (("row", claim.better, rows), ("row", claim.than, rows), ("column", claim.column, columns)):
             if named not in known:
                 raise InputError(f"a claim names the {kind} {named!r}: {did_you_mean(named, known)}")
+    for column in experiment.columns:
+        for named in column.only:
+            if named not in rows:
+                raise InputError(f"the column {column.name!r} is of the row {named!r} only: {did_you_mean(named, rows)}")
     for line in (*experiment.rows, *experiment.columns, *(one.line for one in experiment.special.values())):
         if line.of is not None and line.of not in rows:
             raise InputError(f"{line.name!r} is read beside the row {line.of!r}: {did_you_mean(line.of, rows)}")
@@ -191,7 +196,7 @@ def _of(entry: Mapping[str, Any], what: str, *more: str) -> Line:
         name=str(entry.get("name", "")), group=str(entry.get("group", "")), note=str(entry.get("note", "")),
         overrides=_strings(f"overrides of {what}", entry.get("overrides", [])),
         mini=None if mini is None else _strings(f"mini of {what}", mini), statistic=statistic, of=entry.get("of"), over=over,
-        reduce=entry.get("reduce"), unit=entry.get("unit"), select=entry.get("select"),
+        reduce=entry.get("reduce"), unit=entry.get("unit"), select=entry.get("select"), only=tuple(entry.get("only", [])),
         published=None if published is None else {key: str(value) for key, value in published.items()},
     )
 
@@ -210,8 +215,7 @@ def _special(entries: Sequence[Any], rows: Sequence[Line], columns: Sequence[Lin
             raise InputError(f"the cell of {at[0]!r} and {at[1]!r} has two entries")
         seen.add(at)
         line = _of(entry, f"the cell of {at[0]!r} and {at[1]!r}", "row", "column", "reason", "omit")
-        note = line.note or str(entry["reason"])
-        yield at, Special(line=dataclasses.replace(line, note=note), omitted=str(entry["reason"]) if entry.get("omit") else None)
+        yield at, Special(line=line, omitted=str(entry["reason"]) if entry.get("omit") else None)
 
 
 def _unanswered(entry: Any) -> tuple[Mapping[str, str], str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionbench_lite.errors import InputError
+from fusionbench_lite.evaluation.columns import AVERAGE
 from fusionbench_lite.evaluation.measures import measure_of, shared
 from fusionbench_lite.planning.experiments import CellSpec, Run, Statistic
 from fusionbench_lite.planning.experiments.statistics import FRACTION, MEGABYTES
@@ -125,12 +126,23 @@ def _number(spec: CellSpec, record: Record, beside: Record | None, unit: str) ->
         return _score(spec, record, Statistic("average"), scale)[0] - _score(spec, beside, Statistic("average"), scale)[0], None
     if name == "normalized":
         assert beside is not None
-        whole = _score(spec, beside, Statistic("task", argument), 1)[0]
-        value, (low, high) = _score(spec, record, Statistic("task", argument), 1)
-        if whole == 0:
-            raise InputError(f"{beside.path}: the specialist answers nothing of {argument!r}, so that no score is relative to it")
-        return 100 * value / whole, (100 * low / whole, 100 * high / whole)
+        return _relative(spec, record, beside)
     return _score(spec, record, spec.statistic, scale)
+
+
+def _relative(spec: CellSpec, record: Record, beside: Record) -> tuple[float, Interval]:
+    """Return the score of a task, or the mean over tasks, where the specialist's is 100; its interval takes that one as given."""
+    argument = spec.statistic.argument
+    names = record.tasks if argument == AVERAGE else [argument]
+    ratios, ends = [], []
+    for task in names:
+        whole = _score(spec, beside, Statistic("task", task), 1)[0]
+        if whole == 0:
+            raise InputError(f"{beside.path}: the specialist answers nothing of {task!r}, so that no score is relative to it")
+        value, (low, high) = _score(spec, record, Statistic("task", task), 1)
+        ratios.append(100 * value / whole)
+        ends.append((100 * low / whole, 100 * high / whole))
+    return math.fsum(ratios) / len(ratios), average_interval(ratios, ends)
 
 
 def _score(spec: CellSpec, record: Record, statistic: Statistic, scale: int) -> tuple[float, Interval]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import adaptive_page
+import audit_page
 import language_page
 import method_page
 import method_words
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     pages.write(given.out / "vision.md", vision_page.page())
     pages.write(given.out / "language.md", language_page.page())
+    pages.write(given.out / "audit.md", audit_page.page())
     for page, (experiment, title, sheet, statements) in results.items():
         if found := _found(page, experiment, given.results_dir):
             write_page(given.out / f"{page}.md", title, *found, given.results_dir, sheet, statements)

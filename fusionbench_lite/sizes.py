@@ -46,25 +46,12 @@ def _main(given: Sequence[str]) -> int:
     if {"-h", "--help"} & set(given):
         print(USAGE)
         return 0
+    from fusionbench_lite.planning.sizes import architecture_of
+
     values = _values([argument for argument in given if "." in argument.partition("=")[0]])
     chosen = options_of([argument for argument in given if "." not in argument.partition("=")[0]], "", Options)
-    sys.stdout.write(_answer(_architecture(chosen.model), _tasks(chosen.tasks), chosen.format, values))
+    sys.stdout.write(_answer(architecture_of(chosen.model), _tasks(chosen.tasks), chosen.format, values))
     return 0
-
-
-def _architecture(model: str) -> Architecture:
-    """Return a model as papers count it, or as its modality merges it. Raises InputError for what is neither."""
-    from fusionbench_lite import suites
-    from fusionbench_lite.models.architectures import MODELS, architecture
-    from fusionbench_lite.planning.command_line import plan_of
-
-    if model in MODELS or model not in suites.model_names():
-        return architecture(model)
-    plan = plan_of([f"model={model}"])
-    encoder = plan.kind.architecture(plan.wanted)
-    if encoder is None:
-        raise InputError(f"nothing says which tensors model {model!r} has: choose one of {', '.join(MODELS)}")
-    return encoder
 
 
 def _values(given: Sequence[str]) -> dict[str, dict[str, Any]]:

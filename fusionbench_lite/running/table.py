@@ -74,7 +74,8 @@ def main(config: DictConfig, overrides: list[str]) -> None:
 def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:
     """Write the grid of an experiment in every format and print it."""
     from fusionbench_lite.tables.cells.build import grid
-    from fusionbench_lite.tables.cells.output import folder, to_text, write_grid
+    from fusionbench_lite.tables.cells.output import folder, write_grid
+    from fusionbench_lite.tables.cells.render import to_text
 
     table = grid(experiment, results_dir, overrides)
     written = write_grid(table, folder(results_dir, experiment))

@@ -124,6 +124,11 @@ class SuiteKind:
         """Return how much a run reads and holds, None where no plan is made of it; an extent needs an architecture."""
         return None
 
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
+        """Return how many examples the splits of a task have (train, validation, test) and how many classes; `keys` are those of
+        a command line that may choose among several. Nothing is loaded."""
+        return {}
+
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:
         """Return sentences that a result needs because hyperparameters were left at these `defaults`."""
         return ()

@@ -20,9 +20,12 @@ def parser() -> argparse.ArgumentParser:
     arguments = Parser(
         prog="python -m fusionbench_lite.tables",
         description="Build the table of an experiment from its finished records. Runs nothing and never imports torch.",
-        epilog="Without an experiment: the experiments that have finished rows.",
+        epilog="Without an experiment: the experiments that have finished rows. audit PAPER/TABLE: of one table.",
     )
-    arguments.add_argument("experiment", nargs="?", help="such as mini/demo")
+    arguments.add_argument(
+        "experiment", nargs="?", help="such as adarank/table_1 or mini/demo; audit: what does not add up in the published tables"
+    )
+    arguments.add_argument("--list", action="store_true", help="the published tables, and what records here answer of them")
     arguments.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="of a published table: those its runs were started with, such as steps=50"
     )
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     given = parser().parse_args(argv)
-    if given.experiment is not None and re.match(r"[a-z_]+=", given.experiment):
+    if given.experiment is not None and given.experiment != "audit" and re.match(r"[a-z_]+=", given.experiment):
         raise _option(given.experiment)
     given.results_dir = expanded(given.results_dir)
     given.output = expanded(given.output) if given.output is not None else None
@@ -86,8 +89,33 @@ def _grid(given: argparse.Namespace) -> None:
     print(output.save(table, kind, path))
 
 
+def _audit(given: argparse.Namespace) -> None:
+    """Print the audit, of one table where one is named."""
+    from fusionbench_lite.tables.audit import report
+
+    if len(given.overrides) > 1 or given.format not in report.FORMATS:
+        raise InputError(f"tables audit takes one table and --format {' or '.join(report.FORMATS)}")
+    text = report.FORMATS[given.format](given.overrides[0] if given.overrides else None)
+    if given.output is None:
+        sys.stdout.write(text)
+        return
+    from fusionbench_lite.paths import atomic_file
+
+    with atomic_file(given.output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(given.output)
+
+
 def _answer(given: argparse.Namespace) -> None:
     # pandas and matplotlib take a second to import: --help and a mistyped name should not wait for them.
+    if given.list:
+        from fusionbench_lite.tables.cells.listing import listing
+
+        sys.stdout.write(listing(given.results_dir, given.scale))
+        return
+    if given.experiment == "audit":
+        _audit(given)
+        return
     from fusionbench_lite.planning.experiments import names as published_experiments
     from fusionbench_lite.tables.rows import experiments, load_records, read_rows, table_dir
 

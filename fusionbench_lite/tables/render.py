@@ -105,15 +105,15 @@ def to_csv(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A GitHub table: best bold, second italic, reference rows first; the remarks follow."""
     shown, ranked = cells(table), ranks(table)
-    lines = [f"**{_markdown(heading(table))}**", ""]
-    lines.append("| " + " | ".join([METHOD_HEADER, *map(_markdown, shown.columns)]) + " |")
+    lines = [f"**{escaped(heading(table))}**", ""]
+    lines.append("| " + " | ".join([METHOD_HEADER, *map(escaped, shown.columns)]) + " |")
     lines.append("|:---|" + "---:|" * len(shown.columns))
     marks = {BEST: "**", SECOND: "*", 0: ""}
     for position, name in enumerate(shown.index):
         row = zip(shown.iloc[position], ranked.iloc[position], strict=True)
-        lines.append("| " + " | ".join([_markdown(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
+        lines.append("| " + " | ".join([escaped(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
     legend = f"Best **bold**, second *italic*; rows of references, {UNRANKED_ROWS} are not ranked."
-    return "\n".join([*lines, "", legend, *(_markdown(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
+    return "\n".join([*lines, "", legend, *(escaped(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
 
 
 def to_html(table: Table) -> str:
@@ -152,8 +152,9 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
-def _markdown(text: object) -> str:
-    escaped = str(text)
+def escaped(text: object) -> str:
+    """Text that Markdown prints as it stands."""
+    shown = str(text)
     for character in "\\|*_<>`[]~$&#":
-        escaped = escaped.replace(character, f"\\{character}")
-    return escaped
+        shown = shown.replace(character, f"\\{character}")
+    return shown

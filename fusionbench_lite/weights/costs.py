@@ -57,6 +57,11 @@ class Learned:
         return sum(number for what, number in (self.counts or {}).items() if what not in self.before)
 
 
+def masks(of: Architecture) -> int:
+    """Return the float32 numbers that take as much room as a bit for every weight."""
+    return math.ceil(of.parameters / 32)
+
+
 LearnedOf = Callable[[Architecture, int, Any], Learned]
 """What is learned on an architecture from a number of tasks with these hyperparameters."""
 

@@ -12,7 +12,8 @@ import pytest
 
 from fusionbench_lite import registry
 from fusionbench_lite.models.architectures import MODELS, architecture
-from fusionbench_lite.resources.sizes import compare, learned, methods, published, quantity, table
+from fusionbench_lite.planning.sizes import learned
+from fusionbench_lite.resources.sizes import compare, methods, published, quantity, table
 from fusionbench_lite.sizes import main
 
 B32, L14, HF = architecture("vit_b32"), architecture("vit_l14"), architecture("vit_b32_hf")
@@ -107,7 +108,7 @@ def test_adapters_and_routers():
 
 def test_every_adaptive_method_of_the_package_has_a_size():
     adaptive = {name for name in registry.names() if registry.get(name).adaptive}
-    assert set(methods()) == adaptive | {"individual", "traditional_mtl"}
+    assert set(methods()) == adaptive | {"individual", "traditional_mtl", "emr_merging", "tall_masks", "tsv_c"}
     assert list(table(B32, 8)["method"]) == methods()
 
 

@@ -59,7 +59,14 @@ def glue(name: str) -> Description:
     """Return a task of GLUE; raises InputError for another name."""
     if name not in _glue():
         raise InputError(f"{name!r} is no task of GLUE: {did_you_mean(name, _glue())}")
-    return described(name, {key: value for key, value in _glue()[name].items() if key != "rows"}, str(_FILE), _glue()[name]["rows"])
+    own = {key: value for key, value in _glue()[name].items() if key not in ("rows", "unlabelled")}
+    return described(name, own, str(_FILE), _glue()[name]["rows"])
+
+
+def unlabelled(name: str, split: str = "test") -> int:
+    """Return how many texts the test split of a task of GLUE has, whose labels are not published; MNLI has two of them."""
+    found = _glue()[name]["unlabelled"]
+    return int(found if isinstance(found, int) else found[split])
 
 
 def read(path: Path, name: str) -> Description:

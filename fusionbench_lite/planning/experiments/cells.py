@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.planning.experiments.files import Special, Experiment, Line
+from fusionbench_lite.planning.experiments.files import Experiment, Line, Special
 from fusionbench_lite.planning.experiments.runs import Run, run_of
 from fusionbench_lite.planning.experiments.statistics import Statistic, parsed
 

@@ -140,8 +140,8 @@ def _experiment(content: Mapping[str, Any], name: str) -> Experiment:
     select = _one_of("select", content.get("select", "last"), RULES)
     experiment = Experiment(
         name=name, title=str(content["title"]), question=str(content.get("question", "")), published=content.get("published"),
-        seeds=_seeds(content.get("seeds", [0])), select=select, defaults=_strings("defaults", content.get("defaults", [])), rows=rows,
-        columns=columns, special=dict(_special(content.get("cells", []), rows, columns)),
+        seeds=_seeds(content.get("seeds", [0])), select=select, defaults=_strings("defaults", content.get("defaults", [])),
+        rows=rows, columns=columns, special=dict(_special(content.get("cells", []), rows, columns)),
         unanswered=tuple(_unanswered(entry) for entry in content.get("unanswered", [])),
         claims=tuple(Claim(**entry) for entry in content.get("claims", [])),
     )

@@ -68,6 +68,13 @@ class Clip(SuiteKind):
         notes = (*of_experts(families), *(note for task in published for note in vision.caveats(task, variant_of(wanted))))
         return Needs(tuple(items), tuple(dict.fromkeys(notes)), tuple(_hints(wanted, items)))
 
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
+        """Return the numbers of images and classes of a published task."""
+        from fusionbench_lite.data import vision
+
+        found = vision.task(task, vision.VARIANTS[0])
+        return {"train": found.train, "test": found.test, "classes": found.classes}
+
     def architecture(self, wanted: Wanted) -> Architecture:
         """Return the image tower in the layout of the run; FusionBench's experts do not have its projection."""
         return architectures.encoder(wanted.model, wanted.layout, tower_alone=wanted.release == "fusionbench")

@@ -66,6 +66,12 @@ class Embedded(SuiteKind):
         count = len(wanted.tasks)
         return Extent(classes=(CLASSES,) * count, test_examples=(wanted.limit or TEST,) * count, small=True)
 
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
+        """Return how many images are drawn, and of how many classes."""
+        from fusionbench_lite.data import mini
+
+        return {"train": mini.TRAIN, "test": mini.TEST, "classes": CLASSES}
+
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
         """Train what the cache lacks of all experts of the tasks."""
         if options.given:

@@ -27,11 +27,12 @@ def grid(experiment: Experiment, results_dir: Path, overrides: Sequence[str] = (
     found = notes_of(results_dir, (run for spec in specs for run in spec.all_runs))
     there = {run: record for run, note in found.items() if (record := records.find(results_dir, note.key)) is not None}
     answers = answered(experiment, specs)
-    shown = {(spec.row, spec.column): _cell(spec, there, answers.get((spec.row, spec.column))) for spec in specs}
+    unread: list[str] = []
+    shown = {(spec.row, spec.column): _cell(spec, there, answers.get((spec.row, spec.column)), unread) for spec in specs}
     return Grid(
         experiment=experiment.name, title=experiment.title, question=experiment.question, scale=experiment.scale,
         rows=tuple(_line(line) for line in experiment.rows), columns=tuple(_line(line) for line in experiment.columns), cells=shown,
-        notes=tuple(_notes(experiment, specs, there, [run for run, note in found.items() if not note.current])),
+        notes=(*_notes(experiment, specs, there, [run for run, note in found.items() if not note.current]), *dict.fromkeys(unread)),
     )
 
 
@@ -60,7 +61,7 @@ def answered(experiment: Experiment, specs: Iterable[CellSpec]) -> dict[tuple[st
             raise InputError(f"{where} answers {len(fits)} published numbers, those of {asked}: one is meant, or omit: true")
         if fits[0] in taken:
             row, column = taken[fits[0]]
-            raise InputError(f"{where} answers the number that the cell of {row!r} and {column!r} answers: {fits[0].value_as_printed}")
+            raise InputError(f"{where} answers the number that the cell of {row!r} and {column!r} answers, {fits[0].value:g}")
         taken[fits[0]] = (spec.row, spec.column)
         found[spec.row, spec.column] = fits[0]
     return found
@@ -71,10 +72,15 @@ def matches(number: Number, fields: Mapping[str, str]) -> bool:
     return all(str(getattr(number, field)) == value for field, value in fields.items())
 
 
-def _cell(spec: CellSpec, there: Mapping[Run, Record], number: Number | None) -> Cell:
+def _cell(spec: CellSpec, there: Mapping[Run, Record], number: Number | None, unread: list[str]) -> Cell:
+    """Return a cell; what its records do not hold leaves it empty, and is told in `unread`."""
     flags = published.flags_of(number) if number is not None else ()
     unit = number.unit if number is not None else spec.unit or spec.statistic.unit
-    ours = reading(spec, there, unit) if spec.omitted is None else None
+    ours = None
+    try:
+        ours = reading(spec, there, unit) if spec.omitted is None else None
+    except InputError as error:
+        unread.append(f"{spec.row}, {spec.column}: {error}")
     likely = next((flag.likely for flag in flags if flag.likely is not None), None)
     target = number.value if number is not None else None
     return Cell(
@@ -133,6 +139,7 @@ def _notes(experiment: Experiment, specs: Sequence[CellSpec], there: Mapping[Run
             f"{len(stale)} runs were made under other presets or by another version: run the experiment again, which finds what is "
             "still valid."
         )
-    yield from dict.fromkeys(f"{spec.row}, {spec.column}: {spec.omitted or spec.note}" for spec in specs if spec.omitted or spec.note)
+    said = ((spec, spec.omitted or spec.note) for spec in specs)
+    yield from dict.fromkeys(f"{spec.row}, {spec.column}: {text}" for spec, text in said if text)
     yield from dict.fromkeys(caveat for record in there.values() for caveat in record.data.get("caveats", []))
     yield from claims.sentences(experiment, specs, there)

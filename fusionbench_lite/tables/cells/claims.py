@@ -35,7 +35,9 @@ class Verdict:
 def verdicts(experiment: Experiment, specs: Sequence[CellSpec], there: Mapping[Run, Record]) -> tuple[Verdict, ...]:
     """Return what becomes of every claim of an experiment."""
     at = {(spec.row, spec.column): spec for spec in specs}
-    return tuple(_verdict(claim, at[claim.better, claim.column], at[claim.than, claim.column], there) for claim in experiment.claims)
+    return tuple(
+        _verdict(claim, at[claim.better, claim.column], at[claim.than, claim.column], there) for claim in experiment.claims
+    )
 
 
 def sentences(experiment: Experiment, specs: Sequence[CellSpec], there: Mapping[Run, Record]) -> Iterator[str]:

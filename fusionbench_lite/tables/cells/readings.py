@@ -42,7 +42,7 @@ class Reading:
 def reading(spec: CellSpec, records: Mapping[Run, Record], unit: str) -> Reading | None:
     """Return what the records say of a cell, None where those of no seed are complete."""
     if not spec.statistic.needs_run:
-        return _counted(spec)
+        return _counted(spec, unit)
     complete = [place for place in range(len(spec.runs[0])) if _complete(spec, place, records)]
     if not complete:
         return None
@@ -54,7 +54,8 @@ def reading(spec: CellSpec, records: Mapping[Run, Record], unit: str) -> Reading
     last = used[0].selection(spec.select)
     return Reading(
         value=mean, sd=None if math.isnan(deviation) else deviation, low=interval[0] if interval else None,
-        high=interval[1] if interval else None, seeds=count, keys=tuple(dict.fromkeys(record.key for record in used)), select=last[0],
+        high=interval[1] if interval else None, seeds=count, keys=tuple(dict.fromkeys(record.key for record in used)),
+        select=last[0],
         families=tuple(dict.fromkeys(record.data["checkpoints"]["family"] for record in used)),
         trial=any(record.limit is not None for record in (*used, *beside)),
         uses_test_labels=any(record.selection(spec.select)[1]["uses_test_labels"] for record in (*used, *beside)),
@@ -85,7 +86,8 @@ def _reduced(spec: CellSpec, place: int, records: Mapping[Run, Record], unit: st
     values = [value for value, _ in numbers]
     if spec.reduce is None:
         return numbers[0]
-    return {"min": min, "max": max, "mean": lambda every: math.fsum(every) / len(every)}[spec.reduce](values), None
+    reduced = {"min": min(values), "max": max(values), "mean": math.fsum(values) / len(values)}
+    return reduced[spec.reduce], None
 
 
 def _interval(
@@ -116,7 +118,7 @@ def _number(spec: CellSpec, record: Record, beside: Record | None, unit: str) ->
     name, argument = spec.statistic.name, spec.statistic.argument
     if name == "seconds":
         if argument not in record.data["seconds"]:
-            raise InputError(f"{record.path}: the run did not measure the seconds of {argument!r}; run it again with overwrite=true")
+            raise InputError(f"{record.path.name} did not measure the seconds of {argument!r}; run it again with overwrite=true")
         return float(record.data["seconds"][argument]), None
     if name == "peak_bytes":
         return record.data["peak_bytes"] / (_MEBIBYTE if unit == MEGABYTES else 1), None
@@ -151,7 +153,7 @@ def _score(spec: CellSpec, record: Record, statistic: Statistic, scale: int) -> 
     names = _tasks(record, statistic)
     for task in names:
         if task not in cells:
-            raise InputError(f"{record.path} has no task {task!r}, which the column {spec.column!r} shows: its tasks are {record.tasks}")
+            raise InputError(f"{record.path.name} has no task {task!r}, which the column {spec.column!r} shows, but {record.tasks}")
     values = [cells[task]["value"] for task in names]
     ends = [(cells[task]["interval"][0], cells[task]["interval"][1]) for task in names]
     measures = {measure_of(cells[task]).scale for task in names}
@@ -180,8 +182,8 @@ def _seen(record: Record) -> list[str]:
     return record.tasks[:chosen] if isinstance(chosen, int) else list(chosen)
 
 
-def _counted(spec: CellSpec) -> Reading:
+def _counted(spec: CellSpec, unit: str) -> Reading:
     """Return a number that needs no run."""
     from fusionbench_lite.tables.cells.counts import count
 
-    return Reading(value=count(spec), higher=False)
+    return Reading(value=count(spec, unit), higher=False)

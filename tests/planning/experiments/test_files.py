@@ -15,7 +15,8 @@ columns:
   - sun397
 rows:
   - {name: TA, overrides: [method=task_arithmetic], published: {method: task_arithmetic}}
-  - {name: doGe, overrides: [method=doge_ta, "method.eta=0.05"], statistic: average, of: TA, published: {method: doge_ta, variant: ""}}
+  - {name: doGe, overrides: [method=doge_ta, method.eta=0.05], statistic: average, of: TA,
+     published: {method: doge_ta, variant: ""}}
 cells:
   - {row: TA, column: sun397, omit: true, reason: not printed}
   - {row: doGe, column: B, overrides: [method.eta=0.07], statistic: gain, reason: a setting of its own}

@@ -28,7 +28,8 @@ def there(tmp_path: Path) -> dict[Run, Record]:
     for seed in (0, 1):
         shifted = {task: value + 0.02 * seed for task, value in ACCURACIES.items()}
         for name, values in (("tsv_m", shifted), ("task_arithmetic", LOWER)):
-            key = store(tmp_path, name, values, seed=seed, best={t: v + 0.1 for t, v in values.items()} if name == "tsv_m" else None)
+            best = {task: value + 0.1 for task, value in values.items()} if name == "tsv_m" else None
+            key = store(tmp_path, name, values, seed=seed, best=best)
             record = records.find(tmp_path, key)
             assert record is not None
             found[run(name, seed)] = record
@@ -160,5 +161,6 @@ def test_a_trial_is_marked(tmp_path: Path) -> None:
 
 
 def test_units_without_a_published_number() -> None:
-    units = [Statistic(name, of).unit for name, of in (("average", ""), ("seconds", "svd"), ("parameters", "relative"), ("size", "train"))]
+    names = (("average", ""), ("seconds", "svd"), ("parameters", "relative"), ("size", "train"))
+    units = [Statistic(name, of).unit for name, of in names]
     assert units == ["percent", "seconds", "normalized", "count"]

@@ -124,9 +124,10 @@ class SuiteKind:
         """Return how much a run reads and holds, None where no plan is made of it; an extent needs an architecture."""
         return None
 
-    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
-        """Return how many examples the splits of a task have (train, validation, test) and how many classes; `keys` are those of
-        a command line that may choose among several. Nothing is loaded."""
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, Sequence[int]]:
+        """Return how many examples the splits of a task have (train, validation, test) and how many classes; where published
+        results use several, the one of this package first. `keys` are those of a command line that may choose. Nothing is loaded;
+        raises InputError for a task that is not of this kind."""
         return {}
 
     def caveats(self, wanted: Wanted, defaults: Mapping[str, Any]) -> Sequence[str]:

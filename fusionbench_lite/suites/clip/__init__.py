@@ -68,12 +68,14 @@ class Clip(SuiteKind):
         notes = (*of_experts(families), *(note for task in published for note in vision.caveats(task, variant_of(wanted))))
         return Needs(tuple(items), tuple(dict.fromkeys(notes)), tuple(_hints(wanted, items)))
 
-    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
-        """Return the numbers of images and classes of a published task."""
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, Sequence[int]]:
+        """Return the numbers of images and classes of a published task, in all data variants."""
         from fusionbench_lite.data import vision
 
-        found = vision.task(task, vision.VARIANTS[0])
-        return {"train": found.train, "test": found.test, "classes": found.classes}
+        found = [vision.task(task, variant) for variant in vision.VARIANTS]
+        tests = [size for one in found for size in one.test_sizes]
+        every = {"train": [one.train for one in found], "test": tests, "classes": [one.classes for one in found]}
+        return {split: tuple(dict.fromkeys(sizes)) for split, sizes in every.items()}
 
     def architecture(self, wanted: Wanted) -> Architecture:
         """Return the image tower in the layout of the run; FusionBench's experts do not have its projection."""

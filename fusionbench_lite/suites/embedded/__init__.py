@@ -6,7 +6,7 @@ Experts are trained on first use and kept in the cache, or read from a folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionbench_lite.base.task_sets import tasks_of
@@ -66,11 +66,11 @@ class Embedded(SuiteKind):
         count = len(wanted.tasks)
         return Extent(classes=(CLASSES,) * count, test_examples=(wanted.limit or TEST,) * count, small=True)
 
-    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, Sequence[int]]:
         """Return how many images are drawn, and of how many classes."""
         from fusionbench_lite.data import mini
 
-        return {"train": mini.TRAIN, "test": mini.TEST, "classes": CLASSES}
+        return {"train": (mini.TRAIN,), "test": (mini.TEST,), "classes": (CLASSES,)}
 
     def train(self, wanted: Wanted, options: Options, progress: Progress) -> Trained:
         """Train what the cache lacks of all experts of the tasks."""

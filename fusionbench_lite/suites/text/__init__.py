@@ -58,11 +58,12 @@ class Text(SuiteKind):
 
         return loading.load(wanted, progress)
 
-    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, int]:
+    def sizes(self, model: str, task: str, keys: Mapping[str, str]) -> Mapping[str, Sequence[int]]:
         """Return the numbers of texts of a task of GLUE in the splits that a protocol reads, or of a drawn one."""
         from fusionbench_lite.data import text
 
-        return text.sizes(task, text.protocol(keys.get("data.protocol"), model))
+        found = text.sizes(task, text.protocol(keys.get("data.protocol"), model))
+        return {split: (size,) for split, size in found.items()}
 
     def needs(self, wanted: Wanted, training: int | None) -> Needs:
         """Return files, texts and caveats of experts and tasks."""

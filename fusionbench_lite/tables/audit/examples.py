@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from fusionbench_lite import suites
-from fusionbench_lite.data import vision
-from fusionbench_lite.data.text import glue_names
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.tables.audit.found import Finding, is_task
 from fusionbench_lite.tables.published import Number
@@ -45,19 +43,22 @@ def _possible(number: Number, count: int) -> bool:
     return low / count * _scale(number) < number.value + 2 * number.half_unit + 1e-9
 
 
-def _tests(number: Number) -> tuple[int, ...]:
-    """Return the sizes of the test sets that a published accuracy may be of."""
-    if number.column in vision.names():
-        return tuple(sorted({size for variant in vision.VARIANTS for size in vision.task(number.column, variant).test_sizes}))
-    if number.column in glue_names() and number.model:
-        kind = suites.kind_of(number.model)
-        found = {kind.sizes(number.model, number.column, {"data.protocol": name}).get("validation") for name in _protocols(number)}
-        return tuple(sorted(size for size in found if size))
-    return ()
+def _tests(number: Number) -> Sequence[int]:
+    """Return the sizes of the test sets that a published accuracy may be of: of GLUE the validation splits."""
+    if not number.model:
+        return ()
+    if number.model.startswith("vit"):
+        return sorted(_known(number.model, number.column, "").get("test", ()))
+    protocols = {"gpt2": ("adarank", "fusionbench"), "roberta": ("adarank",)}.get(number.model, ("fusionbench",))
+    return sorted({size for name in protocols for size in _known(number.model, number.column, name).get("validation", ())})
 
 
-def _protocols(number: Number) -> list[str]:
-    return {"gpt2": ["adarank", "fusionbench"], "roberta": ["adarank"]}.get(number.model, ["fusionbench"])
+def _known(model: str, task: str, protocol: str) -> Mapping[str, Sequence[int]]:
+    """Return the sizes of a task, none where it is none of the packaged ones."""
+    try:
+        return suites.kind_of(model).sizes(model, task, {"data.protocol": protocol} if protocol else {})
+    except InputError:
+        return {}
 
 
 def sizes(numbers: tuple[Number, ...]) -> Iterator[Finding]:
@@ -66,23 +67,14 @@ def sizes(numbers: tuple[Number, ...]) -> Iterator[Finding]:
         split = _SPLITS.get(number.metric)
         if split is None:
             continue
-        known = _size(number, split)
+        known = _of_data_set(number).get(split, ())
         if known and number.value not in known:
-            shown = " or ".join(f"{size:,}" for size in sorted(known))
-            yield Finding(number=number, likely=float(min(known)) if len(known) == 1 else None, reason=f"the data set has {shown}")
+            shown = " or ".join(f"{size:,}" for size in known)
+            yield Finding(number=number, likely=float(known[0]) if len(known) == 1 else None, reason=f"the data set has {shown}")
 
 
-def _size(number: Number, split: str) -> set[int]:
-    if number.column in vision.names():
-        tasks = [vision.task(number.column, variant) for variant in vision.VARIANTS]
-        by_split: Mapping[str, set[int]] = {
-            "train": {task.train for task in tasks}, "classes": {task.classes for task in tasks},
-            "test": {size for task in tasks for size in task.test_sizes},
-        }
-        return by_split.get(split, set())
-    protocol = {"matched": "fusionbench", "mismatched": "metamerging"}.get(number.variant, "metamerging")
-    try:
-        found = suites.kind_of("gpt2").sizes("gpt2", number.column, {"data.protocol": protocol})
-    except InputError:  # WNLI is no task of any merge
-        return set()
-    return {found[split]} if split in found else set()
+def _of_data_set(number: Number) -> Mapping[str, Sequence[int]]:
+    """Return the sizes of the data set of a column: images, or texts by the protocol that reads the split."""
+    if found := _known("vit_b32", number.column, ""):
+        return found
+    return _known("gpt2", number.column, "fusionbench" if number.variant == "matched" else "metamerging")

@@ -59,7 +59,7 @@ def _size(spec: CellSpec, values: Mapping[str, str]) -> float:
     found = suites.kind_of(values["model"]).sizes(values["model"], task, values)
     if spec.statistic.argument not in found:
         raise InputError(f"task {task!r} of {values['model']} has no size {spec.statistic.argument!r}, only {', '.join(found)}")
-    return found[spec.statistic.argument]
+    return found[spec.statistic.argument][0]
 
 
 def _typed(tasks: str) -> object:

@@ -84,7 +84,7 @@ class Trainer:
 
 @dataclasses.dataclass
 class Config:
-    """Every key of the command line. `tasks` is a number, the name of a task set, or a list of task names; where null, those
+    """Every key of the command line. `plan`: say what a run or a table takes, and run nothing. `tasks` is a number, the name of a task set, or a list of task names; where null, those
     that the model's experts are best known for."""
 
     method: Any = MISSING
@@ -92,6 +92,7 @@ class Config:
     tasks: Any = None
     experiment: str | None = None
     scale: str = choice("published", SCALES)
+    plan: bool = False
     checkpoints: Checkpoints = dataclasses.field(default_factory=Checkpoints)
     data: Data = dataclasses.field(default_factory=Data)
     trainer: Trainer = dataclasses.field(default_factory=Trainer)

@@ -27,13 +27,18 @@ USABLE = 0.9
 
 def inputs_of(plan: Plan, encoder: Architecture, extent: Extent, device: torch.device) -> Inputs:
     """Return what decides the memory and the work of a plan on a suite of this encoder and extent."""
+    return inputs_on(plan, encoder, extent, device.type)
+
+
+def inputs_on(plan: Plan, encoder: Architecture, extent: Extent, device: str) -> Inputs:
+    """Return the same for a device of this type, cpu or cuda."""
     wanted, adapts = plan.wanted, registry.get(plan.method).adaptive
     steps = plan.setting("steps") if adapts else 0
     return Inputs(
         encoder=encoder, method=plan.method,
         tasks=len(plan.tasks), values=plan.values, batch_size=plan.setting("batch_size") if adapts else 1,
         batches=plan.setting("batches") if adapts else 1, processes=int(os.environ.get("WORLD_SIZE", plan.trainer["devices"])),
-        chunk=plan.trainer["chunk"], precision=wanted.precision, device=device.type, experts=extent.experts,
+        chunk=plan.trainer["chunk"], precision=wanted.precision, device=device, experts=extent.experts,
         classes=extent.classes, steps=steps, test_images=sum(extent.test_examples),
         evaluations=2 + steps // plan.setting("eval_every") if adapts else 1, eval_batch=wanted.eval_batch,
         held_out=plan.setting("held_out") if adapts else 0, threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),

@@ -47,6 +47,11 @@ def _job(config: DictConfig) -> None:
     from fusionbench_lite.planning import plan
 
     overrides = list(HydraConfig.get().overrides.task)  # in a sweep those of this job
+    if config.plan:
+        from fusionbench_lite.running import planning
+
+        planning.main(config, overrides)
+        return
     if config.experiment is not None:
         from fusionbench_lite.planning import experiments
         from fusionbench_lite.running import experiment, table

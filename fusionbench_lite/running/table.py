@@ -28,13 +28,18 @@ def runs(experiment: Experiment, overrides: list[str], refused: dict[str, str] |
     others = [one for one in overrides if not decides(one.lstrip("+").partition("=")[0])]
     found: dict[Run, Plan] = {}
     for run in experiments.distinct(experiments.cells(experiment, overrides)):
-        try:
-            found[run] = planned(run, others)
-        except InputError as error:
-            if refused is None:
-                raise
-            refused[" ".join(run.arguments)] = str(error)
+        plan_or_refusal(run, others, found, refused)
     return found
+
+
+def plan_or_refusal(run: Run, others: list[str], found: dict[Run, Plan], refused: dict[str, str] | None) -> None:
+    """Put the plan of a run into `found`, or the reason why it cannot be into `refused`; raises InputError without."""
+    try:
+        found[run] = planned(run, others)
+    except InputError as error:
+        if refused is None:
+            raise
+        refused[" ".join(run.arguments)] = str(error)
 
 
 def planned(run: Run, others: list[str]) -> Plan:

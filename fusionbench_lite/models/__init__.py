@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.models.clip_sizes import MINI, SIZES
+from fusionbench_lite.models.clip_sizes import EMBEDDED, SIZES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ def build(name: str, layout: str | None = None) -> nn.Module:
     _check(name)
     from fusionbench_lite.models import mini
 
-    return mini.build()
+    return mini.build(EMBEDDED[name])
 
 
 def feature_width(name: str) -> int:
@@ -31,9 +31,9 @@ def feature_width(name: str) -> int:
     if name in SIZES:
         return SIZES[name].output
     _check(name)
-    return MINI.output
+    return EMBEDDED[name].output
 
 
 def _check(name: str) -> None:
-    if name != "vit_mini":
-        raise InputError(f"unknown model {name!r}: {did_you_mean(name, ['vit_mini', *SIZES])}")
+    if name not in EMBEDDED:
+        raise InputError(f"unknown model {name!r}: {did_you_mean(name, [*EMBEDDED, *SIZES])}")

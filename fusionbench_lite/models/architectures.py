@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.models import language_shapes
-from fusionbench_lite.models.clip_sizes import LAYOUTS, MINI, SIZES, ClipSize
+from fusionbench_lite.models.clip_sizes import EMBEDDED, LAYOUTS, SIZES, ClipSize
 from fusionbench_lite.weights.architecture import Architecture, Shape
 
 Named = Iterator[tuple[str, Shape]]
@@ -31,14 +31,14 @@ def architecture(model: str) -> Architecture:
 
 
 def encoder(model: str, layout: str | None = None, *, tower_alone: bool = False) -> Architecture:
-    """Return the encoder that a run of the suite merges: vit_mini, vit_b32, vit_b16 or vit_l14.
+    """Return the encoder that a run of the suite merges: vit_mini, vit_mini_small, vit_b32, vit_b16 or vit_l14.
 
     `tower_alone`: the projection is not merged, as in FusionBench's checkpoints. Raises InputError for another model.
     """
-    if model == "vit_mini":
-        return of_size(model, MINI, "packed")
+    if model in EMBEDDED:
+        return of_size(model, EMBEDDED[model], "packed")
     if model not in SIZES:
-        raise InputError(f"unknown model {model!r}: {did_you_mean(model, ['vit_mini', *SIZES])}")
+        raise InputError(f"unknown model {model!r}: {did_you_mean(model, [*EMBEDDED, *SIZES])}")
     return of_size(model, SIZES[model], layout or "packed", tower_alone=tower_alone)
 
 
@@ -138,6 +138,6 @@ def _language(model: str) -> Architecture:
 
 
 MODELS: dict[str, Callable[[str], Architecture]] = {
-    "vit_mini": _embedded, **dict.fromkeys(SIZES, _released),
+    **dict.fromkeys(EMBEDDED, _embedded), **dict.fromkeys(SIZES, _released),
     **dict.fromkeys((f"{name}_hf" for name in SIZES), _hugging_face), **dict.fromkeys(language_shapes.SIZES, _language),
 }

@@ -39,3 +39,10 @@ SIZES = {
 
 MINI = ClipSize(image=32, patch=8, width=128, layers=4, heads=4, output=64, text_width=0, text_layers=0, text_heads=0)
 """The embedded suite's encoder, which has no text tower."""
+EMBEDDED = {
+    "vit_mini": MINI,
+    "vit_mini_small": ClipSize(
+        image=32, patch=8, width=96, layers=3, heads=3, output=64, text_width=0, text_layers=0, text_heads=0
+    ),
+}
+"""Its two sizes, so that tables of two models have twins with two."""

@@ -1,4 +1,4 @@
-"""vit_mini: CLIP's vision transformer, open_clip's own class, at a size that trains in minutes on a processor."""
+"""vit_mini and vit_mini_small: open_clip's vision transformer of CLIP, at sizes that train in minutes on a processor."""
 
 from __future__ import annotations
 

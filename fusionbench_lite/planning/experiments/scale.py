@@ -130,7 +130,8 @@ def _tasks(value: str) -> str:
     for name in names:
         if name not in twins["tasks"]:
             raise InputError(f"task {name!r} has no embedded twin: {did_you_mean(name, twins['tasks'])}")
-    return f"[{','.join(twins['tasks'][name] for name in names)}]"
+    found = [twins["tasks"][name] for name in names]
+    return "mini8" if set(found) == set(_set("mini8")) else f"[{','.join(found)}]"  # one order, so that the experts are shared
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fusionbench_lite.base.task_sets import tasks_of
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import architectures
+from fusionbench_lite.models.clip_sizes import EMBEDDED
 from fusionbench_lite.suites import Extent, SuiteKind, Wanted
 from fusionbench_lite.weights.architecture import Architecture
 
@@ -25,9 +26,9 @@ TEST, CLASSES = 1000, 10
 
 
 class Embedded(SuiteKind):
-    """ViT mini on images of 32 x 32 pixels."""
+    """ViT mini in two sizes, on images of 32 x 32 pixels."""
 
-    models: ClassVar[Mapping[str, Any]] = {"vit_mini": "mini8"}
+    models: ClassVar[Mapping[str, Any]] = dict.fromkeys(EMBEDDED, "mini8")
 
     def check(self, wanted: Wanted) -> Wanted:
         """Resolve the family: that of the experts trained here, or "own"."""

@@ -29,11 +29,11 @@ def test_models_tasks_and_columns_are_the_embedded_ones() -> None:
     found = twin()
     assert found.scale == "mini"
     assert found.published is None
-    assert [line.name for line in found.columns] == ["svhn", "gtsrb", "average"]  # no twin of sun397 among the four
-    assert [line.statistic for line in found.columns] == ["task:house_numbers", "task:signs", "average"]
+    assert [line.name for line in found.columns] == ["gtsrb", "average"]  # no twin of the others among the four
+    assert [line.statistic for line in found.columns] == ["task:signs", "average"]
     run = experiments.cells(found)[0].runs[0][0]
-    assert run.values["model"] == "vit_mini_large"
-    assert run.values["tasks"] == "[counts,house_numbers,signs,digits]"
+    assert run.values["model"] == "vit_mini"
+    assert run.values["tasks"] == "[garments,counts,textures,signs]"
     assert "checkpoints" not in run.values
 
 

@@ -35,8 +35,8 @@ LISTS = (
     ["hydra/job_logging=plain", "seed=1"], ["~logger"],
 )
 WRONG = (
-    ["method=no_such"], ["method.no_such.key=1"], ["no_such=1"], ["+seed=1"], ["seed=half"], ["method=1"], ["seed=1,2"], ["~seed=5"],
-    ["++method=tsv_m"], ["method={id: adarank, ranks: 3}"], ["select=worst"], ["method@elsewhere=tsv_m"],
+    ["method=no_such"], ["method.no_such.key=1"], ["no_such=1"], ["+seed=1"], ["seed=half"], ["method=1"], ["seed=1,2"],
+    ["~seed=5"], ["++method=tsv_m"], ["method={id: adarank, ranks: 3}"], ["select=worst"], ["method@elsewhere=tsv_m"],
     ["checkpoints={famly: ta}"], ["seed"], ["tasks=[a"],
 )
 

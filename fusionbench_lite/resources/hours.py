@@ -24,7 +24,7 @@ PASSES = 6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operations:
-    """Operations of `products` in passes of networks and merges, of `decompositions` of matrices, and `elements` that are summed."""
+    """Operations of `products` in passes of networks and merges, of `decompositions` of matrices, and of `elements` summed."""
 
     products: int = 0
     decompositions: int = 0

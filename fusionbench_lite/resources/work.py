@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fusionbench_lite.base.needs import Need, size_text
@@ -11,14 +11,17 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.planning.plan import Plan, base_of
 from fusionbench_lite.registry import get
 from fusionbench_lite.resources.hours import Operations, Time, asked, duration, operations, time_of
-from fusionbench_lite.resources.rates import DAY, Asked, Rates, rates
+from fusionbench_lite.resources.known_rates import DAY, rates
+from fusionbench_lite.resources.rates import Asked, Rates
 from fusionbench_lite.resources.recorded import setting_of
 from fusionbench_lite.suites import Wanted
 
+LOWER_BOUND = "at these rates, a lower bound: CLIP took 1.2 to 1.4 times as long on a processor, embedded models 1.4 to 3"
+"""What estimates were compared with: docs/plans.md."""
 SURELY_SHORT = 10**15
 """Operations that no device takes a day for; nothing is measured for them."""
-_READ_LATER = {"seed": 0, "precision": "fp32", "device": "auto", "eval_batch": None, "options": (), "tensors": "auto"}
-"""What of a suite decides no file, in one value, so that the files of many runs are looked for once."""
+SQUARE = 224 * 224 * 3
+"""Bytes of a decoded image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +62,20 @@ def measured(plans: Iterable[Plan], cache: Path) -> dict[Asked, Rates]:
     return rates(dict.fromkeys(question for plan in plans if (question := asked(plan)) is not None), cache)
 
 
-def work(plans: Sequence[Plan], known: Mapping[Asked, Rates], there: frozenset[str] = frozenset()) -> Work:
-    """Return what runs take together: a run, and a file, that several ask for counts once, and a run with a record not at all."""
+def work(
+    plans: Sequence[Plan], known: Mapping[Asked, Rates], there: frozenset[str] = frozenset(),
+    needed: Callable[[Plan], Iterable[Need]] | None = None,
+) -> Work:
+    """Return what runs take together: a run, and a file, that several ask for counts once, and a run with a record not at all.
+
+    `needed` says what a run needs, where that is known already.
+    """
     own = distinct(plans, there)
     every = distinct([*own, *(base for plan in own if (base := base_of(plan)) is not None and get(base.method).adaptive)], there)
     needs: dict[tuple[str, str | None, str, str], Need] = {}
     images: dict[tuple[object, ...], int] = {}
     for plan in {(_files(plan), plan.training_examples): plan for plan in every}.values():
-        for item in _needs(plan):
+        for item in (needed or _needs)(plan):
             needs[item.what, item.task, item.where, item.path] = item
             if item.made and not item.present and item.what.startswith("decoded") and item.task is not None:
                 place = (item.what, item.task, plan.wanted.data)
@@ -79,12 +88,11 @@ def work(plans: Sequence[Plan], known: Mapping[Asked, Rates], there: frozenset[s
     )
 
 
-SQUARE = 224 * 224 * 3
-"""Bytes of a decoded image."""
-
-
 def _files(plan: Plan) -> Wanted:
-    return dataclasses.replace(plan.wanted, **_READ_LATER)
+    """Return the suite without what decides no file, so that the files of many runs are looked for once."""
+    return dataclasses.replace(
+        plan.wanted, seed=0, precision="fp32", device="auto", eval_batch=None, options=(), tensors="auto"
+    )
 
 
 def _needs(plan: Plan) -> tuple[Need, ...]:
@@ -96,30 +104,36 @@ def _needs(plan: Plan) -> tuple[Need, ...]:
 
 def lines(total: Work, known: Mapping[Asked, Rates]) -> Iterator[str]:
     """Yield what runs take in words."""
-    first = next(iter(known.values()))
     yield f"files       {_kinds(total.downloads) or 'all are here'}"
     if made := [item for item in total.missing if item.made]:
         yield f"made here   {_kinds(made)}"
     if total.by_hand:
         yield f"by hand     {_kinds(total.by_hand)}: python -m fusionbench_lite.doctor says what and where"
-    counts = total.operations
-    yield (
-        f"operations  {number(counts.products)} of products, {number(counts.decompositions)} of decompositions, "
-        f"{counts.elements / 1e9:,.1f} G numbers summed, {total.images:,} images to decode"
-    )
-    yield f"device      {first.device}, {first.name}, measured {first.measured}: {first.others}"
-    for rate in known.values():
-        yield f"            {rate.product}"
-    time = total.time
+    yield from time_lines(total, known)
+
+
+def time_lines(total: Work, known: Mapping[Asked, Rates]) -> Iterator[str]:
+    """Yield how long runs take, and what that is made from."""
+    first, time, counts = next(iter(known.values())), total.time, total.operations
     parts = {
-        "passes": time.products, "decompositions": time.decompositions, "sums": time.elements, "decoding": total.images / first.decoding,
+        "passes": time.products, "decompositions": time.decompositions, "sums": time.elements,
+        "decoding": total.images / first.decoding,
     }
     said = ", ".join(f"{what} {duration(seconds)}" for what, seconds in parts.items() if seconds >= 1)
     unknown = f", and {time.unknown} runs of which nothing is known" if time.unknown else ""
     yield f"time        {duration(total.seconds(first))}{f' ({said})' if said else ''}{unknown}"
-    yield "            at these rates, which networks reach between a fifth and all of; downloads take what the network takes"
+    yield f"            {LOWER_BOUND}; downloads take what the network takes"
     if total.trains:
         yield "            embedded experts are trained on first use, which is not counted"
+    work = {
+        f"{number(counts.products)} of products": counts.products,
+        f"{number(counts.decompositions)} of decompositions": counts.decompositions,
+        f"{counts.elements / 1e9:,.2f} G numbers summed": counts.elements, f"{total.images:,} images to decode": total.images,
+    }
+    yield f"operations  {', '.join(text for text, count in work.items() if count) or 'none'}"
+    yield f"device      {first.device}, {first.name}, measured {first.measured}: {first.others}"
+    for rate in known.values():
+        yield f"            {rate.product}"
 
 
 def number(count: float) -> str:
@@ -147,8 +161,8 @@ def sizes(items: Sequence[Need]) -> str:
 
 def warning(plans: Sequence[Plan], cache: Path, name: str) -> str | None:
     """Return a line for runs that take longer than a day on their device, None for others and where it cannot be measured."""
-    done = [operations(plan, "cpu") for plan in plans]
-    if sum(count.total for count in done if count is not None) < SURELY_SHORT:
+    counted = (operations(plan, "cpu") for plan in plans)
+    if sum(count.total for count in counted if count is not None) < SURELY_SHORT:
         return None
     try:
         known = measured(plans, cache)
@@ -159,6 +173,6 @@ def warning(plans: Sequence[Plan], cache: Path, name: str) -> str | None:
         return None
     rate = next(iter(known.values()))
     return (
-        f"{name} takes {duration(time.total)} or more on {rate.device} ({rate.name}), {number(total.products)}, unless its records are "
-        "here: plan=true says why; what is stopped goes on where it was"
+        f"{name} takes {duration(time.total)} or more on {rate.device} ({rate.name}), {number(total.products)}, unless its "
+        "records are here: plan=true says why, and what is stopped goes on where it was"
     )

@@ -88,9 +88,11 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     from rich.console import Console
 
     from fusionbench_lite.base.processes import is_first
+    from fusionbench_lite.running.loading import say_if_long
     from fusionbench_lite.tables import frame, output, rows, terminal
 
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
+    say_if_long([plan for row in resolved.values() for plan in row], f"experiment {experiment.name}")
     keys = _all_keys(resolved, console)
     if not is_first():
         return

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,20 +17,20 @@ from fusionbench_lite.planning.experiments import Run
 from fusionbench_lite.planning.experiments.runs import decides, notes
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.resources import recorded, work
+from fusionbench_lite.resources.hours import duration
 
 ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """The cells of an experiment, the runs it asks for by what tells them apart, those of them with a note of a record, the plans
-    of the others, and why runs are refused."""
+    """The cells of an experiment, its runs with a note of a record, the plans of the others, and why runs are refused, all by what
+    tells runs apart."""
 
     cells: int
-    runs: frozenset[object]
-    noted: frozenset[object]
-    plans: Mapping[object, Plan]
-    refused: Mapping[object, str]
+    noted: frozenset[Any]
+    plans: Mapping[Any, Plan]
+    refused: Mapping[Any, str]
 
 
 def main(config: DictConfig, overrides: list[str]) -> None:
@@ -51,17 +52,18 @@ def show(tables: Mapping[str, Table], cache: Path, results_dir: Path, title: str
         print(f"{'table':<20} {'cells':>6} {'runs':>5} {'missing':>8}  {'operations':>14}  time")
     for name, table in tables.items() if len(tables) > 1 else ():
         own = work.work(list(table.plans.values()), known, there)
-        time = work.duration(own.seconds(next(iter(known.values())))) if known else "-"
+        time = duration(own.seconds(next(iter(known.values())))) if known else "-"
         said = f"{work.number(own.operations.products):>14}"
-        print(f"{name:<20} {table.cells:>6,} {len(table.runs):>5,} {own.runs - own.bases:>8,}  {said}  {time}")
+        runs = len(table.noted) + len(work.distinct(table.plans.values()))
+        print(f"{name:<20} {table.cells:>6,} {runs:>5,} {own.runs - own.bases:>8,}  {said}  {time}")
     total = work.work(list(plans.values()), known, there)
-    cells, runs = sum(table.cells for table in tables.values()), frozenset().union(*(table.runs for table in tables.values()))
     refused = {key: reason for table in tables.values() for key, reason in table.refused.items()}
-    missing = total.runs - total.bases
+    noted = frozenset().union(*(table.noted for table in tables.values()))
+    runs, missing = len(noted) + len(work.distinct(plans.values())), total.runs - total.bases
     bases = f" and {total.bases} that adapters sit on" if total.bases else ""
     print(f"Plan of {title}")
-    print(f"  cells       {cells:,}")
-    print(f"  runs        {len(runs):,} distinct, {len(runs) - missing - len(refused):,} with a record here, {missing:,} to be made{bases}")
+    print(f"  cells       {sum(table.cells for table in tables.values()):,}")
+    print(f"  runs        {runs:,} distinct, {runs - missing:,} with a record here, {missing:,} to be made{bases}")
     if hub:
         print(f"  hub         {hub}")
     for line in work.lines(total, known) if known else ():
@@ -70,7 +72,7 @@ def show(tables: Mapping[str, Table], cache: Path, results_dir: Path, title: str
         print(f"  refused     {count} runs: {reason}")
 
 
-def _hub(plans: Mapping[object, Plan]) -> str:
+def _hub(plans: Mapping[Any, Plan]) -> str:
     """Return whether the hub answers that is asked for the sizes of data sets, "" where nothing comes from one."""
     if not any(plan.kind.uses_hub for plan in plans.values()):
         return ""
@@ -95,17 +97,17 @@ def _table(config: DictConfig, name: str | None, overrides: list[str]) -> Table:
             if run not in noted:
                 table.plan_or_refusal(run, others, missing, refused)
         cells = sum(spec.omitted is None for spec in specs)
-        return Table(cells=cells, runs=frozenset(every), noted=frozenset(noted), plans=dict(missing), refused=dict(refused))
+        return Table(cells=cells, noted=frozenset(noted), plans=missing, refused=refused)
     if name is None:
         plans, cells = [experiment.plan_of(overrides)], 1
     else:
         rows = experiment.plans(experiment.read(name), overrides)
         plans, cells = [plan for row in rows.values() for plan in row], len(rows)
-    found: dict[object, Plan] = {recorded.setting_of(plan): plan for plan in plans}
-    return Table(cells=cells, runs=frozenset(found), noted=frozenset(), plans=found, refused={})
+    found: dict[Any, Plan] = {recorded.setting_of(plan): plan for plan in plans}
+    return Table(cells=cells, noted=frozenset(), plans=found, refused={})
 
 
-def _counted(refused: Mapping[object, str]) -> dict[str, int]:
+def _counted(refused: Mapping[Any, str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for reason in refused.values():
         counts[reason] = counts.get(reason, 0) + 1

@@ -34,7 +34,7 @@ def _of_record(path: Path) -> str | None:
         values = {name: chosen["value"] for name, chosen in data["hyperparameters"].items()}
         return _text(data["method"], values, data["config"], {
             "model": data["model"], "tasks": data["tasks"], "family": data["checkpoints"]["family"], "seed": data["seeds"]["seed"],
-            "limit": data["limit"], "checkpoints_seed": data["seeds"]["checkpoints_seed"], "precision": data["precision"],
+            "limit": data["limit"], "checkpoints_seed": data["seeds"]["checkpoints"], "precision": data["precision"],
         })
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

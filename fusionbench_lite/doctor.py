@@ -1,11 +1,12 @@
 """`python -m fusionbench_lite.doctor model=vit_b32 tasks=8 [KEY=VALUE ...]`: what a run needs, before it is started.
 
-Takes the keys of `python -m fusionbench_lite`. Lists every file and data set of the run with its size, whether it is here,
-and where to get it; then the memory and the arithmetic that the run will take, and what a reader of its results should
-know. Nothing is downloaded; the hub is asked for the sizes of data sets that are not here. Besides
-those keys:
+Takes the keys of `python -m fusionbench_lite`. Says what is missing and how long the run takes on this device, then task by task
+which files and data sets it needs, their size and whether they are here; the memory and the arithmetic that the run will take,
+and what a reader of its results should know. Nothing is downloaded; the hub is asked for the sizes of data sets that are not here.
+Besides those keys:
 
-    doctor.format=text      or json
+    doctor.format=text      or json, which lists every file
+    doctor.verbose=true     or --verbose: every file on a line of its own, with where it is or where to get it
 
 Exit status: 0 where everything is here or will be downloaded by the run, 1 where something has to be fetched by hand, as
 every download has where HF_HUB_OFFLINE is set, 2 for bad input.
@@ -16,14 +17,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench_lite.base.needs import size_text
+from fusionbench_lite.base.needs import Need, size_text
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.fields import choice
+from fusionbench_lite.fields import choice, flag
+from fusionbench_lite.hub.reaching import reached
 from fusionbench_lite.hub.settings import offline as hub_offline
 from fusionbench_lite.paths import nearest_existing
 from fusionbench_lite.planning.command_line import command
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 USAGE = f"usage: python -m fusionbench_lite.doctor [KEY=VALUE ...]\n\n{__doc__}"
 FORMATS = ("text", "json")
 OFFLINE = "HF_HUB_OFFLINE is set, and so nothing is downloaded: unset it, or fill cache_dir on a machine with a network."
-PATIENCE = 3.0
-"""Seconds in which the hub has to take a connection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +45,18 @@ class Options:
     """How the answer is printed."""
 
     format: str = choice("text", FORMATS)
+    verbose: bool = flag(False)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status; see the module's text."""
-    return command(USAGE, arguments, "doctor.", Options, _main)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return command(USAGE, ["doctor.verbose=true" if one == "--verbose" else one for one in given], "doctor.", Options, _main)
 
 
 def _main(plan: Plan, options: Options) -> int:
     findings = examine(plan)
-    sys.stdout.write(as_json(findings) if options.format == "json" else as_text(findings))
+    sys.stdout.write(as_json(findings) if options.format == "json" else as_text(findings, verbose=options.verbose))
     return 1 if findings.by_hand else 0
 
 
@@ -70,7 +71,7 @@ def examine(plan: Plan) -> Findings:
     is_offline = hub_offline()  # asked first: a hub that does not answer may do so when the run starts
     machine = _machine(device, wanted.cache)
     if kind.uses_hub:
-        machine["hub"] = _hub()
+        machine["hub"] = reached()
     needs = kind.needs(wanted, plan.training_examples)
     items, hints = list(needs.items), list(needs.hints)
     if is_offline:
@@ -78,7 +79,8 @@ def examine(plan: Plan) -> Findings:
         if any(not item.present and not item.made for item in items):
             hints.insert(0, OFFLINE)
     return Findings(
-        title=title, machine=machine, items=items, estimate=_estimate(plan, device), caveats=list(needs.caveats), hints=hints
+        title=title, machine=machine, items=items, time=_time(plan, items),
+        estimate=_estimate(plan, device), caveats=list(needs.caveats), hints=hints,
     )
 
 
@@ -98,24 +100,6 @@ def _machine(device: torch.device, cache: Path) -> dict[str, str]:
     }
 
 
-def _hub() -> str:
-    """Return the hub of downloads and whether it answers; where it does not, the rest of the process goes without it."""
-    from fusionbench_lite.hub.settings import current, origin
-
-    now = current()
-    if now.offline:
-        return f"{now.endpoint}, not asked (HF_HUB_OFFLINE)"
-    place = origin(now.endpoint)
-    proxied = any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name, value in os.environ.items() if value)
-    try:
-        if place is not None and not (proxied and place[1] not in ("127.0.0.1", "localhost")):
-            socket.create_connection(place[1:], timeout=PATIENCE).close()
-    except OSError as error:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        return f"{now.endpoint}, which does not answer ({error.strerror or error}): sizes of data sets are not known"
-    return now.endpoint
-
-
 def _estimate(plan: Plan, device: torch.device) -> list[str]:
     """Return the plan of memory and work in words; where nothing fits, what would."""
     from fusionbench_lite import resources
@@ -126,6 +110,14 @@ def _estimate(plan: Plan, device: torch.device) -> list[str]:
     except InputError as error:
         return [f"DOES NOT FIT: {error}"]
     return resources.lines(suggestion.estimate) if suggestion is not None else []
+
+
+def _time(plan: Plan, items: list[Need]) -> list[str]:
+    """Return how long the run takes on this device, with the rates it goes by; nothing where nothing is planned of its suite."""
+    from fusionbench_lite.resources import work
+
+    known = work.measured([plan], plan.wanted.cache)
+    return list(work.time_lines(work.work([plan], known, needed=lambda _: items), known)) if known else []
 
 
 if __name__ == "__main__":

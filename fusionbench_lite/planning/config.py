@@ -84,8 +84,8 @@ class Trainer:
 
 @dataclasses.dataclass
 class Config:
-    """Every key of the command line. `plan`: say what a run or a table takes, and run nothing. `tasks` is a number, the name of a task set, or a list of task names; where null, those
-    that the model's experts are best known for."""
+    """Every key of the command line. `plan`: say what a run or a table takes, and run nothing. `tasks` is a number, the name of a
+    task set, or a list of task names; where null, those that the model's experts are best known for."""
 
     method: Any = MISSING
     model: Any = MISSING

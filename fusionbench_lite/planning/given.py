@@ -6,6 +6,7 @@ A value that equals the default is given too, and so is null. What a YAML file o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def read(overrides: Sequence[str] | None) -> Given:
     if overrides is None:
         return Given(None)
     keys: dict[Key, None] = {}
-    for override in _parsed(overrides):
+    for override in parsed(overrides):
         key = tuple(override.key_or_group.split("."))
         value = None if override.is_delete() else override.value()
         if len(key) > 1 and not isinstance(value, Mapping):  # in place of what was below; the name of a group leaves it there
@@ -81,11 +82,17 @@ def read(overrides: Sequence[str] | None) -> Given:
 
 def keys(overrides: Sequence[str]) -> list[str]:
     """Return the key of every override, such as "seed" of ++seed=3."""
-    return [override.key_or_group for override in _parsed(overrides)]
+    return [override.key_or_group for override in parsed(overrides)]
 
 
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Return overrides as Hydra's grammar reads them; they are shared, so nobody changes them. Raises what Hydra raises."""
+    return [_parsed(override) for override in overrides]
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_overrides([override])[0]
 
 
 def _leaves(key: Key, value: Any) -> list[Key]:

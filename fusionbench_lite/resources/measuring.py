@@ -1,47 +1,63 @@
-"""`python -m fusionbench_lite.resources.measuring DEVICE PRECISION`: the rates of a device, as JSON."""
+"""`python -m fusionbench_lite.resources.measuring PRODUCTS`: the rates of a device, as JSON; see `rates`."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
 from fusionbench_lite.base.devices import device_of
-from fusionbench_lite.resources.rates import Rates
+from fusionbench_lite.planning.refusals import exit_status
+from fusionbench_lite.resources.rates import Asked, Rates, cores
+from fusionbench_lite.weights.costs import decomposition_flops
+from fusionbench_lite.weights.linalg import top_singular
 
-BUDGET = 0.25
-"""Seconds of each measurement."""
-SIDES = {"cpu": 1024, "cuda": 4096}
+BUDGET = 0.12
+"""Seconds of each measurement, after a first repetition that does not count."""
+MATRIX = (1536, 384)
+"""A matrix to be decomposed, of the form that perceptrons have: an eighth of the work of a base model's."""
+NUMBERS = 1 << 22
+"""Numbers of a sum: more than caches hold."""
 PICTURE = (500, 375)
 """Pixels of a usual photograph of the data sets."""
 
 
-def measure(device: torch.device, precision: str) -> Rates:
-    """Return the rates of a device: medians of what fits into the budget, after a first repetition that does not count."""
-    side = SIDES[device.type]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    one, other = torch.randn((2, side, side), device=device, dtype=dtype)
+def measure(asked: Sequence[Asked]) -> list[Rates]:
+    """Return the rates for every product; what they have in common is measured once. Raises InputError for an absent device."""
+    matrix = torch.randn(MATRIX, generator=torch.Generator().manual_seed(0))
+    numbers, others, total = torch.ones((3, NUMBERS))
+    common = {
+        "decompositions": decomposition_flops(MATRIX) / _seconds(lambda: top_singular(matrix, MATRIX[1], "a sample")),
+        "elements": NUMBERS / _seconds(lambda: torch.add(numbers, others, alpha=0.3, out=total)),
+        "images": 1 / _seconds(_decoding()),
+    }
+    now = time.strftime("%Y-%m-%d %H:%M")
+    return [_rates(one, device_of(one.device), common, now) for one in asked]
+
+
+def _rates(asked: Asked, device: torch.device, common: dict[str, float], now: str) -> Rates:
+    dtype = torch.bfloat16 if asked.precision == "bf16" else torch.float32
+    states = torch.ones((asked.rows, asked.width), device=device, dtype=dtype)
+    weights = torch.ones((asked.width, 4 * asked.width), device=device, dtype=dtype)
 
     def product() -> None:
-        one @ other
+        states @ weights
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Rates(
-        device=str(device), name=name, precision=precision, side=side, flops=2 * side**3 / _seconds(product),
-        images=1 / _seconds(_decoding()), cores=cores,
+        device=str(device), name=name, precision=asked.precision, rows=asked.rows, width=asked.width,
+        flops=8 * asked.rows * asked.width**2 / _seconds(product), cores=cores(), measured=now, **common,
     )
 
 
@@ -59,18 +75,22 @@ def _decoding() -> Callable[[], object]:
 
 
 def _seconds(run: Callable[[], object]) -> float:
+    """Return the median of the seconds that `run` takes."""
     run()
     times: list[float] = []
-    while sum(times) < BUDGET or len(times) < 3:
+    while sum(times) < BUDGET or len(times) < 2:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
+def main() -> int:
+    """Print the rates for the products that the command line lists."""
+    found = measure([Asked(**one) for one in json.loads(sys.argv[1])])
+    print(json.dumps([dataclasses.asdict(one) for one in found]))
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        found = measure(device_of(sys.argv[1]), sys.argv[2])
-    except ValueError as error:
-        sys.exit(str(error))
-    print(json.dumps(dataclasses.asdict(found)))
+    sys.exit(exit_status(main))

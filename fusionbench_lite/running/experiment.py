@@ -6,15 +6,17 @@ import dataclasses
 from typing import Any
 
 import yaml
-from hydra import compose
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import expanded, experiments_dir
-from fusionbench_lite.planning import given
+from fusionbench_lite.planning import given, mistakes
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.arguments import prepared
+from fusionbench_lite.planning.composing import composed_for
 from fusionbench_lite.planning.plan import Plan
 
 
@@ -64,9 +66,12 @@ def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]
 
 
 def plan_of(overrides: list[str]) -> Plan:
-    """Return the checked plan of overrides; `steps` is left to runs that adapt."""
+    """Return the checked plan of overrides; `steps` is left to runs that adapt. Raises InputError in one line."""
     overrides = prepared(overrides)  # those of the file; those of the command line are already
-    config = compose("config", overrides=overrides)
+    try:
+        config = composed_for(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise mistakes.explain(error, overrides) from None
     registered = config.method.id in registry.names()
     if config.steps is not None and registered and not registry.get(config.method.id).adaptive:
         config.steps = None
@@ -83,9 +88,11 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     from rich.console import Console
 
     from fusionbench_lite.base.processes import is_first
+    from fusionbench_lite.running.loading import say_if_long
     from fusionbench_lite.tables import frame, output, rows, terminal
 
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
+    say_if_long([plan for row in resolved.values() for plan in row], f"experiment {experiment.name}")
     keys = _all_keys(resolved, console)
     if not is_first():
         return

@@ -58,12 +58,14 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     from rich.console import Console
 
     from fusionbench_lite.base.processes import is_first
+    from fusionbench_lite.running.loading import say_if_long
 
     experiment = experiment_of(config)
     results_dir = expanded(config.results_dir)
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
     refused: dict[str, str] = {}
     resolved = runs(experiment, overrides, refused)
+    say_if_long(list(resolved.values()), f"experiment {experiment.name}")
     for number, (run, plan) in enumerate(resolved.items(), 1):
         try:
             _execute(run, plan, f"{number} of {len(resolved)}", console)

@@ -148,3 +148,34 @@ def test_an_inventory_asks_for_no_training_images_by_itself(small: Suite):  # no
     items = stock.inventory("mnist", given, trained=None)
     assert (items[-1].what, items[-1].nbytes) == ("decoded training images", 40 * SQUARE)
     assert "at most" in items[-1].note
+
+
+def test_a_line_per_task_and_totals_first(small: Suite, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    """What twenty tasks need on a page: 81 files in 21 lines, behind what is missing in all and how long the run takes."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    line = ["method=adarank", "model=vit_l14", "tasks=20", f"cache_dir={small.cache}", "device=cpu"]
+    status, said = called(doctor.main, line)
+    assert status == 1
+    lines = said.splitlines()
+    table = lines[next(number for number, one in enumerate(lines) if one.split()[:2] == ["Task", "Needed"]) + 2:]
+    rows = table[: table.index("")]
+    assert len(rows) == 21
+    assert rows[0].split()[:2] == ["all", "pretrained"]
+    assert "expert, head, test images, decoded test images" in rows[1]
+    heads = ("81 missing", "time ", "Memory and work")
+    place = {start: number for number, one in enumerate(lines) for start in heads if one.startswith(start)}
+    assert place["81 missing"] < place["time "] < lines.index(rows[0]) < place["Memory and work"]
+    assert sum(one.startswith("By hand") for one in lines) == 4
+    assert "57 more by hand: --verbose lists every file" in said
+    for verbose in ("--verbose", "doctor.verbose=true"):
+        whole = called(doctor.main, [*line, verbose])[1]
+        assert whole.count("By hand, to") == 61
+        assert "decoded test images   kmnist" in whole
+
+
+def test_a_task_whose_files_are_here_lacks_nothing(small: Suite):  # noqa: F811
+    small.run("method=weight_averaging")
+    said = called(doctor.main, small.line("method=iso_c tasks=[mnist,dtd,svhn]"))[1]
+    missing = {one.split()[0]: one.split()[-1] for one in said.splitlines() if one.strip().startswith(("mnist", "dtd", "svhn"))}
+    assert (missing["mnist"], missing["dtd"]) == ("-", "-")
+    assert missing["svhn"] == "images"

@@ -26,10 +26,11 @@ class ExperimentSweeper(Sweeper):
     def __init__(self, max_batch_size: int | None = None) -> None:
         self.max_batch_size = max_batch_size
         self.launcher: Launcher
+        self.hydra: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over."""
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context, self.config, self.hydra = hydra_context, config, config.hydra
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -38,12 +39,13 @@ class ExperimentSweeper(Sweeper):
         """Send what is missing, wait, and write the tables."""
         from fusionbench_lite.running import sweep
 
+        assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         lines = [list(line) for line in itertools.product(*map(_values, parser.parse_overrides(arguments)))]
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        sweep.main(lines, sweep.Sending(launcher=self.launcher, hydra=self.config.hydra, at_once=self.max_batch_size))
+        sweep.main(lines, sweep.Sending(launcher=self.launcher, hydra=self.hydra, at_once=self.max_batch_size))
 
 
 def _values(override: Override) -> Iterator[str]:

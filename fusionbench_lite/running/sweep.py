@@ -131,7 +131,7 @@ def main(lines: Sequence[list[str]], sending: Sending) -> None:
     for line in read:
         if absent := _absent(line, reasons):
             lost |= {f"run={run.id}": " ".join(run.arguments) for run in absent}
-        else:
+        elif not line.refused or line.config.experiment in experiments.names():  # cells may be empty, rows may not
             finish(line.config, line.overrides)
     refused = {arguments: reason for line in read for arguments, reason in line.refused.items()}
     if lost:

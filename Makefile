@@ -1,6 +1,7 @@
 # make demo    the embedded suite: experts, 45 rows of methods, one table; and four rows on texts
 # make test    the tests, but for the slow ones
 # make test-slow  the slow tests, and the laws on more examples, new ones every time
+# make test-slurm  sweeps on a cluster; start one first: export SLURM_LOCAL_DIR=/tmp/slurm && eval "$(.ci/slurm_local.sh start)"
 # make test-transformers  what reads language models, under the oldest and the newest transformers that pyproject.toml allows
 # make bench   cost of an adaptation step and of merging
 # make docs    result pages and configuration headers from records
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-transformers bench docs setup lint format clean
+.PHONY: help demo test test-slow test-slurm test-transformers bench docs setup lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,11 +34,14 @@ demo: $(STAMP)
 	$(BIN)/python -m fusionbench_lite experiment=mini/text_demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not slurm" $(ARGS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile=slow tests/laws tests/oracles $(ARGS)
+
+test-slurm: $(STAMP)
+	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
 
 LANGUAGE = tests/models tests/harness $(wildcard tests/*/language tests/*/text) $(wildcard tests/*/test_*text*.py tests/*/test_*language*.py tests/weights/test_lora*.py)
 

@@ -84,8 +84,9 @@ class Trainer:
 
 @dataclasses.dataclass
 class Config:
-    """Every key of the command line. `plan`: say what a run or a table takes, and run nothing. `tasks` is a number, the name of a
-    task set, or a list of task names; where null, those that the model's experts are best known for."""
+    """Every key of the command line. `plan`: say what a run or a table takes, and run nothing. `run`: one run of an experiment
+    by its id, as a sweep sends it. `tasks` is a number, the name of a task set, or a list of task names; where null, those that the
+    model's experts are best known for."""
 
     method: Any = MISSING
     model: Any = MISSING
@@ -93,6 +94,7 @@ class Config:
     experiment: str | None = None
     scale: str = choice("published", SCALES)
     plan: bool = False
+    run: str | None = None
     checkpoints: Checkpoints = dataclasses.field(default_factory=Checkpoints)
     data: Data = dataclasses.field(default_factory=Data)
     trainer: Trainer = dataclasses.field(default_factory=Trainer)

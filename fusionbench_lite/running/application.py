@@ -20,6 +20,8 @@ from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning import arguments, mistakes, usage
 from fusionbench_lite.planning import config as configuration
 from fusionbench_lite.planning.refusals import TRACEBACKS, refuse
+from fusionbench_lite.running import sweep
+from fusionbench_lite.running.job import in_a_job
 
 configuration.register()
 
@@ -36,7 +38,8 @@ _process: int | None = None
 def application(config: DictConfig) -> None:
     """Run one job: a single record, or a whole experiment."""
     try:
-        _job(config)
+        with in_a_job(config, HydraConfig.get()):
+            _job(config)
     except InputError as error:
         if _refused is None or os.getpid() != _process:
             raise
@@ -51,6 +54,11 @@ def _job(config: DictConfig) -> None:
         from fusionbench_lite.running import planning
 
         planning.main(config, overrides)
+        return
+    if config.run is not None and config.experiment is None:
+        raise InputError(f"run={config.run} is one run of an experiment: add experiment=NAME, or leave it out")
+    if config.run is not None:
+        sweep.one(config, overrides)
         return
     if config.experiment is not None:
         from fusionbench_lite.planning import experiments
@@ -67,19 +75,25 @@ def _job(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Run the command line and return the exit status: 0 done, 2 where jobs were refused. Raises InputError for one that is."""
+    """Run the command line and return the exit status: 0 done, 1 where jobs of a sweep left no record, 2 where some were refused.
+
+    Raises InputError for a line that is refused.
+    """
     global _process, _refused
     _process = os.getpid()
     before = os.environ.get(TRACEBACKS)
     _refused = None if before == "1" else []
     os.environ[TRACEBACKS] = "1"  # hand exceptions to us instead of printing them
     try:
-        sys.argv[1:] = _for_every_method(_flags_first(arguments.prepared(sys.argv[1:])))
+        sys.argv[1:] = _by_run(_for_every_method(_flags_first(arguments.prepared(sys.argv[1:]))))
         _check_flags(sys.argv[1:])
         if usage.asked(sys.argv[1:]):
             print(usage.text(sys.argv[1:]))
         else:
             application()
+    except sweep.Lost as lost:
+        print(f"fusionbench_lite: {lost}", file=sys.stderr)
+        return 1
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raised_here = type(error) is ValueError and str(error).startswith("Config group override")
         if before == "1" or not (raised_here or isinstance(error, (HydraException, OmegaConfBaseException))):
@@ -112,6 +126,17 @@ def _flags_first(arguments: list[str]) -> list[str]:
     """Return the command line with -m in front: Hydra's parser takes no keys on both sides of a flag."""
     several = [one for one in arguments if one in ("-m", "--multirun")]
     return [*several[:1], *(one for one in arguments if one not in several)]
+
+
+def _by_run(line: list[str]) -> list[str]:
+    """Return the command line with the sweeper of experiments, where it is a sweep of some and names no sweeper and no run.
+
+    Slurm's launcher is taken with values that are safe, conf/hydra/launcher/slurm.yaml.
+    """
+    line = ["hydra/launcher=slurm" if one == "hydra/launcher=submitit_slurm" else one for one in line]
+    keys = {one.partition("=")[0] for one in line}
+    of_experiments = arguments.sweeps(line) and "experiment" in keys and "plan=true" not in line
+    return [*line, "hydra/sweeper=experiments"] if of_experiments and keys.isdisjoint({"run", "hydra/sweeper"}) else line
 
 
 def _for_every_method(arguments: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from fusionbench_lite.planning import given, mistakes
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.arguments import prepared
 from fusionbench_lite.planning.composing import composed_for
+from fusionbench_lite.planning.experiments.runs import notes, run_of, write_note
 from fusionbench_lite.planning.plan import Plan
 
 
@@ -52,16 +53,20 @@ def read(name: str) -> Experiment:
 
 
 def plans(experiment: Experiment, overrides: list[str]) -> dict[str, list[Plan]]:
-    """Return the runs of every row, one per seed, all checked; overrides of the command line win over the file's.
+    """Return the runs of every row, one per seed, all checked; `steps` applies to the rows that adapt."""
+    return {name: [plan_of(line) for line in row] for name, row in lines(experiment, overrides).items()}
 
-    `seed` on the command line replaces the file's seeds, and `steps` applies to the rows that adapt.
+
+def lines(experiment: Experiment, overrides: list[str]) -> dict[str, list[list[str]]]:
+    """Return the overrides of every row's runs, one per seed; those of the command line win over the file's.
+
+    `seed` on the command line replaces the file's seeds.
     """
     keys = given.keys(overrides)
-    others = [override for override, key in zip(overrides, keys, strict=True) if key != "experiment"]
+    others = [override for override, key in zip(overrides, keys, strict=True) if key not in ("experiment", "run")]
     seeds = [[]] if "seed" in keys else [[f"seed={seed}"] for seed in experiment.seeds]
     return {
-        name: [plan_of([*experiment.defaults, *row, *seed, *others]) for seed in seeds]
-        for name, row in experiment.rows.items()
+        name: [[*experiment.defaults, *row, *seed, *others] for seed in seeds] for name, row in experiment.rows.items()
     }
 
 
@@ -78,24 +83,47 @@ def plan_of(overrides: list[str]) -> Plan:
     return planning.resolve(config, overrides)
 
 
-def main(config: DictConfig, overrides: list[str]) -> None:
-    """Run an experiment, write its table as CSV, LaTeX, Markdown and PNG, and print it."""
+def asked_for(config: DictConfig) -> Experiment:
+    """Return the experiment that a configuration names. Raises InputError for a scale, which only published tables have."""
     experiment = read(config.experiment)
     if config.scale != "published":
         raise InputError(f"experiment {experiment.name} runs on embedded suites as it is: leave scale={config.scale} out")
+    return experiment
+
+
+def main(config: DictConfig, overrides: list[str]) -> None:
+    """Run an experiment, write its table as CSV, LaTeX, Markdown and PNG, and print it."""
+    experiment = asked_for(config)
     resolved = plans(experiment, overrides)
-    results_dir = expanded(config.results_dir)
     from rich.console import Console
 
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.running.loading import say_if_long
-    from fusionbench_lite.tables import frame, output, rows, terminal
 
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
     say_if_long([plan for row in resolved.values() for plan in row], f"experiment {experiment.name}")
-    keys = _all_keys(resolved, console)
-    if not is_first():
-        return
+    keys = _all_keys(resolved, lines(experiment, overrides), console)
+    if is_first():
+        _write(experiment, config, resolved, keys, console)
+
+
+def finish(config: DictConfig, overrides: list[str]) -> None:
+    """Write the table of an experiment whose runs left notes and records, and print it; torch is not imported."""
+    from rich.console import Console
+
+    experiment = asked_for(config)
+    of_rows = {name: [run_of(line) for line in row] for name, row in lines(experiment, overrides).items()}
+    there = notes(expanded(config.results_dir), [run for row in of_rows.values() for run in row])
+    keys = {name: [there[run].key for run in row if run in there] for name, row in of_rows.items()}
+    _write(experiment, config, plans(experiment, overrides), keys, Console(markup=False, emoji=False))
+
+
+def _write(
+    experiment: Experiment, config: DictConfig, resolved: dict[str, list[Plan]], keys: dict[str, list[str]], console: Any
+) -> None:
+    from fusionbench_lite.tables import frame, output, rows, terminal
+
+    results_dir = expanded(config.results_dir)
     manifest = rows.Rows(
         experiment.name, experiment.title,
         tuple(rows.Row(name, resolved[name][0].method, tuple(keys[name])) for name in resolved), experiment.question,
@@ -108,15 +136,21 @@ def main(config: DictConfig, overrides: list[str]) -> None:
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _all_keys(resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[str]]:
-    """Run what is missing and return the keys of every row's records.
+def _all_keys(
+    resolved: dict[str, list[Plan]], overrides: dict[str, list[list[str]]], console: Any
+) -> dict[str, list[str]]:
+    """Run what is missing, leave notes, and return the keys of every row's records.
 
     Seed by seed, because data and experts of a seed are loaded once for all rows.
     """
+    from fusionbench_lite.base.processes import is_first
+
     keys: dict[str, list[str]] = {name: [] for name in resolved}
     for number in range(max(map(len, resolved.values()))):
         for name, row in resolved.items():
             keys[name].append(_key(name, row[number], console))
+            if keys[name][-1] and is_first():
+                write_note(row[number].results_dir, run_of(overrides[name][number]), keys[name][-1])
     return keys
 
 

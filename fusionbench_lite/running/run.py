@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fusionbench_lite import registry
+from fusionbench_lite.base import preemption
 from fusionbench_lite.base.processes import agreed, connect, gathered, is_connected, is_first, own_tasks
 from fusionbench_lite.base.progress import Progress
 from fusionbench_lite.errors import InputError, MergeWarning
@@ -66,8 +67,9 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
         if missing := agreed(recorded is None):
             outcome = _compute(plan, suite, base, key, clock, progress)
             if is_first():
-                recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
-                shutil.rmtree(_partial(plan, key), ignore_errors=True)
+                with preemption.held():
+                    recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
+                    shutil.rmtree(_partial(plan, key), ignore_errors=True)
     agreed(True)  # the others wait until the record is there
     record = records.find(plan.results_dir, key) if missing else recorded or records.find(plan.results_dir, key)
     if record is None and is_first():

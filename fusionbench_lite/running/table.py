@@ -46,7 +46,7 @@ def planned(run: Run, others: list[str]) -> Plan:
     """Return the plan of a run, where and on what the command line says."""
     from fusionbench_lite.running.experiment import plan_of
 
-    kept = [one for one in others if one.partition("=")[0] not in ("experiment", "plan")]
+    kept = [one for one in others if one.partition("=")[0] not in ("experiment", "plan", "run")]
     return plan_of([*prepared(run.arguments), *kept])
 
 
@@ -68,7 +68,7 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     say_if_long(list(resolved.values()), f"experiment {experiment.name}")
     for number, (run, plan) in enumerate(resolved.items(), 1):
         try:
-            _execute(run, plan, f"{number} of {len(resolved)}", console)
+            execute(run, plan, f"{number} of {len(resolved)}", console)
         except InputError as error:
             refused[" ".join(run.arguments)] = str(error)
     if is_first():
@@ -91,14 +91,14 @@ def write(experiment: Experiment, overrides: list[str], results_dir: Any, consol
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _execute(run: Run, plan: Plan, place: str, console: Any) -> None:
+def execute(run: Run, plan: Plan, place: str, console: Any) -> None:
     """Run one plan, or find its record, and leave the note that leads to it."""
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.running.run import execute
+    from fusionbench_lite.running import run as running
 
     with Progress() as progress:
-        record, fresh = execute(plan, progress)
+        record, fresh = running.execute(plan, progress)
     if record is None or not is_first():
         return
     write_note(plan.results_dir, run, record.key)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fusionbench_lite.adaptation.engine.module import Adaptation, Steps, TaskParallelStrategy
 from fusionbench_lite.adaptation.engine.procedure import Batch, Procedure
+from fusionbench_lite.base import preemption
 from fusionbench_lite.base.processes import PATIENCE
 from fusionbench_lite.paths import atomic_file
 
@@ -60,35 +62,52 @@ def fit(
         trainer = lightning.Trainer(
             max_epochs=1, accelerator=settings.accelerator, callbacks=callbacks,
             precision=settings.precision,  # type: ignore[arg-type]
-            logger=list(settings.loggers) or False, log_every_n_steps=1, plugins=[AtomicCheckpointIO()],
+            logger=list(settings.loggers) or False, log_every_n_steps=1,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **_devices(settings),
         )
         resume = str(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
         loader = Steps(module, batches_of, steps).loader()
-        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+        with preemption.held() if checkpoint is not None else contextlib.nullcontext():
+            trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
     return module
 
 
 def _devices(settings: FitSettings) -> dict[str, Any]:
-    """Return the trainer's device arguments; a launcher such as torchrun has already decided the number."""
+    """Return the trainer's arguments of devices and plugins; a launcher such as torchrun has already decided the number."""
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
     nodes = int(os.environ.get("WORLD_SIZE", devices)) // devices
+    files = AtomicCheckpointIO()
     if devices * nodes == 1:
-        return {"devices": 1}
-    return {"devices": devices, "num_nodes": nodes, "strategy": TaskParallelStrategy(timeout=PATIENCE)}
+        # Lightning would recognise Slurm, and answer signals and count processes in its own way.
+        return {"devices": 1, "plugins": [files, LightningEnvironment()]}
+    return {
+        "devices": devices, "num_nodes": nodes, "strategy": TaskParallelStrategy(timeout=PATIENCE), "plugins": [files],
+    }
 
 
 class SaveCheckpoint(Callback):
-    """Save φ, optimizer, history and generator every few steps, after the other callbacks of the step have run."""
+    """Save φ, optimizer, history and generator every few steps, after the other callbacks of the step have run.
+
+    Where the cluster wants the job back, they are saved at the end of the step, and the job ends.
+    """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save where the number of finished steps is a multiple of `every`."""
-        if module.completed % self.every == 0:
+        """Save where the number of finished steps is a multiple of `every`, or where the job ends here."""
+        wanted = preemption.is_wanted()
+        if module.completed % self.every == 0 or wanted:
             trainer.save_checkpoint(self.path)
+        if wanted:
+            log.info("the cluster wants the job back: step %d is saved", module.completed)
+            preemption.leave()
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Say where a run goes on."""
+        if module.completed:
+            log.info("going on after step %d, from %s", module.completed, self.path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -100,7 +119,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advertisements and hints about data loaders out of the output."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]

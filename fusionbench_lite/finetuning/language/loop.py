@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.adaptation.learners.training import Course
+from fusionbench_lite.base import preemption
 from fusionbench_lite.base.randomness import seed_of
 from fusionbench_lite.errors import InputError, MergeError
 from fusionbench_lite.paths import atomic_file
@@ -59,7 +60,7 @@ def optimise(
     """
     optimizer = _optimizer(parameters, course)
     losses = _restore(checkpoint, steps, parameters, optimizer, watchers)
-    with _training(model):
+    with preemption.held() if checkpoint is not None else contextlib.nullcontext(), _training(model):
         for step in range(len(losses), steps):
             for group in optimizer.param_groups:
                 group["lr"] = course.rate(step, steps)
@@ -73,8 +74,11 @@ def optimise(
                         watcher.after(completed)
                 model.train()
             report(completed, losses[-1])
-            if checkpoint is not None and completed % checkpoint_every == 0:
+            wanted = preemption.is_wanted()
+            if checkpoint is not None and (completed % checkpoint_every == 0 or wanted):
                 _store(checkpoint, losses, parameters, optimizer, watchers)
+            if wanted:
+                preemption.leave()
     return losses
 
 

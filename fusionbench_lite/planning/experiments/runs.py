@@ -21,8 +21,8 @@ from fusionbench_lite.planning.arguments import unquoted
 
 NOTES = "runs"
 _UNDECIDING = frozenset({
-    "experiment", "scale", "plan", "results_dir", "cache_dir", "data_dir", "device", "overwrite", "select", "checkpoints.dir",
-    "checkpoints.place", "trainer.devices", "trainer.checkpoint_every", "trainer.eval_batch", "logger", "trainer",
+    "experiment", "scale", "plan", "run", "results_dir", "cache_dir", "data_dir", "device", "overwrite", "select",
+    "checkpoints.dir", "checkpoints.place", "trainer.devices", "trainer.checkpoint_every", "trainer.eval_batch", "logger", "trainer",
 })
 """Keys that do not decide a number; `select` chooses among those that a record holds."""
 _UNDECIDING_SECTIONS = ("logger.", "hydra.", "hydra/")
@@ -93,6 +93,12 @@ def write_note(results_dir: Path, run: Run, key: str) -> None:
     content = {"overrides": run.arguments, "key": key, "rules": rules()}
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def forget(results_dir: Path, runs: Iterable[Run]) -> None:
+    """Remove the notes of runs that are to be made anew."""
+    for run in runs:
+        (results_dir / NOTES / f"{run.id}.json").unlink(missing_ok=True)
 
 
 def notes(results_dir: Path, runs: Iterable[Run]) -> Mapping[Run, Note]:

@@ -52,6 +52,9 @@ def _job(config: DictConfig) -> None:
 
         planning.main(config, overrides)
         return
+    from fusionbench_lite.running import tracking
+
+    tracking.check(config.logger)
     if config.experiment is not None:
         from fusionbench_lite.planning import experiments
         from fusionbench_lite.running import experiment, table

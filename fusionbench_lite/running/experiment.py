@@ -16,6 +16,7 @@ from fusionbench_lite.planning import given
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning.arguments import prepared
 from fusionbench_lite.planning.plan import Plan
+from fusionbench_lite.running.tracking import Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     from fusionbench_lite.tables import frame, output, rows, terminal
 
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
-    keys = _all_keys(resolved, console)
+    keys = _all_keys(experiment.name, resolved, console)
     if not is_first():
         return
     manifest = rows.Rows(
@@ -101,7 +102,7 @@ def main(config: DictConfig, overrides: list[str]) -> None:
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _all_keys(resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[str]]:
+def _all_keys(experiment: str, resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[str]]:
     """Run what is missing and return the keys of every row's records.
 
     Seed by seed, because data and experts of a seed are loaded once for all rows.
@@ -109,24 +110,24 @@ def _all_keys(resolved: dict[str, list[Plan]], console: Any) -> dict[str, list[s
     keys: dict[str, list[str]] = {name: [] for name in resolved}
     for number in range(max(map(len, resolved.values()))):
         for name, row in resolved.items():
-            keys[name].append(_key(name, row[number], console))
+            keys[name].append(_key(Place(experiment=experiment, row=name), row[number], console))
     return keys
 
 
-def _key(name: str, plan: Plan, console: Any) -> str:
+def _key(place: Place, plan: Plan, console: Any) -> str:
     """Run what is missing of a row and return its record's key."""
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.running import run
 
     with Progress() as progress:
-        record, fresh = run.execute(plan, progress)
+        record, fresh = run.execute(plan, progress, place)
     if record is None:  # a process beside the first, with other results
         return ""
     if fresh and is_first():
         average = record.data["selections"]["last"]["average"]
         console.print(
-            f"{name}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
+            f"{place.row}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
             style="dim", highlight=False,
         )
     return record.key

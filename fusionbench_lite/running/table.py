@@ -13,6 +13,7 @@ from fusionbench_lite.planning.arguments import prepared
 from fusionbench_lite.planning.experiments import Experiment, Run
 from fusionbench_lite.planning.experiments.runs import decides, write_note
 from fusionbench_lite.planning.plan import Plan
+from fusionbench_lite.running.tracking import Place
 
 
 def experiment_of(config: DictConfig) -> Experiment:
@@ -63,10 +64,10 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     results_dir = expanded(config.results_dir)
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
     refused: dict[str, str] = {}
-    resolved = runs(experiment, overrides, refused)
+    resolved, places = runs(experiment, overrides, refused), tracked_as(experiment, overrides)
     for number, (run, plan) in enumerate(resolved.items(), 1):
         try:
-            _execute(run, plan, f"{number} of {len(resolved)}", console)
+            _execute(run, plan, places[run], f"{number} of {len(resolved)}", console)
         except InputError as error:
             refused[" ".join(run.arguments)] = str(error)
     if is_first():
@@ -74,6 +75,23 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     if refused:
         lines = "".join(f"\n  {arguments}: {reason}" for arguments, reason in refused.items())
         raise InputError(f"{len(refused)} of {len(resolved) + len(refused)} runs of {experiment.name} were refused:{lines}")
+
+
+def tracked_as(experiment: Experiment, overrides: list[str]) -> dict[Run, Place]:
+    """Return the place of every run: the first row that asks for it and, where that is one of its columns or one group of them,
+    the column."""
+    asked: dict[Run, dict[str, list[str]]] = {}
+    for cell in experiments.cells(experiment, overrides):
+        for run in cell.all_runs:
+            asked.setdefault(run, {}).setdefault(cell.row, []).append(cell.column)
+    groups = {line.name: line.group for line in experiment.columns}
+    places = {}
+    for run, rows in asked.items():
+        row, columns = next(iter(rows.items()))
+        common = {groups[column] for column in columns}
+        column = columns[0] if len(columns) == 1 else common.pop() if len(common) == 1 else ""
+        places[run] = Place(experiment=experiment.full_name, row=row, column=column)
+    return places
 
 
 def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:
@@ -89,14 +107,14 @@ def write(experiment: Experiment, overrides: list[str], results_dir: Any, consol
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _execute(run: Run, plan: Plan, place: str, console: Any) -> None:
+def _execute(run: Run, plan: Plan, place: Place, count: str, console: Any) -> None:
     """Run one plan, or find its record, and leave the note that leads to it."""
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.running.run import execute
 
     with Progress() as progress:
-        record, fresh = execute(plan, progress)
+        record, fresh = execute(plan, progress, place)
     if record is None or not is_first():
         return
     write_note(plan.results_dir, run, record.key)
@@ -104,6 +122,6 @@ def _execute(run: Run, plan: Plan, place: str, console: Any) -> None:
         average, seconds = record.data["selections"]["last"]["average"], record.data["seconds"]["total"]
         text = "" if average is None else f" {100 * average:.1f}"
         console.print(
-            f"{place}: {plan.method}, {plan.model}, tasks={plan.task_set}, seed {plan.seed}:{text} in {seconds:.1f} s",
+            f"{count}: {plan.method}, {plan.model}, tasks={plan.task_set}, seed {plan.seed}:{text} in {seconds:.1f} s",
             style="dim", highlight=False,
         )

@@ -37,7 +37,6 @@ class FitSettings:
     devices: int = 1
     accelerator: str = "cpu"
     precision: str = "32-true"
-    loggers: Sequence[Any] = ()
 
 
 def fit(
@@ -60,7 +59,7 @@ def fit(
         trainer = lightning.Trainer(
             max_epochs=1, accelerator=settings.accelerator, callbacks=callbacks,
             precision=settings.precision,  # type: ignore[arg-type]
-            logger=list(settings.loggers) or False, log_every_n_steps=1, plugins=[AtomicCheckpointIO()],
+            logger=False, plugins=[AtomicCheckpointIO()],
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **_devices(settings),
         )
         resume = str(checkpoint) if checkpoint is not None and checkpoint.is_file() else None

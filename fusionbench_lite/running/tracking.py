@@ -208,8 +208,8 @@ def _files(options: dict[str, Any], key: str, name: str, group: str | None) -> T
     from hydra.utils import instantiate
 
     kind = "csv" if options["_target_"] == CSV else "tensorboard"
-    parts = [re.sub(r"[^A-Za-z0-9_+.]+", "_", part)[:120] for part in (group or "").split("/") if part.strip(".")]
-    leaf = re.sub(r"[^A-Za-z0-9_+.]+", "_", name)[:120]
+    parts = [re.sub(r"[^A-Za-z0-9_+.-]+", "_", part)[:120] for part in (group or "").split("/") if part.strip(".")]
+    leaf = re.sub(r"[^A-Za-z0-9_+.-]+", "_", name)[:120]
     folder = Path(options.pop("save_dir")).joinpath(kind, *parts, f"{leaf}-{key}")
     if folder.is_dir():
         shutil.rmtree(folder)
@@ -239,7 +239,8 @@ def _wandb(options: dict[str, Any], key: str, name: str, group: str | None) -> T
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     where = (None if offline else run.url) or str(Path(run.dir).parent)
-    after = int(run.summary.get(STEP, -1)) if run.resumed else -1
+    summary: Any = run.summary
+    after = int(summary.get(STEP, -1)) if run.resumed else -1
     return Tracker(WandbLogger(experiment=run), WANDB, where, after)
 
 

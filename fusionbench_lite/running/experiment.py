@@ -94,9 +94,10 @@ def main(config: DictConfig, overrides: list[str]) -> None:
         experiment.name, experiment.title,
         tuple(rows.Row(name, resolved[name][0].method, tuple(keys[name])) for name in resolved), experiment.question,
     )
-    rows.write_rows(results_dir, manifest)
-    table = frame.build(manifest, rows.load_records(results_dir, manifest), config.select.name)
-    written = output.write_table(table, rows.table_dir(results_dir, experiment.name))
+    with rows.held(results_dir, experiment.name):
+        rows.write_rows(results_dir, manifest)
+        table = frame.build(manifest, rows.load_records(results_dir, manifest), config.select.name)
+        written = output.write_table(table, rows.table_dir(results_dir, experiment.name))
     terminal.print_table(table, console)
     for path in written.values():
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)

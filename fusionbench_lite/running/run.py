@@ -64,6 +64,8 @@ def execute(plan: Plan, progress: Progress, place: Place | None = None) -> tuple
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
     with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
         recorded = records.find(plan.results_dir, key) if _may_reuse(plan) else None
+        if recorded is None and not plan.overwrite:
+            records.check_replaceable(plan.results_dir, key)
         if missing := agreed(recorded is None):
             with tracked(plan, key, place) as tracker:
                 outcome = _compute(plan, suite, base, key, clock, progress, tracker)

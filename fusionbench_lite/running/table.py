@@ -99,9 +99,11 @@ def write(experiment: Experiment, overrides: list[str], results_dir: Any, consol
     from fusionbench_lite.tables.cells.build import grid
     from fusionbench_lite.tables.cells.output import folder, write_grid
     from fusionbench_lite.tables.cells.render import to_text
+    from fusionbench_lite.tables.rows import held
 
-    table = grid(experiment, results_dir, overrides)
-    written = write_grid(table, folder(results_dir, experiment))
+    with held(results_dir, experiment.full_name):
+        table = grid(experiment, results_dir, overrides)
+        written = write_grid(table, folder(results_dir, experiment))
     console.print(to_text(table, console.width), highlight=False, soft_wrap=True)
     for path in written.values():
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)

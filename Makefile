@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "fusionbench_lite needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned dependencies into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[hub,wandb,language,minilm,llm,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[hub,wandb,tensorboard,language,minilm,llm,dev]'
 	@touch $@
 
 demo: $(STAMP)

@@ -206,10 +206,23 @@ def _beside(final: Path) -> Iterator[list[Path]]:
         yield made
     except OSError as error:
         raise WriteError(_cannot_write(final, error)) from error
+    except Exception as error:
+        if (full := _out_of_space(error)) is None:
+            raise
+        raise WriteError(_cannot_write(final, full)) from error
     finally:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # in use by another process
                 folder.rmdir()
+
+
+def _out_of_space(error: BaseException) -> OSError | None:
+    """Return the full disk behind the error of a library: torch's comes of an OSError, safetensors' has its number in its text."""
+    if type(error) is RuntimeError and isinstance(error.__context__, OSError) and error.__context__.errno in NO_SPACE:
+        return error.__context__
+    numbered = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    number = int(numbered[1]) if numbered else 0
+    return OSError(number, os.strerror(number)) if number in NO_SPACE else None
 
 
 def check_name(path: Path) -> None:
@@ -230,14 +243,21 @@ def _hidden(final: Path) -> str:
 
 
 def _exchange(temporary: Path, final: Path) -> None:
-    """Put a directory in the place of another, which is removed; where that fails, the other is put back."""
+    """Put a directory in the place of another, which is removed; where that fails, the other is put back.
+
+    Another process may do the same. Where its directory came first it stays, and OSError is raised.
+    """
     retired = Path(tempfile.mkdtemp(prefix=_hidden(final), suffix=".old.tmp", dir=final.parent))
     try:
-        final.rename(retired / "old")
+        with contextlib.suppress(FileNotFoundError):  # another process has just taken it away
+            final.rename(retired / "old")
         try:
             temporary.rename(final)
         except BaseException:
-            (retired / "old").rename(final)
+            if final.exists():
+                shutil.rmtree(retired, ignore_errors=True)
+            elif (retired / "old").exists():
+                (retired / "old").rename(final)
             raise
     except BaseException:
         with contextlib.suppress(OSError):  # not empty: what could not be put back is kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fusionbench_lite.evaluation.suite import Suite
     from fusionbench_lite.planning.plan import Plan
     from fusionbench_lite.running.clock import Clock
+    from fusionbench_lite.running.tracking import Tracker
 
 TRAJECTORY_POINTS = 100
 """Merging coefficients are kept at about so many steps of a run."""
@@ -173,11 +174,13 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
 
 
 def adapt(
-    plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress, merged: Mapping[str, Tensor] | None
+    plan: Plan, suite: Suite, checkpoint: Path, clock: Clock, progress: Progress, merged: Mapping[str, Tensor] | None,
+    tracker: Tracker,
 ) -> Outcome:
-    """Adapt as the plan says and return what was found."""
+    """Adapt as the plan says, tell the tracker of every step, and return what was found."""
     from fusionbench_lite.adaptation.engine.evaluations import Evaluations, Trajectory
     from fusionbench_lite.adaptation.engine.fit import FitSettings, fit
+    from fusionbench_lite.running.tracked_steps import TrackedSteps
 
     steps = plan.setting("steps")
     with clock.stage("merge"):
@@ -194,11 +197,12 @@ def adapt(
         feed.predict, plan.setting("eval_every"), steps, feed.held_out if plan.setting("held_out") else None
     )
     trajectory = Trajectory(max(1, steps // TRAJECTORY_POINTS))
+    callbacks = [evaluations, trajectory, *([TrackedSteps(tracker, evaluations, trajectory)] if tracker.active else [])]
     settings = FitSettings(
         checkpoint=checkpoint, checkpoint_every=plan.trainer["checkpoint_every"], devices=plan.trainer["devices"],
-        accelerator=suite.device.type, precision=plan.config_precision, loggers=_loggers(plan),
+        accelerator=suite.device.type, precision=plan.config_precision,
     )
-    module = fit(procedure, batches_of, steps, settings, [evaluations, trajectory])
+    module = fit(procedure, batches_of, steps, settings, callbacks)
     clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
     supervised = procedure.reads_labels or _base_rule(plan) in USES_TEST_LABELS
     selections = {
@@ -236,11 +240,3 @@ def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dic
 
 def _base_rule(plan: Plan) -> str | None:
     return plan.setting("base_select") if "base_select" in plan.settings else None
-
-
-def _loggers(plan: Plan) -> list[Any]:
-    if "_target_" not in plan.logger:
-        return []
-    from hydra.utils import instantiate
-
-    return [instantiate(plan.logger)]

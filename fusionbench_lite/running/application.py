@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+import traceback
 from typing import NoReturn
 
 import hydra
@@ -15,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fusionbench_lite.errors import InputError
-from fusionbench_lite.paths import config_dir
+from fusionbench_lite.errors import InputError, WriteError
+from fusionbench_lite.paths import config_dir, mended
 from fusionbench_lite.planning import arguments, mistakes, usage
 from fusionbench_lite.planning import config as configuration
 from fusionbench_lite.planning.refusals import TRACEBACKS, refuse
@@ -55,6 +56,9 @@ def _job(config: DictConfig) -> None:
 
         planning.main(config, overrides)
         return
+    from fusionbench_lite.running import tracking
+
+    tracking.check(config.logger)
     if config.run is not None and config.experiment is None:
         raise InputError(f"run={config.run} is one run of an experiment: add experiment=NAME, or leave it out")
     if config.run is not None:
@@ -99,6 +103,10 @@ def main() -> int:
         if before == "1" or not (raised_here or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
         raise mistakes.explain(error, sys.argv[1:]) from None
+    except OSError as error:  # Hydra makes the folders of a sweep before its jobs
+        if before == "1" or _in_a_job(error) or not isinstance(error.filename, str):
+            raise
+        raise WriteError(f"cannot write {error.filename}: {error.strerror}; {mended(error)}") from None
     finally:
         if before is None:
             del os.environ[TRACEBACKS]
@@ -107,6 +115,11 @@ def main() -> int:
     for refused in _refused or []:
         refuse(refused)
     return 2 if _refused else 0
+
+
+def _in_a_job(error: BaseException) -> bool:
+    """Say whether an error comes out of a job's own code."""
+    return any(frame.f_code is _job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _check_flags(given: list[str]) -> None:

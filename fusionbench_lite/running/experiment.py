@@ -19,6 +19,7 @@ from fusionbench_lite.planning.arguments import prepared
 from fusionbench_lite.planning.composing import composed_for
 from fusionbench_lite.planning.experiments.runs import notes, run_of, write_note
 from fusionbench_lite.planning.plan import Plan
+from fusionbench_lite.running.tracking import Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def main(config: DictConfig, overrides: list[str]) -> None:
 
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
     say_if_long([plan for row in resolved.values() for plan in row], f"experiment {experiment.name}")
-    keys = _all_keys(resolved, lines(experiment, overrides), console)
+    keys = _all_keys(experiment.name, resolved, lines(experiment, overrides), console)
     if is_first():
         _write(experiment, config, resolved, keys, console)
 
@@ -128,16 +129,17 @@ def _write(
         experiment.name, experiment.title,
         tuple(rows.Row(name, resolved[name][0].method, tuple(keys[name])) for name in resolved), experiment.question,
     )
-    rows.write_rows(results_dir, manifest)
-    table = frame.build(manifest, rows.load_records(results_dir, manifest), config.select.name)
-    written = output.write_table(table, rows.table_dir(results_dir, experiment.name))
+    with rows.held(results_dir, experiment.name):
+        rows.write_rows(results_dir, manifest)
+        table = frame.build(manifest, rows.load_records(results_dir, manifest), config.select.name)
+        written = output.write_table(table, rows.table_dir(results_dir, experiment.name))
     terminal.print_table(table, console)
     for path in written.values():
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _all_keys(
-    resolved: dict[str, list[Plan]], overrides: dict[str, list[list[str]]], console: Any
+    experiment: str, resolved: dict[str, list[Plan]], overrides: dict[str, list[list[str]]], console: Any
 ) -> dict[str, list[str]]:
     """Run what is missing, leave notes, and return the keys of every row's records.
 
@@ -148,26 +150,26 @@ def _all_keys(
     keys: dict[str, list[str]] = {name: [] for name in resolved}
     for number in range(max(map(len, resolved.values()))):
         for name, row in resolved.items():
-            keys[name].append(_key(name, row[number], console))
+            keys[name].append(_key(Place(experiment=experiment, row=name), row[number], console))
             if keys[name][-1] and is_first():
                 write_note(row[number].results_dir, run_of(overrides[name][number]), keys[name][-1])
     return keys
 
 
-def _key(name: str, plan: Plan, console: Any) -> str:
+def _key(place: Place, plan: Plan, console: Any) -> str:
     """Run what is missing of a row and return its record's key."""
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.running import run
 
     with Progress() as progress:
-        record, fresh = run.execute(plan, progress)
+        record, fresh = run.execute(plan, progress, place)
     if record is None:  # a process beside the first, with other results
         return ""
     if fresh and is_first():
         average = record.data["selections"]["last"]["average"]
         console.print(
-            f"{name}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
+            f"{place.row}, seed {plan.seed}: {100 * average:.1f} in {record.data['seconds']['total']:.1f} s",
             style="dim", highlight=False,
         )
     return record.key

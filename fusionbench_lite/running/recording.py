@@ -74,7 +74,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     if judged:
         content["metrics"] = judged
     return content | {
-        "schema": schema.VERSION,
+        "schema": schema.KEYED_AS,
         "version": RESULTS_SINCE,
         "method": plan.method,
         "hyperparameters": registry.get(plan.method).known_by(plan.values),

@@ -27,6 +27,7 @@ from fusionbench_lite.running import adapting, method_inputs, recording
 from fusionbench_lite.running.clock import Clock
 from fusionbench_lite.running.loading import load
 from fusionbench_lite.running.recording import Outcome, Selection
+from fusionbench_lite.running.tracking import Place, Tracker, tracked
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.weights.decompositions import cached_in
@@ -50,25 +51,30 @@ def main(plan: Plan) -> None:
     console.print(f"{where} {record.path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
-    """Return the record of the plan and whether it was made now.
+def execute(plan: Plan, progress: Progress, place: Place | None = None) -> tuple[Record | None, bool]:
+    """Return the record of the plan and whether it was made now; `place` names the tracked run of one that is made.
 
     A record that exists is reused unless `overwrite` is set. Two processes with the same plan take turns, so the
     second finds the first one's record. Where a launcher started several processes, the first one decides and writes; the
     others return the record too, None where they do not see the first one's results.
     """
-    clock = Clock()
+    clock, place = Clock(), place or Place()
     with clock.stage("load"):
         suite = _with_chosen_experts(load(plan, progress), plan.experts)
-    base = Base(plan, suite, progress)
+    base = Base(plan, suite, progress, place)
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
     with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
         recorded = records.find(plan.results_dir, key) if _may_reuse(plan) else None
+        if recorded is None and not plan.overwrite:
+            records.check_replaceable(plan.results_dir, key)
         if missing := agreed(recorded is None):
-            outcome = _compute(plan, suite, base, key, clock, progress)
-            if is_first():
-                with preemption.held():
-                    recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
+            with tracked(plan, key, place) as tracker:
+                outcome = _compute(plan, suite, base, key, clock, progress, tracker)
+                if is_first():
+                    result = recording.result(plan, suite, key, outcome, clock.total())
+                    tracker.result(result)
+                    with preemption.held():
+                        recording.write(plan, result, outcome)
                     shutil.rmtree(_partial(plan, key), ignore_errors=True)
     agreed(True)  # the others wait until the record is there
     record = records.find(plan.results_dir, key) if missing else recorded or records.find(plan.results_dir, key)
@@ -92,11 +98,11 @@ class Base:
     A base that adapts is a run of its own, with a record of its own; `key` is that record's, None otherwise.
     """
 
-    def __init__(self, plan: Plan, suite: Suite, progress: Progress) -> None:
+    def __init__(self, plan: Plan, suite: Suite, progress: Progress, place: Place) -> None:
         self.plan, self.suite = planning.base_of(plan), suite
         self.record: Record | None = None
         if self.plan is not None and registry.get(self.plan.method).adaptive:
-            self.record, _ = execute(self.plan, progress)
+            self.record, _ = execute(self.plan, progress, place.of_base(self.plan.method))
             if self.record is None:
                 raise InputError(
                     f"this process does not see the record of the base {self.plan.method!r} in {self.plan.results_dir}: "
@@ -131,11 +137,14 @@ def _partial(plan: Plan, key: str) -> Path:
     return plan.results_dir / "partial" / key
 
 
-def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress) -> Outcome:
+def _compute(
+    plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress, tracker: Tracker
+) -> Outcome:
     with cached_in(plan.wanted.cache / "decompositions"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
-            outcome = adapting.adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress, base.weights())
+            checkpoint = _partial(plan, key) / "last.ckpt"
+            outcome = adapting.adapt(plan, suite, checkpoint, clock, progress, base.weights(), tracker)
         else:
             outcome = _merge(plan, suite, clock)
     return dataclasses.replace(outcome, warnings=tuple(_said(caught)))

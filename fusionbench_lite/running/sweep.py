@@ -24,6 +24,7 @@ from fusionbench_lite.planning.experiments import Run
 from fusionbench_lite.planning.experiments.runs import decides, forget, notes, run_of
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.running import experiment, job, sent, table
+from fusionbench_lite.running.tracking import Place
 from fusionbench_lite.tables import records
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,15 @@ def one(config: DictConfig, overrides: list[str]) -> None:
     if run is None:
         raise InputError(f"experiment {config.experiment} has no run {config.run!r} with these settings: start the sweep again")
     log.info("run %s: %s", run.id, " ".join(run.arguments))
-    table.execute(run, every[run](), f"run {run.id}", Console(markup=False, emoji=False))
+    table.execute(run, every[run](), _place(config, overrides, run), f"run {run.id}", Console(markup=False, emoji=False))
+
+
+def _place(config: DictConfig, overrides: list[str], run: Run) -> Place:
+    if config.experiment in experiments.names():
+        return table.tracked_as(table.experiment_of(config), overrides)[run]
+    rows = experiment.lines(experiment.asked_for(config), overrides)
+    name = next(name for name, row in rows.items() if run in map(run_of, row))
+    return Place(experiment=config.experiment, row=name)
 
 
 # The sweep -----------------------------------------------------------------------------------------------------------

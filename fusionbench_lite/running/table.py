@@ -13,6 +13,7 @@ from fusionbench_lite.planning.arguments import prepared
 from fusionbench_lite.planning.experiments import Experiment, Run
 from fusionbench_lite.planning.experiments.runs import decides, write_note
 from fusionbench_lite.planning.plan import Plan
+from fusionbench_lite.running.tracking import Place
 
 
 def experiment_of(config: DictConfig) -> Experiment:
@@ -64,11 +65,11 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     results_dir = expanded(config.results_dir)
     console = Console(markup=False, emoji=False)  # a path in brackets is no style
     refused: dict[str, str] = {}
-    resolved = runs(experiment, overrides, refused)
+    resolved, places = runs(experiment, overrides, refused), tracked_as(experiment, overrides)
     say_if_long(list(resolved.values()), f"experiment {experiment.name}")
     for number, (run, plan) in enumerate(resolved.items(), 1):
         try:
-            execute(run, plan, f"{number} of {len(resolved)}", console)
+            execute(run, plan, places[run], f"{number} of {len(resolved)}", console)
         except InputError as error:
             refused[" ".join(run.arguments)] = str(error)
     if is_first():
@@ -78,27 +79,46 @@ def main(config: DictConfig, overrides: list[str]) -> None:
         raise InputError(f"{len(refused)} of {len(resolved) + len(refused)} runs of {experiment.name} were refused:{lines}")
 
 
+def tracked_as(experiment: Experiment, overrides: list[str]) -> dict[Run, Place]:
+    """Return the place of every run: the first row that asks for it and, where that is one of its columns or one group of them,
+    the column."""
+    asked: dict[Run, dict[str, list[str]]] = {}
+    for cell in experiments.cells(experiment, overrides):
+        for run in cell.all_runs:
+            asked.setdefault(run, {}).setdefault(cell.row, []).append(cell.column)
+    groups = {line.name: line.group for line in experiment.columns}
+    places = {}
+    for run, rows in asked.items():
+        row, columns = next(iter(rows.items()))
+        common = {groups[column] for column in columns}
+        column = columns[0] if len(columns) == 1 else common.pop() if len(common) == 1 else ""
+        places[run] = Place(experiment=experiment.full_name, row=row, column=column)
+    return places
+
+
 def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:
     """Write the grid of an experiment in every format and print it."""
     from fusionbench_lite.tables.cells.build import grid
     from fusionbench_lite.tables.cells.output import folder, write_grid
     from fusionbench_lite.tables.cells.render import to_text
+    from fusionbench_lite.tables.rows import held
 
-    table = grid(experiment, results_dir, overrides)
-    written = write_grid(table, folder(results_dir, experiment))
+    with held(results_dir, experiment.full_name):
+        table = grid(experiment, results_dir, overrides)
+        written = write_grid(table, folder(results_dir, experiment))
     console.print(to_text(table, console.width), highlight=False, soft_wrap=True)
     for path in written.values():
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 
 
-def execute(run: Run, plan: Plan, place: str, console: Any) -> None:
+def execute(run: Run, plan: Plan, place: Place, count: str, console: Any) -> None:
     """Run one plan, or find its record, and leave the note that leads to it."""
     from fusionbench_lite.base.processes import is_first
     from fusionbench_lite.base.progress import Progress
     from fusionbench_lite.running import run as running
 
     with Progress() as progress:
-        record, fresh = running.execute(plan, progress)
+        record, fresh = running.execute(plan, progress, place)
     if record is None or not is_first():
         return
     write_note(plan.results_dir, run, record.key)
@@ -106,6 +126,6 @@ def execute(run: Run, plan: Plan, place: str, console: Any) -> None:
         average, seconds = record.data["selections"]["last"]["average"], record.data["seconds"]["total"]
         text = "" if average is None else f" {100 * average:.1f}"
         console.print(
-            f"{place}: {plan.method}, {plan.model}, tasks={plan.task_set}, seed {plan.seed}:{text} in {seconds:.1f} s",
+            f"{count}: {plan.method}, {plan.model}, tasks={plan.task_set}, seed {plan.seed}:{text} in {seconds:.1f} s",
             style="dim", highlight=False,
         )

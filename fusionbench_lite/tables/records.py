@@ -1,7 +1,7 @@
 """Records: one directory per finished run, found by its content, written whole or not at all.
 
     <results_dir>/records/<method>-<model>-<tasks label>-<key>/
-        result.json     everything about the run (schema version 1, checked by `schema.check`)
+        result.json     everything about the run (checked by `schema.check`, read in its version or an earlier one)
         samples.npz     <selection>/<task>/predictions [N] and <selection>/<task>/correct bool [N]; for a metric of the
                         whole set <selection>/<task>/labels [N] in place of correctness
         ...             what else the run leaves: history.csv and learned.safetensors of adaptive methods
@@ -11,11 +11,13 @@ A reader takes nothing on trust: a directory whose name, result.json and samples
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import re
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,9 +31,12 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.measures import Measure, measure_of
 from fusionbench_lite.paths import atomic_directory
 from fusionbench_lite.tables import schema
+from fusionbench_lite.tables.migrations import NewerVersion, OtherVersion, migrated
 
 RESULT, SAMPLES = "result.json", "samples.npz"
 _DIRECTORY = re.compile(r"[^.].*-([0-9a-f]{16})")
+_MOMENT = 0.05
+"""Seconds in which a record that is replaced is there again."""
 _log = logging.getLogger(__name__)
 
 
@@ -83,6 +88,15 @@ class Record:
         rule = name if name in selections else "last"
         return rule, selections[rule]
 
+    @contextlib.contextmanager
+    def _samples(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Yield the arrays of samples.npz. Raises InputError where the record has gone since it was read."""
+        try:
+            with np.load(self.path / SAMPLES) as samples:
+                yield samples
+        except FileNotFoundError:
+            raise InputError(f"{self.path} was removed while it was read: run its experiment again") from None
+
     def measures(self) -> dict[str, Measure]:
         """Name, unit and direction of every task's metric."""
         return {task: measure_of(cell) for task, cell in self.data["selections"]["last"]["per_task"].items()}
@@ -93,14 +107,14 @@ class Record:
         Tasks that are judged by a metric of the whole set are left out.
         """
         used, chosen = self.selection(selection)
-        with np.load(self.path / SAMPLES) as samples:
+        with self._samples() as samples:
             return {t: samples[f"{used}/{t}/correct"] for t in self.tasks if schema.per_example(chosen["per_task"][t])}
 
     def answers(self, selection: str) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
         """Predictions and labels [N] of the tasks that are judged by a metric of the whole set."""
         used, chosen = self.selection(selection)
         tasks = [task for task in self.tasks if not schema.per_example(chosen["per_task"][task])]
-        with np.load(self.path / SAMPLES) as samples:
+        with self._samples() as samples:
             return {t: (samples[f"{used}/{t}/predictions"], samples[f"{used}/{t}/labels"]) for t in tasks}
 
 
@@ -156,26 +170,41 @@ def write(
 
 
 def read(path: str | Path) -> Record:
-    """Read one record. Raises InputError, in one line, when the directory is not a complete and consistent record."""
+    """Read one record, of this version of the schema or an earlier one.
+
+    Raises InputError, in one line, when the directory is not a complete and consistent record.
+    """
     path = Path(path)
     named = _DIRECTORY.fullmatch(path.name)
     if named is None:
         raise InputError(f"{path}: not a record: its name does not end in -<16 hex digits>")
     try:
-        data = json.loads((path / RESULT).read_text(encoding="utf-8"))
-        schema.check(data)
-        if data["key"] != named[1]:
-            raise InputError(f"its key is {data['key']}, its directory says {named[1]}")
-        with zipfile.ZipFile(path / SAMPLES) as archive:
-            broken = archive.testzip()  # every byte against its checksum: np.load alone would find a flaw only later
-        if broken is not None:
-            raise InputError(f"{SAMPLES}: {broken} is damaged")
-        with np.load(path / SAMPLES) as samples:
-            schema.check_samples(data, samples)
+        try:
+            data = _content(path, named[1])
+        except FileNotFoundError:
+            time.sleep(_MOMENT)  # another process may be putting a new record in its place
+            data = _content(path, named[1])
+    except OtherVersion:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{path}: not a complete record, ignored: {reason.splitlines()[0]}") from None
     return Record(path, data)
+
+
+def _content(path: Path, key: str) -> dict[str, Any]:
+    """Return the content of result.json after checking that everything of the record agrees."""
+    data: dict[str, Any] = migrated(json.loads((path / RESULT).read_text(encoding="utf-8")), path)
+    schema.check(data)
+    if data["key"] != key:
+        raise InputError(f"its key is {data['key']}, its directory says {key}")
+    with zipfile.ZipFile(path / SAMPLES) as archive:
+        broken = archive.testzip()  # every byte against its checksum: np.load alone would find a flaw only later
+    if broken is not None:
+        raise InputError(f"{SAMPLES}: {broken} is damaged")
+    with np.load(path / SAMPLES) as samples:
+        schema.check_samples(data, samples)
+    return data
 
 
 def read_all(results_dir: str | Path, *, skipped: list[str] | None = None) -> list[Record]:
@@ -194,6 +223,17 @@ def find(results_dir: str | Path, key: str) -> Record | None:
     if not re.fullmatch(r"[0-9a-f]{16}", key) or not root.is_dir():
         return None
     return next(_readable(sorted(root.glob(f"[!.]*-{key}")), None), None)
+
+
+def check_replaceable(results_dir: str | Path, key: str) -> None:
+    """Raise InputError where the record of a key is of a newer version of the package, which a run would replace by an older."""
+    for path in sorted((Path(results_dir) / "records").glob(f"[!.]*-{key}")):
+        try:
+            read(path)
+        except NewerVersion:
+            raise
+        except InputError:
+            continue
 
 
 def _readable(paths: list[Path], skipped: list[str] | None) -> Iterator[Record]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.paths import atomic_file, experiments_dir
+from fusionbench_lite.paths import atomic_file, experiments_dir, locked
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 
@@ -47,6 +49,14 @@ class Rows:
 def table_dir(results_dir: str | Path, experiment: str) -> Path:
     """The directory of an experiment's manifest and tables."""
     return Path(results_dir) / "tables" / experiment
+
+
+@contextlib.contextmanager
+def held(results_dir: str | Path, experiment: str) -> Iterator[None]:
+    """Within the block no other process reads the records of an experiment and writes its table: the one that writes last has seen
+    what all of them recorded, and its files are of one table."""
+    with locked(Path(results_dir) / "partial" / f"table-{experiment.replace('/', '-')}.lock"):
+        yield
 
 
 def write_rows(results_dir: str | Path, rows: Rows) -> Path:

@@ -1,4 +1,4 @@
-"""What a result.json must hold (schema version 1), and how it must agree with samples.npz."""
+"""What a result.json must hold (version 1 of the schema), and how it must agree with samples.npz."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from fusionbench_lite.evaluation import measures
 from fusionbench_lite.evaluation.metrics import METRICS
 
 VERSION = 1
+"""Of what result.json holds. `migrations` reads earlier ones."""
+KEYED_AS = 1
+"""The part of a record's key that stood for the version at first. It stays when VERSION rises: keys name content."""
 
 _TOP: dict[str, type | tuple[type, ...]] = {
     "key": str,
@@ -58,7 +61,7 @@ def check(data: Any) -> None:
     """Raise InputError, in one line that names the entry, unless `data` is a result.json of this schema."""
     if not isinstance(data, dict):
         raise InputError(f"result.json holds a {type(data).__name__}, not an object")
-    if data.get("schema_version") != VERSION:
+    if type(data.get("schema_version")) is not int or data["schema_version"] != VERSION:
         raise InputError(f"schema_version is {data.get('schema_version')!r}, this version reads {VERSION}")
     _fields(data, _TOP, "")
     _fields(data, {name: kind for name, kind in _OPTIONAL.items() if name in data}, "")

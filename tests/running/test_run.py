@@ -194,15 +194,6 @@ def test_a_sweep_in_jobs_of_their_own(process, tmp_path):
     assert _record(tmp_path).method == "pretrained"
 
 
-@pytest.mark.parametrize(("logger", "left", "runner"), [
-    ("csv", "metrics.csv", "command"), pytest.param("wandb", "run-*.wandb", "process", marks=pytest.mark.slow),
-])
-def test_loggers(request, tmp_path, logger, left, runner):
-    done = request.getfixturevalue(runner)("method=adamerging_taskwise", "steps=1", *SMALL, *SHORT, f"logger={logger}")
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "results" / "logs").rglob(left))
-
-
 def test_a_full_disk_leaves_no_record(command, tmp_path, monkeypatch):
     def full(path):
         if ".tmp" in str(path) and "records" in str(path):

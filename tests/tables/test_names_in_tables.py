@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import html.parser
 import io
 import re
@@ -12,8 +14,11 @@ from rich.console import Console
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation import columns
+from fusionbench_lite.planning.experiments.statistics import parsed
 from fusionbench_lite.tables import compare, frame, latex, learned, plot, records, render, style, terminal
+from fusionbench_lite.tables.cells import render as cells_render
 from fusionbench_lite.tables.rows import Row, Rows, load_records
+from tests.support import grids
 from tests.support.record_factory import TASKS, store
 
 NAMES = [
@@ -130,3 +135,23 @@ def test_what_was_learned_belongs_to_tasks_with_commas(tmp_path):
     values = {"coefficients/a": frame.pd.Series([0.1, 0.9]).to_numpy()}
     save_file(values, record.path / learned.LEARNED, {"tasks": ",".join(names)})
     assert learned.read_learned(record).tasks == ("x,y", "z")
+
+
+def test_tasks_called_like_the_columns_of_a_grid_hide_none(tmp_path):
+    """A grid's CSV has one line per cell: names of tasks are values of its column `column`, and `statistic` is task:NAME."""
+    names = [name for name in cells_render.COLUMNS if columns.refusal([name]) is None]
+    assert {"row", "column", "statistic", "unit", "ours", "sd", "low", "high", "published", "marks", "record_keys"} <= set(names)
+    cells = [dataclasses.replace(grids.ANSWERED, statistic=f"task:{name}", ours=float(place)) for place, name in enumerate(names)]
+    lines = list(csv.DictReader(io.StringIO(cells_render.to_csv(grids.grid([cells], ["row"], names)))))
+    assert [line["column"] for line in lines] == names
+    assert [line["statistic"] for line in lines] == [f"task:{name}" for name in names]
+    assert [float(line["ours"]) for line in lines] == list(range(len(names)))
+    assert parsed("task:row").argument == "row"
+    built, _ = table(tmp_path, names)  # a table of rows by tasks, whose columns are the tasks
+    for place, name in enumerate(names):
+        assert built.frame.loc["TSV-M", name] == pytest.approx(50 + place)
+
+
+@pytest.mark.parametrize("name", ["average", "seeds", "difference", "family", "select"])
+def test_columns_of_both_kinds_of_tables_are_no_names_of_tasks(name):
+    assert columns.refusal([name]) == (name, "tables have a column of their own of that name")

@@ -39,7 +39,6 @@ class FitSettings:
     devices: int = 1
     accelerator: str = "cpu"
     precision: str = "32-true"
-    loggers: Sequence[Any] = ()
 
 
 def fit(
@@ -62,7 +61,7 @@ def fit(
         trainer = lightning.Trainer(
             max_epochs=1, accelerator=settings.accelerator, callbacks=callbacks,
             precision=settings.precision,  # type: ignore[arg-type]
-            logger=list(settings.loggers) or False, log_every_n_steps=1,
+            logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **_devices(settings),
         )
         resume = str(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
@@ -116,7 +115,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write to a temporary file, flush it, rename it."""
         with atomic_file(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as file:  # torch hides a full disk behind a path
+                torch.save(checkpoint, file)
 
 
 @contextlib.contextmanager

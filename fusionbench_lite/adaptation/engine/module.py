@@ -68,8 +68,6 @@ class Adaptation(lightning.LightningModule):
             self.history.task_losses[task].append(losses[task])
         self.history.losses.append(sum(losses[task] for task in self.tasks))
         self.history.seconds += time.perf_counter() - start
-        if self._trainer is not None and self.trainer.loggers:
-            self.log_dict({"loss": self.history.losses[-1]} | {f"loss/{task}": losses[task] for task in self.tasks})
 
     def _update(
         self, losses: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, clip: float | None = None

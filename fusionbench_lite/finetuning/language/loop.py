@@ -126,8 +126,8 @@ def _store(
         "losses": losses, "parameters": {name: tensor.detach() for name, tensor in parameters.items()},
         "optimizer": optimizer.state_dict(), "watchers": [watcher.state_dict() for watcher in watchers],
     }
-    with atomic_file(path) as temporary:
-        torch.save(state, temporary)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:  # torch hides a full disk behind a path
+        torch.save(state, file)
 
 
 def _restore(

@@ -84,6 +84,11 @@ class Experiment:
     scale: str = "published"
     notes: tuple[str, ...] = ()
 
+    @property
+    def full_name(self) -> str:
+        """The name, of which a twin has one of its own."""
+        return self.name if self.scale == "published" else f"{self.name}-{self.scale}"
+
 
 def paths() -> dict[str, Path]:
     """Return the files of all experiments by name, such as mini/demo and adarank/table_1."""

@@ -23,7 +23,7 @@ SUFFIXES = {"text": ".txt", "csv": ".csv", "latex": ".tex", "markdown": ".md", "
 
 def folder(results_dir: Path, experiment: Experiment) -> Path:
     """Return where the table of an experiment lies; its twin has a folder of its own."""
-    return table_dir(results_dir, experiment.name if experiment.scale == "published" else f"{experiment.name}-{experiment.scale}")
+    return table_dir(results_dir, experiment.full_name)
 
 
 def save(grid: Grid, kind: str, path: Path) -> Path:

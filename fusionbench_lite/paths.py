@@ -108,6 +108,11 @@ def experiments_dir() -> Path:
     return _data_dir("experiments")
 
 
+def published_dir() -> Path:
+    """Return the directory of the papers' numbers."""
+    return _data_dir("results/published")
+
+
 def _data_dir(name: str) -> Path:
     """Return a directory that lies beside the package in a checkout and inside it in an installed wheel."""
     for candidate in (_PACKAGE.parent / name, _PACKAGE / "_data" / name):

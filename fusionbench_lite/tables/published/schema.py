@@ -10,13 +10,16 @@ from pathlib import Path
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.tables.published.lines import SEVERITIES
 
-TASKS = frozenset(
-    ["sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd", "cifar100", "fer2013", "flowers102", "oxford_iiit_pet", "pcam", "stl10", "emnist", "cifar10", "food101", "fashion_mnist", "rendered_sst2", "kmnist", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli", "alpaca_eval", "gsm8k", "math", "human_eval", "mbpp"]
-)
+TASKS = frozenset({
+    "sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd", "cifar100", "fer2013", "flowers102",
+    "oxford_iiit_pet", "pcam", "stl10", "emnist", "cifar10", "food101", "fashion_mnist", "rendered_sst2", "kmnist", "cola", "mnli",
+    "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli", "alpaca_eval", "gsm8k", "math", "human_eval", "mbpp",
+})  # fmt: skip
 """Columns that are one task; the others are statistics."""
-STATISTICS = frozenset(
-    ["average", "average_seen", "average_unseen", "gain", "gain_over_task_arithmetic", "runtime_s", "tta_time_s", "svd_time_s", "gpu_memory_mb", "parameters", "learnable_parameters", "learnable_parameters_share"]
-)
+STATISTICS = frozenset({
+    "average", "average_seen", "average_unseen", "gain", "gain_over_task_arithmetic", "runtime_s", "tta_time_s", "svd_time_s",
+    "gpu_memory_mb", "parameters", "learnable_parameters", "learnable_parameters_share",
+})  # fmt: skip
 METRICS: Mapping[str, frozenset[str]] = {
     "percent": frozenset({"accuracy", "spearman", "mean_of_metrics", "accuracy_gain", "parameters"}),
     "fraction": frozenset({"accuracy", "matthews", "mean_of_metrics"}),
@@ -37,15 +40,18 @@ KINDS = (
     "impossible_fraction", "size_mismatch",
 )
 ORIGINS = ("given", "found")
+_KEY = ("paper", "table", "setting", "model", "num_tasks", "method")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "results.csv": tuple(
-        ["paper", "table", "setting", "model", "num_tasks", "method", "method_as_printed", "variant", "column", "metric", "value", "unit", "value_as_printed", "family", "selection"]
+    "results.csv": (
+        *_KEY, "method_as_printed", "variant", "column", "metric", "value", "unit", "value_as_printed", "family", "selection",
     ),
-    "tables.csv": tuple(["paper", "table", "title", "setting", "models", "tasks", "methods_count", "reproduce", "numbers"]),
-    "flags.csv": tuple(
-        ["paper", "table", "setting", "model", "num_tasks", "method", "variant", "column", "metric", "kind", "severity", "printed", "recomputed_or_other", "likely", "other_source", "origin", "how", "note"]
+    "tables.csv": ("paper", "table", "title", "setting", "models", "tasks", "methods_count", "reproduce", "numbers"),
+    "flags.csv": (
+        *_KEY, "variant", "column", "metric", "kind", "severity", "printed", "recomputed_or_other", "likely", "other_source",
+        "origin", "how", "note",
     ),
-}
+}  # fmt: skip
+"""The head of each file."""
 _PLAIN = re.compile(r"-?\d+(\.\d+)?")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(h|min|m|s)")

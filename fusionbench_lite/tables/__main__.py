@@ -1,4 +1,8 @@
-"""Tables from finished records alone: python -m fusionbench_lite.tables mini/demo --format latex."""
+"""Tables from finished records alone: python -m fusionbench_lite.tables mini/demo --format latex.
+
+    python -m fusionbench_lite.tables --list      # the published tables
+    python -m fusionbench_lite.tables audit       # what does not add up in them
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from collections.abc import Sequence
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES
-from fusionbench_lite.paths import expanded
+from fusionbench_lite.paths import atomic_file, expanded
 from fusionbench_lite.planning.refusals import Parser, exit_status
 
 FORMATS = ("text", "csv", "latex", "markdown", "html", "png")
+AUDIT = "audit"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
         description="Build the table of an experiment from its finished records. Runs nothing and never imports torch.",
         epilog="Without an experiment: the experiments that have finished rows.",
     )
-    arguments.add_argument("experiment", nargs="?", help="such as mini/demo")
+    arguments.add_argument("experiment", nargs="?", help="such as mini/demo; or audit: what does not add up in published tables")
+    arguments.add_argument("table", nargs="?", help="audit of one published table alone, such as doge/table_1")
+    arguments.add_argument("--list", action="store_true", help="list the published tables")
     arguments.add_argument("--format", choices=FORMATS, default="text", help="default: text, for the terminal")
     arguments.add_argument("--results-dir", default="results", metavar="DIR", help="default: results")
     arguments.add_argument(
@@ -43,13 +50,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    given = parser().parse_args(argv)
+    given = parser().parse_intermixed_args(argv)
     if given.experiment is not None and re.match(r"[a-z_]+=", given.experiment):
         raise _option(given.experiment)
     given.results_dir = expanded(given.results_dir)
     given.output = expanded(given.output) if given.output is not None else None
-    _answer(given)
+    if given.list or given.experiment == AUDIT:
+        _published(given)
+    elif given.table is not None:
+        raise InputError(f"unrecognized arguments: {given.table}: {parser().prog} --help lists what there is")
+    else:
+        _answer(given)
     return 0
+
+
+def _published(given: argparse.Namespace) -> None:
+    """Print the list of published tables, or their audit."""
+    if given.list:
+        from fusionbench_lite.tables.published import listing
+
+        text = listing.text(given.results_dir)
+    else:
+        from fusionbench_lite.tables.audit import report
+
+        if given.format not in report.FORMATS:
+            raise InputError(f"--format={given.format}: the audit is written as {', '.join(report.FORMATS)}")
+        text = report.FORMATS[given.format](report.items(given.table))
+    if given.output is None:
+        sys.stdout.write(text)
+        return
+    with atomic_file(given.output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(given.output)
 
 
 def _option(argument: str) -> InputError:

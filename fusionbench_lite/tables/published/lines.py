@@ -104,6 +104,16 @@ class Flag:
         fields = [(place, getattr(self, name)) for place, name in enumerate(KEY)]
         return tuple((place, value) for place, value in reversed(fields) if value != ANY)
 
+    @property
+    def general(self) -> bool:
+        """Whether it is on a table as a whole, of which every number has it."""
+        return self.method == self.column == ANY
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What its numbers have in the fields of `KEY`."""
+        return tuple(getattr(self, name) for name in KEY)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedTable:

@@ -212,7 +212,7 @@ def test_without_records_the_page_stays_as_it_is(tmp_path, generator, capsys):
     generator.main(["--results-dir", str(tmp_path), "--out", str(tmp_path / "docs")])
     assert "methods: left as it is" in capsys.readouterr().out
     made = {page.name for page in (tmp_path / "docs").iterdir()}
-    assert made == {"language.md", "vision.md"}, "they are made from no record"
+    assert made == {"audit.md", "language.md", "vision.md"}, "they are made from no record"
 
 
 def test_headers_carry_the_score_of_their_own_command(results, tmp_path, generator):

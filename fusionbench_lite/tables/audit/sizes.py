@@ -68,7 +68,8 @@ def _data(number: Number) -> Iterator[Finding]:
     right = expected(number)
     if right is not None and right != number.value:
         split = number.metric.removeprefix("num_")
-        reason = f"The {split} split of {number.column} that is used everywhere has {right:,}, not {number.value_as_printed}."
+        whose = "GLUE's own" if number.setting.endswith("text") else "the one that Task Arithmetic's code and this package read"
+        reason = f"Of {number.column}'s {split} split, {whose} has {right:,}, not {number.value_as_printed}."
         yield Finding(
             check=CHECK, kind="size_mismatch", severity="low" if abs(right - number.value) < 0.05 * right else "medium",
             number=number, other=str(right), likely=str(right), reason=reason,

@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         "real32": ("mini/real32", "Eight real data sets at 32 x 32", None, ORDERINGS),
     }
     given.out.mkdir(parents=True, exist_ok=True)
+    pages.write(given.out / "audit.md", audit_page.page())
     pages.write(given.out / "vision.md", vision_page.page())
     pages.write(given.out / "language.md", language_page.page())
     pages.write(given.out / "audit.md", audit_page.page())

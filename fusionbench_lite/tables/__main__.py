@@ -1,4 +1,8 @@
-"""Tables from finished records alone: python -m fusionbench_lite.tables mini/demo --format latex."""
+"""Tables from finished records alone: python -m fusionbench_lite.tables mini/demo --format latex.
+
+    python -m fusionbench_lite.tables --list      # the published tables
+    python -m fusionbench_lite.tables audit       # what does not add up in them
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from collections.abc import Sequence
 
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES
-from fusionbench_lite.paths import expanded
+from fusionbench_lite.paths import atomic_file, expanded
 from fusionbench_lite.planning.refusals import Parser, exit_status
 
 FORMATS = ("text", "csv", "latex", "markdown", "html", "png")
+AUDIT = "audit"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,13 +27,12 @@ def parser() -> argparse.ArgumentParser:
         description="Build the table of an experiment from its finished records. Runs nothing and never imports torch.",
         epilog="Without an experiment: the experiments that have finished rows. audit PAPER/TABLE: of one table.",
     )
+    arguments.add_argument("experiment", nargs="?", help="such as adarank/table_1 or mini/demo; or audit: what does not add up in the papers")
     arguments.add_argument(
-        "experiment", nargs="?", help="such as adarank/table_1 or mini/demo; audit: what does not add up in the published tables"
+        "overrides", nargs="*", metavar="KEY=VALUE",
+        help="of a published table: those its runs were started with, such as steps=50; of audit: one table alone",
     )
     arguments.add_argument("--list", action="store_true", help="the published tables, and what records here answer of them")
-    arguments.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="of a published table: those its runs were started with, such as steps=50"
-    )
     arguments.add_argument("--scale", choices=("published", "mini"), default="published", help="mini: the embedded twin of a table")
     arguments.add_argument("--format", choices=FORMATS, default="text", help="default: text, for the terminal")
     arguments.add_argument("--results-dir", default="results", metavar="DIR", help="default: results")
@@ -49,13 +53,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    given = parser().parse_args(argv)
-    if given.experiment is not None and given.experiment != "audit" and re.match(r"[a-z_]+=", given.experiment):
+    given = parser().parse_intermixed_args(argv)
+    if given.experiment is not None and given.experiment != AUDIT and re.match(r"[a-z_]+=", given.experiment):
         raise _option(given.experiment)
     given.results_dir = expanded(given.results_dir)
     given.output = expanded(given.output) if given.output is not None else None
-    _answer(given)
+    if given.list or given.experiment == AUDIT:
+        _published(given)
+    else:
+        _answer(given)
     return 0
+
+
+def _published(given: argparse.Namespace) -> None:
+    """Print the list of published tables, or their audit."""
+    if given.list:
+        from fusionbench_lite.tables.cells import listing
+
+        text = listing.text(given.results_dir, given.scale)
+    else:
+        from fusionbench_lite.tables.audit import report
+
+        if given.format not in report.FORMATS:
+            raise InputError(f"--format={given.format}: the audit is written as {', '.join(report.FORMATS)}")
+        if len(given.overrides) > 1:
+            raise InputError(f"audit {' '.join(given.overrides)}: give one published table, or none for all")
+        text = report.FORMATS[given.format](report.items(*given.overrides))
+    if given.output is None:
+        sys.stdout.write(text)
+        return
+    with atomic_file(given.output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(given.output)
 
 
 def _option(argument: str) -> InputError:
@@ -89,33 +118,8 @@ def _grid(given: argparse.Namespace) -> None:
     print(output.save(table, kind, path))
 
 
-def _audit(given: argparse.Namespace) -> None:
-    """Print the audit, of one table where one is named."""
-    from fusionbench_lite.tables.audit import report
-
-    if len(given.overrides) > 1 or given.format not in report.FORMATS:
-        raise InputError(f"tables audit takes one table and --format {' or '.join(report.FORMATS)}")
-    text = report.FORMATS[given.format](given.overrides[0] if given.overrides else None)
-    if given.output is None:
-        sys.stdout.write(text)
-        return
-    from fusionbench_lite.paths import atomic_file
-
-    with atomic_file(given.output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(given.output)
-
-
 def _answer(given: argparse.Namespace) -> None:
     # pandas and matplotlib take a second to import: --help and a mistyped name should not wait for them.
-    if given.list:
-        from fusionbench_lite.tables.cells.listing import listing
-
-        sys.stdout.write(listing(given.results_dir, given.scale))
-        return
-    if given.experiment == "audit":
-        _audit(given)
-        return
     from fusionbench_lite.planning.experiments import names as published_experiments
     from fusionbench_lite.tables.rows import experiments, load_records, read_rows, table_dir
 

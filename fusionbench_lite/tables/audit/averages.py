@@ -1,98 +1,121 @@
-"""Averages and gains, recomputed from the numbers that they are of.
+"""Averages recomputed from the numbers of their rows, wherever the rows stand.
 
-A printed average agrees where it lies within half a unit of its own last digit and half a unit of the tasks' of the recomputed one.
+Two tolerances. A row's own average may differ from the mean of its printed numbers by half a unit of its last digit, and by half a
+unit of theirs, since each was rounded before it was printed. An average that another table of the paper gives without its numbers
+(AdaRank's tables 1 to 10 beside 11 to 18) is held against the mean of the row with the same models, method and tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from fusionbench_lite.tables import published
-from fusionbench_lite.tables.audit.found import Finding, grouped, is_task
+from fusionbench_lite.tables.audit.findings import Finding, severity_of
+from fusionbench_lite.tables.audit.quantities import AVERAGES, corruption, in_points, named, points, rows, slack
 from fusionbench_lite.tables.published import Number
+from fusionbench_lite.tables.published.schema import TASKS
 
-DETAIL = {
-    ("vit_b32", "8"): 11, ("vit_l14", "8"): 12, ("vit_b32", "14"): 13, ("vit_l14", "14"): 14, ("vit_b32", "20"): 15,
-    ("vit_l14", "20"): 16,
-}
-"""The table of AdaRank that has the tasks of an average of its Table 1."""
-LANGUAGE = {"roberta": 17, "gpt2": 18}
-"""Likewise for its Table 2."""
-ROUNDING = 1e-9
+CHECK = "averages"
+UNITS = ("percent", "fraction", "normalized")
 
 
-def checked(numbers: tuple[Number, ...]) -> list[tuple[Number, float, float]]:
-    """Return every average that can be recomputed, with the recomputed value and what rounding may explain."""
-    found = []
-    for row in grouped(numbers).values():
-        tasks = [number for number in row if is_task(number)]
-        averages = [number for number in row if number.column.startswith("average")] if tasks else []
-        found += [(average, *_recomputed(average, tasks)) for average in averages]
-    return found
+class Comparison(NamedTuple):
+    """An average and the numbers of the row it is of."""
+
+    average: Number
+    row: Sequence[Number]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the row in points."""
+        return sum(points(number) for number in self.row) / len(self.row)
+
+    @property
+    def gap(self) -> float:
+        """How far the average is from the mean, in points."""
+        return abs(self.mean - points(self.average))
+
+    @property
+    def own(self) -> float:
+        """What rounding the average alone explains."""
+        return slack(self.average) + 1e-9
+
+    @property
+    def explained(self) -> float:
+        """What rounding of average and numbers explains."""
+        return slack(self.average) + max(slack(number) for number in self.row) + 1e-9
 
 
-def _recomputed(average: Number, tasks: Sequence[Number]) -> tuple[float, float]:
-    mean = math.fsum(number.value for number in tasks) / len(tasks)
-    return mean, average.half_unit + max(number.half_unit for number in tasks) + ROUNDING
+def comparisons(those: Iterable[Number]) -> list[Comparison]:
+    """Return every average beside its row: that of its own line, else the first of the same checkpoints and method in the paper."""
+    those = [number for number in those if number.unit in UNITS]
+    own = {key: found for key, row in rows(those).items() if (found := [one for one in row if one.column in TASKS])}
+    elsewhere: dict[tuple[object, ...], list[Number]] = {}
+    for row in own.values():
+        elsewhere.setdefault(_identity(row[0]), row)
+    averages = [number for number in those if number.column in AVERAGES]
+    return [
+        Comparison(number, there) for number in averages
+        if (there := own.get(number.key[:7]) or elsewhere.get(_identity(number)))
+    ]  # fmt: skip
 
 
-def _mended(number: Number) -> Number:
-    """Return a number with the value that is likely right: a misprint of a detail does not speak against its average."""
-    likely = next((flag.likely for flag in published.flags_of(number) if flag.likely is not None), None)
-    return number if likely is None else dataclasses.replace(number, value=likely)
+def _identity(number: Number) -> tuple[object, ...]:
+    return number.paper, number.family, number.model, number.num_tasks, *named(number), corruption(number)
 
 
-def of_rows(numbers: tuple[Number, ...]) -> Iterator[Finding]:
-    """Yield averages that are not the mean of their row."""
-    for average, mean, slack in checked(numbers):
-        if abs(average.value - mean) > slack:
-            yield Finding(number=average, likely=round(mean, 2), reason=f"the tasks of its row average {mean:.2f}")
+def check(those: Iterable[Number], doubtful: Mapping[tuple[str, ...], float | None] | None = None) -> Iterator[Finding]:
+    """Yield the averages that are not those of their rows. `doubtful`: what should stand in place of numbers that other checks
+    doubt, in points, None where nothing says so. An ablation may be another run: there the mean is likely only where the same
+    wrong average stands beside the row too."""
+    numbers = list(those)
+    failed = [one for one in comparisons(numbers) if one.gap > one.explained]
+    every = [row for line in rows(numbers).values() if (row := [one for one in line if one.column in TASKS])]
+    beside: dict[tuple[object, ...], str | None] = {}
+    later = []
+    for one in failed:
+        finding = _finding(one, doubtful or {}, every)
+        if one.average.setting == one.row[0].setting:
+            beside[one.row[0].key[:7], one.average.written] = finding.likely
+            yield finding
+        else:
+            later.append((one, finding))
+    for one, finding in later:
+        yield dataclasses.replace(finding, likely=beside.get((one.row[0].key[:7], one.average.written)))
 
 
-def of_details(numbers: tuple[Number, ...]) -> Iterator[Finding]:
-    """Yield averages of AdaRank's Tables 1 and 2 that are not the mean of its detail tables."""
-    rows: dict[tuple[str, str], list[Number]] = {}
-    for number in numbers:
-        if number.paper == "adarank" and is_task(number):
-            rows.setdefault((number.table, number.method), []).append(number)
-    for number in numbers:
-        table = None
-        if (number.paper, number.table) == ("adarank", "table_1"):
-            table = DETAIL[number.model, number.num_tasks]
-        elif (number.paper, number.table) == ("adarank", "table_2"):
-            table = LANGUAGE[number.model]
-        method = "consensus_ta" if number.method == "consensus_merging" else number.method
-        if table is None or not (tasks := rows.get((f"table_{table}", method))):
-            continue
-        mean, slack = _recomputed(number, tasks)
-        mended, _ = _recomputed(number, [_mended(task) for task in tasks])
-        if min(abs(number.value - mean), abs(number.value - mended)) > slack:
-            yield Finding(
-                number=number, likely=round(mean, 4 if number.unit == "fraction" else 2),
-                reason=f"its {len(tasks)} tasks in Table {table} average {mean:.4g}",
-            )
+def _quoted(one: Comparison, others: Iterable[Sequence[Number]]) -> str | None:
+    """Return the one or two rows of the same table whose mean the average is, nothing where there are none or more."""
+    first = one.row[0]
+    there = {row[0].key: row for row in others if row[0].key[:5] == first.key[:5] and row[0].key != first.key}
+    same = [row[0].method for row in there.values() if Comparison(one.average, row).gap <= one.own]
+    return " and of ".join(same) if len(same) < 3 else None
 
 
-def of_gains(numbers: tuple[Number, ...]) -> Iterator[Finding]:
-    """Yield gains that are not the difference to any row of their column: the row that comes nearest is named."""
-    averages: dict[tuple[str, ...], list[Number]] = {}
-    for number in numbers:
-        if number.column == "average":
-            averages.setdefault((number.paper, number.table, number.setting, number.model, number.num_tasks), []).append(number)
-    for number in numbers:
-        if number.metric != "accuracy_gain" or number.column != "gain":
-            continue
-        column = averages.get((number.paper, number.table, number.setting, number.model, number.num_tasks), [])
-        own = [one for one in column if (one.method, one.variant) == (number.method, number.variant)]
-        others = [one for one in column if one not in own]
-        if not own or not others:
-            continue
-        nearest = min(others, key=lambda one: abs(own[0].value - one.value - number.value))
-        gain = own[0].value - nearest.value
-        if abs(gain - number.value) > own[0].half_unit + nearest.half_unit + number.half_unit + ROUNDING:
-            yield Finding(
-                number=number, likely=round(gain, 2),
-                reason=f"{own[0].value:g} is no such gain over any row; {gain:+.1f} over {nearest.method_as_printed} comes nearest",
-            )
+def _finding(one: Comparison, doubtful: Mapping[tuple[str, ...], float | None], others: Iterable[Sequence[Number]]) -> Finding:
+    average, row = one.average, one.row
+    mean = f"{one.mean / 100:.4f}" if average.unit == "fraction" else f"{one.mean:.2f}"
+    likely: str | None = in_points(one.mean, average)
+    reason = f"The {len(row)} numbers average {mean}."
+    if quoted := _quoted(one, others):
+        reason += f" {average.written} is the mean of {quoted}."
+    wrong, fits = [number for number in row if number.key in doubtful], False
+    if wrong:
+        better = [doubtful.get(number.key, points(number)) for number in row]
+        names = ", ".join(number.column for number in wrong)
+        if None in better:
+            likely = None
+            reason += f" The row is the more doubtful: {names}."
+        else:
+            corrected = sum(value for value in better if value is not None) / len(row)
+            fits = abs(corrected - points(average)) <= one.explained
+            likely = None if fits else in_points(corrected, average)
+            reason += f" With the likely {names} they average {in_points(corrected, average)}."
+            if fits:
+                reason += " The average is right, the row is not."
+    source = "" if average.table == row[0].table else f"{row[0].paper} {row[0].table} ({row[0].method})"
+    return Finding(
+        check=CHECK, kind="average_mismatch", severity="low" if fits else severity_of(one.gap), number=average, other=mean,
+        likely=likely, source=source, reason=reason,
+    )  # fmt: skip

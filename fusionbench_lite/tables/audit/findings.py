@@ -1,56 +1,69 @@
-"""What the checks of the audit find, table by table."""
+"""What a check of the audit finds: a number, what it should be, and why; and which flags say so already."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
 
-from fusionbench_lite.tables import published
-from fusionbench_lite.tables.audit import averages, elsewhere, examples, rows
-from fusionbench_lite.tables.audit.found import Finding
-from fusionbench_lite.tables.published import Flag, Number
+from fusionbench_lite.tables.published import Flag, Number, flags_of
 
-Check = Callable[[tuple[Number, ...]], Iterable[Finding]]
-
-CHECKS: dict[str, Check] = {
-    "averages": averages.of_rows,
-    "averages in detail tables": averages.of_details,
-    "gains": averages.of_gains,
-    "elsewhere": elsewhere.disagreements,
-    "copies": rows.copies,
-    "permutations": rows.permutations,
-    "above the experts": rows.above_experts,
-    "fractions": examples.fractions,
-    "sizes": examples.sizes,
+EXPLAINS = frozenset({"mislabelled", "shifted_columns", "duplicate_row"})
+"""Kinds of flags that explain whatever is wrong with a number: it belongs elsewhere."""
+COVERS: dict[str, frozenset[str]] = {
+    "average_mismatch": EXPLAINS | {"cross_paper_disagreement"},
+    "size_mismatch": frozenset({"implausible", "cross_paper_disagreement"}),
+    "impossible_fraction": frozenset(),
 }
+"""Kinds of flags that say the same of a number as a finding of another kind; of the other kinds those that explain it."""
+WHOLE_ROW = "*"
 
 
-def audit(name: str | None = None) -> tuple[Finding, ...]:
-    """Return what does not add up, in the order of the tables; with `name`, of that table alone.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One number that does not add up. `other` is what it was compared with, as text, `source` where that stands; `likely` is the
+    number that should stand there, as the paper would print it, None where nothing says so. `check` names the module that found
+    it. `row`: it concerns all of the number's row."""
 
-    Raises InputError for an unknown table.
-    """
-    if name is not None:
-        published.numbers(*name.partition("/")[::2])
-    tables = [table.name for table in published.tables()]
-    every = tuple(number for table in published.tables() for number in published.numbers(table.paper, table.table))
-    found = [dataclasses.replace(one, check=check) for check, run in CHECKS.items() for one in run(every)]
-    kept = [one for one in found if name in (None, one.number.where)]
-    places = {number: place for place, number in enumerate(every)}
-    return tuple(sorted(kept, key=lambda one: (tables.index(one.number.where), places[one.number])))
+    check: str
+    kind: str
+    severity: str
+    number: Number
+    other: str
+    reason: str
+    likely: str | None = None
+    source: str = ""
+    row: bool = False
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The flags that say so already."""
+        kinds = {self.kind} | COVERS.get(self.kind, EXPLAINS)
+        return tuple(flag for flag in flags_of(self.number) if flag.kind in kinds)
+
+    @property
+    def origin(self) -> str:
+        """Whether it was known: "given", "found" by these checks and entered since, or "new"."""
+        origins = {flag.origin for flag in self.flags}
+        return "given" if "given" in origins else "found" if origins else "new"
+
+    def entry(self) -> dict[str, str]:
+        """Return the line of flags.csv that says so."""
+        place = dict(zip(("paper", "table", "setting", "model", "num_tasks", "method", "variant", "column", "metric"),
+                         self.number.key, strict=True))  # fmt: skip
+        if self.row:
+            place["column"] = WHOLE_ROW
+        if self.number.metric not in COUNTED:
+            place["metric"] = WHOLE_ROW
+        return {
+            **place, "kind": self.kind, "severity": self.severity, "printed": "" if self.row else self.number.written,
+            "recomputed_or_other": self.other, "likely": self.likely or "", "other_source": self.source, "origin": "found",
+            "how": self.check, "note": self.reason,
+        }  # fmt: skip
 
 
-def covered(finding: Finding) -> tuple[Flag, ...]:
-    """Return the flags of results/published on the number of a finding."""
-    return published.flags_of(finding.number)
+COUNTED = frozenset({"num_train", "num_validation", "num_test", "num_classes"})
+"""Metrics that one column of one row can have side by side."""
 
 
-def by_table(findings: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
-    """Yield every table that has findings, with them."""
-    grouped: dict[str, list[Finding]] = {}
-    for one in findings:
-        grouped.setdefault(one.number.where, []).append(one)
-    yield from grouped.items()
-
-
-__all__ = ["CHECKS", "Finding", "audit", "by_table", "covered"]
+def severity_of(difference: float) -> str:
+    """Return how grave a difference in points is: from 1 high, from 0.3 medium."""
+    return "high" if difference >= 0.9995 else "medium" if difference >= 0.2995 else "low"

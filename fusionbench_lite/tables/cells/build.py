@@ -17,7 +17,8 @@ from fusionbench_lite.tables.cells.readings import Reading, reading
 from fusionbench_lite.tables.published import Number
 from fusionbench_lite.tables.records import Record
 
-FIELDS = ("setting", "model", "num_tasks", "method", "variant", "column", "metric")
+NO_FAMILY = "none"
+"""The family of a number that no checkpoints were needed for."""
 INSIDE, OUTSIDE, FLAGGED, OTHER_FAMILY, TEST_LABELS, TRIAL, NOT_RUN = "=", "≠", "⚑", "◇", "†", "…", "–"
 
 
@@ -54,7 +55,7 @@ def answered(experiment: Experiment, specs: Iterable[CellSpec]) -> dict[tuple[st
     for spec in specs:
         if spec.omitted is not None or not spec.published:
             continue
-        fits = [number for number in every if matches(number, spec.published)]
+        fits = [number for number in every if number.matches(spec.published)]
         where = f"{experiment.name}: the cell of {spec.row!r} and {spec.column!r}"
         if len(fits) != 1:
             asked = ", ".join(f"{key}={value!r}" for key, value in spec.published.items())
@@ -67,26 +68,20 @@ def answered(experiment: Experiment, specs: Iterable[CellSpec]) -> dict[tuple[st
     return found
 
 
-def matches(number: Number, fields: Mapping[str, str]) -> bool:
-    """Say whether a published number has these fields."""
-    return all(str(getattr(number, field)) == value for field, value in fields.items())
-
-
 def _cell(spec: CellSpec, there: Mapping[Run, Record], number: Number | None, unread: list[str]) -> Cell:
     """Return a cell; what its records do not hold leaves it empty, and is told in `unread`."""
-    flags = published.flags_of(number) if number is not None else ()
+    flags = [flag for flag in published.flags_of(number) if not flag.general] if number is not None else []
     unit = number.unit if number is not None else spec.unit or spec.statistic.unit
     ours = None
     try:
         ours = reading(spec, there, unit) if spec.omitted is None else None
     except InputError as error:
         unread.append(f"{spec.row}, {spec.column}: {error}")
-    likely = next((flag.likely for flag in flags if flag.likely is not None), None)
     target = number.value if number is not None else None
     return Cell(
         statistic=str(spec.statistic), unit=unit, ours=ours.value if ours else None, sd=ours.sd if ours else None,
         low=ours.low if ours else None, high=ours.high if ours else None, seeds=ours.seeds if ours else 0, published=target,
-        printed=number.value_as_printed if number is not None else None, corrected=likely, flags=tuple(flag.note for flag in flags),
+        printed=number.value_as_printed if number is not None else None, corrected=published.corrected(number) if number is not None else None, flags=tuple(flag.note for flag in flags),
         difference=ours.value - target if ours is not None and target is not None else None,
         marks=tuple(_marks(spec, ours, number, bool(flags))), family="+".join(ours.families) if ours else "",
         select=ours.select if ours else spec.select, keys=ours.keys if ours else (), omitted=spec.omitted,
@@ -111,7 +106,7 @@ def _marks(spec: CellSpec, ours: Reading | None, number: Number | None, flagged:
     elif number is not None:
         if (inside := _inside(ours, number)) is not None:
             yield INSIDE if inside else OUTSIDE
-        if ours.families and number.family and number.family not in ours.families:
+        if ours.families and number.family != NO_FAMILY and number.family not in ours.families:
             yield OTHER_FAMILY
     if flagged:
         yield FLAGGED

@@ -1,5 +1,8 @@
-"""The published numbers of the four papers, as printed, and the flags of their audit: results/published, read and checked."""
+"""The papers' numbers as data (`results/published/`): read, checked, flagged. Neither pandas nor torch is imported."""
 
-from fusionbench_lite.tables.published.reading import Flag, Number, PublishedTable, flags, flags_of, number_of, numbers, tables
+from __future__ import annotations
 
-__all__ = ["Flag", "Number", "PublishedTable", "flags", "flags_of", "number_of", "numbers", "tables"]
+from fusionbench_lite.tables.published.lines import Flag, Number, PublishedTable
+from fusionbench_lite.tables.published.reading import corrected, flags, flags_of, load, numbers, read, tables
+
+__all__ = ["Flag", "Number", "PublishedTable", "corrected", "flags", "flags_of", "load", "numbers", "read", "tables"]

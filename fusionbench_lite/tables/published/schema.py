@@ -1,138 +1,137 @@
-"""What results/published may hold: checked line by line on every reading, so that a file edited by hand is refused.
-
-digests.json has a SHA-256 of the lines of every table in every file. The numbers are what the papers print; where one is wrong a
-flag says so, and the number stays. After a change that is meant: `python -m fusionbench_lite.tables.published`.
-"""
+"""What a line of the files of published numbers may hold. A refusal names file, line, column and the reason."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.tables.published.lines import SEVERITIES
 
-COLUMNS = {
+TASKS = frozenset({
+    "sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd", "cifar100", "fer2013", "flowers102",
+    "oxford_iiit_pet", "pcam", "stl10", "emnist", "cifar10", "food101", "fashion_mnist", "rendered_sst2", "kmnist", "cola", "mnli",
+    "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli", "alpaca_eval", "gsm8k", "math", "human_eval", "mbpp",
+})  # fmt: skip
+"""Columns that are one task; the others are statistics."""
+STATISTICS = frozenset({
+    "average", "average_seen", "average_unseen", "gain", "gain_over_task_arithmetic", "runtime_s", "tta_time_s", "svd_time_s",
+    "gpu_memory_mb", "parameters", "learnable_parameters", "learnable_parameters_share",
+})  # fmt: skip
+METRICS: Mapping[str, frozenset[str]] = {
+    "percent": frozenset({"accuracy", "spearman", "mean_of_metrics", "accuracy_gain", "parameters"}),
+    "fraction": frozenset({"accuracy", "matthews", "mean_of_metrics"}),
+    "normalized": frozenset({"normalized_score", "parameters_relative_to_one_model"}),
+    "seconds": frozenset({"wall_clock"}),
+    "megabytes": frozenset({"gpu_memory"}),
+    "count": frozenset({"parameters", "num_train", "num_validation", "num_test", "num_classes"}),
+}
+"""The metrics that a unit can have."""
+_METRICS: frozenset[str] = frozenset().union(*METRICS.values())
+_COLUMNS = TASKS | STATISTICS
+RANGES: Mapping[str, tuple[float, float]] = {"percent": (0.0, 100.0), "fraction": (0.0, 1.0)}
+SIGNED: Mapping[str, tuple[float, float]] = {"accuracy_gain": (-100.0, 100.0), "matthews": (-1.0, 1.0)}
+FAMILIES = ("ta", "tall", "ta_tall", "fusionbench", "mergelm", "llama2", "none")
+SELECTIONS = ("last", "best_test", "unstated", "none")
+KINDS = (
+    "average_mismatch", "duplicate_row", "shifted_columns", "implausible", "cross_paper_disagreement", "mislabelled",
+    "impossible_fraction", "size_mismatch",
+)
+ORIGINS = ("given", "found")
+_KEY = ("paper", "table", "setting", "model", "num_tasks", "method")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
     "results.csv": (
-        "paper", "table", "setting", "model", "num_tasks", "method", "method_as_printed", "variant", "column", "value", "unit",
-        "metric", "family", "selection", "value_as_printed",
+        *_KEY, "method_as_printed", "variant", "column", "metric", "value", "unit", "value_as_printed", "family", "selection",
     ),
     "tables.csv": ("paper", "table", "title", "setting", "models", "tasks", "methods_count", "reproduce", "numbers"),
     "flags.csv": (
-        "paper", "table", "setting", "method", "column", "kind", "printed", "recomputed_or_other", "note", "variant", "model",
-        "num_tasks", "severity", "other_source", "origin", "found_by",
+        *_KEY, "variant", "column", "metric", "kind", "severity", "printed", "recomputed_or_other", "likely", "other_source",
+        "origin", "how", "note",
     ),
-}
-DIGESTS = "digests.json"
-KEY = ("paper", "table", "setting", "model", "num_tasks", "method", "variant", "column", "metric")
-PAPERS = ("doge", "adamerging", "metamerging", "adarank")
-METRICS = {
-    "percent": ("accuracy", "spearman", "mean_of_metrics", "accuracy_gain", "parameters"),
-    "fraction": ("accuracy", "matthews", "mean_of_metrics"),
-    "normalized": ("normalized_score", "parameters_relative_to_one_model"),
-    "seconds": ("wall_clock",),
-    "megabytes": ("gpu_memory",),
-    "count": ("parameters", "num_train", "num_validation", "num_test", "num_classes"),
-}
-RANGES = {"percent": (0.0, 100.0), "fraction": (-1.0, 1.0)}
-FAMILIES = ("", "ta", "tall", "ta_tall", "fusionbench", "mergelm", "released")
-SELECTIONS = ("", "last", "best_test")
-KINDS = (
-    "average_mismatch", "duplicate_row", "shifted_columns", "implausible", "cross_paper_disagreement", "mislabelled",
-    "impossible_fraction",
-)
-SEVERITIES = ("high", "medium", "low")
-ORIGINS = ("given", "found")
-
-Lines = Mapping[str, Sequence[Mapping[str, str]]]
+}  # fmt: skip
+"""The head of each file."""
+_PLAIN = re.compile(r"-?\d+(\.\d+)?")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(h|min|m|s)")
+_SECONDS = {"h": 3600, "min": 60, "m": 60, "s": 1}
+_LARGE = {"M": 1e6, "B": 1e9}
 
 
-def check(root: Path, lines: Lines) -> None:
-    """Raise InputError with file, line and reason for what does not hold."""
-    _results(root / "results.csv", lines["results.csv"])
-    _tables(root / "tables.csv", lines)
-    _flags(root / "flags.csv", lines)
-    _digests(root, lines)
+class Line:
+    """One line of a file: its fields, and how one of them is refused."""
+
+    def __init__(self, file: Path, number: int, fields: Mapping[str, str]) -> None:
+        self.file, self.number, self.fields = file, number, fields
+
+    def __getitem__(self, column: str) -> str:
+        return self.fields[column]
+
+    def refused(self, column: str, reason: str) -> InputError:
+        """Return the refusal of one field."""
+        return refusal(self.file, self.number, f"column {column}: {reason}")
+
+    def one_of(self, column: str, choices: Mapping[str, object] | tuple[str, ...] | frozenset[str]) -> str:
+        """Return a field that has to be one of some words."""
+        if (value := self[column]) not in choices:
+            raise self.refused(column, f"unknown {column} {value!r}: {did_you_mean(value, choices)}")
+        return value
+
+    def whole(self, column: str) -> int:
+        """Return a field that has to be a whole number of at least 0."""
+        if not re.fullmatch(r"\d+", self[column]):
+            raise self.refused(column, f"{self[column]!r} is no whole number: correct it")
+        return int(self[column])
+
+    def decimal(self, column: str) -> float:
+        """Return a field that has to be a number in decimal digits."""
+        if not _PLAIN.fullmatch(self[column]):
+            raise self.refused(column, f"{self[column]!r} is no number: write digits and a point")
+        return float(self[column])
 
 
-def _results(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
-    seen: dict[tuple[str, ...], int] = {}
-    for number, line in enumerate(lines, 2):
-        where = f"{path}, line {number}"
-        for field, known in (("paper", PAPERS), ("unit", tuple(METRICS)), ("family", FAMILIES), ("selection", SELECTIONS)):
-            _known(where, field, line[field], known)
-        _known(where, f"metric of {line['unit']}", line["metric"], METRICS[line["unit"]])
-        try:
-            value = float(line["value"])
-        except ValueError:
-            raise InputError(f"{where}: value {line['value']!r} is no number") from None
-        low, high = RANGES.get(line["unit"], (0.0, math.inf))
-        if not (math.isfinite(value) and low <= value <= high):
-            raise InputError(f"{where}: value {line['value']} is outside {low:g} to {high:g}, the range of {line['unit']}")
-        key = tuple(line[field] for field in KEY)
-        if key in seen:
-            raise InputError(f"{where}: the number of line {seen[key]} again ({', '.join(filter(None, key))})")
-        seen[key] = number
+def refusal(file: Path, line: int | str, reason: str) -> InputError:
+    """Return the refusal of a place in a file."""
+    return InputError(f"{file}, line {line}, {reason}")
 
 
-def _tables(path: Path, lines: Lines) -> None:
-    counts = Counter((line["paper"], line["table"]) for line in lines["results.csv"])
-    for number, line in enumerate(lines["tables.csv"], 2):
-        name = (line["paper"], line["table"])
-        if str(counts.pop(name, 0)) != line["numbers"]:
-            found = sum((other["paper"], other["table"]) == name for other in lines["results.csv"])
-            raise InputError(f"{path}, line {number}: {'/'.join(name)} has {line['numbers']} numbers, results.csv has {found}")
-    if counts:
-        raise InputError(f"{path}: results.csv has numbers of {'/'.join(next(iter(counts)))}, which it does not list")
+def check_number(line: Line) -> float:
+    """Return the value of a line of results.csv; raises InputError for a line that no published number has."""
+    unit = line.one_of("unit", METRICS)
+    metric = line.one_of("metric", _METRICS)
+    if metric not in METRICS[unit]:
+        raise line.refused("metric", f"{metric} has no unit {unit!r}: {unit} goes with {', '.join(sorted(METRICS[unit]))}")
+    line.one_of("column", _COLUMNS)
+    line.one_of("family", FAMILIES)
+    line.one_of("selection", SELECTIONS)
+    if line["num_tasks"]:
+        line.whole("num_tasks")
+    value = line.whole("value") if unit == "count" else line.decimal("value")
+    low, high = SIGNED.get(metric, RANGES.get(unit, (0.0, math.inf)))
+    if not low <= value <= high:
+        raise line.refused("value", f"{line['value']} is not between {low:g} and {high:g}, where {metric} in {unit} lies")
+    if not _says(line["value_as_printed"], line["value"], unit):
+        raise line.refused("value", f"{line['value']} is not what value_as_printed says: {line['value_as_printed']!r}")
+    return value
 
 
-def _flags(path: Path, lines: Lines) -> None:
-    places: dict[tuple[str, str], list[Mapping[str, str]]] = {}
-    for result in lines["results.csv"]:
-        places.setdefault((result["paper"], result["table"]), []).append(result)
-    fields = ("setting", "method", "column", "variant", "model", "num_tasks")
-    for number, line in enumerate(lines["flags.csv"], 2):
-        where = f"{path}, line {number}"
-        for field, known in (("kind", KINDS), ("severity", SEVERITIES), ("origin", ORIGINS)):
-            _known(where, field, line[field], known)
-        asked = [field for field in fields if line[field] not in ("*", "")]
-        if not any(all(one[field] == line[field] for field in asked) for one in places.get((line["paper"], line["table"]), ())):
-            raise InputError(f"{where}: no number of {line['paper']}/{line['table']} has {[line[field] for field in asked]}")
+def check_flag(line: Line) -> float | None:
+    """Return the likely value of a line of flags.csv; raises InputError for a line that is none of the audit's."""
+    line.one_of("kind", KINDS)
+    line.one_of("severity", SEVERITIES)
+    line.one_of("origin", ORIGINS)
+    if not line["note"]:
+        raise line.refused("note", "empty: say what does not add up")
+    return line.decimal("likely") if line["likely"] else None
 
 
-def _known(where: str, field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"{where}: {field} {value!r}: {did_you_mean(value, [one for one in known if one])}")
-
-
-def digests(lines: Lines) -> dict[str, dict[str, str]]:
-    """Return a SHA-256 of the lines of every table, by file."""
-    found: dict[str, dict[str, str]] = {}
-    for name, every in lines.items():
-        tables: dict[str, hashlib._Hash] = {}
-        for line in every:
-            digest = tables.setdefault(f"{line['paper']}/{line['table']}", hashlib.sha256())
-            digest.update("\x1f".join(line.values()).encode() + b"\x1e")
-        found[name] = {table: digest.hexdigest()[:16] for table, digest in tables.items()}
-    return found
-
-
-def _digests(root: Path, lines: Lines) -> None:
-    path = root / DIGESTS
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    for name, tables in digests(lines).items():
-        for table, digest in tables.items():
-            if known.get(name, {}).get(table) != digest:
-                first = next(i for i, line in enumerate(lines[name], 2) if f"{line['paper']}/{line['table']}" == table)
-                raise InputError(
-                    f"{root / name}, from line {first}: the lines of {table} are not those of {DIGESTS}; take the change "
-                    "back, or record it with python -m fusionbench_lite.tables.published"
-                )
-        if missing := set(known.get(name, {})) - set(tables):
-            raise InputError(f"{root / name}: the lines of {sorted(missing)[0]} are gone")
+def _says(printed: str, value: str, unit: str) -> bool:
+    """Say whether a token of a paper holds a value: the same digits, or the same duration or count."""
+    plain = printed.replace(",", "")
+    duration = _DURATION.findall(plain)
+    if unit == "seconds" and duration:
+        return abs(sum(float(number) * _SECONDS[scale] for number, scale in duration) - float(value)) < 0.01
+    if unit == "count" and plain[-1:] in _LARGE:
+        return bool(_PLAIN.fullmatch(plain[:-1])) and float(plain[:-1]) * _LARGE[plain[-1]] == float(value)
+    return value in _NUMBER.findall(plain)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fusionbench_lite.errors import InputError
+
 PUBLISHED, MINI = "published", "mini"
 """The scales of an experiment: the paper's own models and tasks, or its embedded twin."""
 
@@ -55,7 +57,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table: `cells` maps (row name, column name) to its cell; a pair without one is empty, like an omitted cell."""
+    """A table: `cells` maps (row name, column name) to its cell; a pair without one is empty, like an omitted cell.
+
+    Raises InputError for two rows or two columns of one name, and for a cell of a row or column that is not there.
+    """
 
     experiment: str
     title: str
@@ -65,3 +70,14 @@ class Grid:
     columns: tuple[Line, ...]
     cells: Mapping[tuple[str, str], Cell]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, lines in (("rows", self.rows), ("columns", self.columns)):
+            names = [line.name for line in lines]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise InputError(f"{self.experiment}: two {kind} are called '{twice}'; give each its own name")
+        known = {(row.name, column.name) for row in self.rows for column in self.columns}
+        stray = next((place for place in self.cells if place not in known), None)
+        if stray is not None:
+            raise InputError(f"{self.experiment}: a cell of row '{stray[0]}' and column '{stray[1]}', which the table does not have")

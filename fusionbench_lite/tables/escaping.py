@@ -22,7 +22,7 @@ _LATEX = {
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "≠": r"$\neq$",
-    "⚑": r"$|\mkern-5mu\triangleright$",
+    "⚑": r"$|\mkern-3mu\triangleright$",
     "◇": r"$\diamond$",
     "…": r"\ldots{}",
     "×": r"$\times$",

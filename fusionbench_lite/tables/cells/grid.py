@@ -80,4 +80,4 @@ class Grid:
         known = {(row.name, column.name) for row in self.rows for column in self.columns}
         stray = next((place for place in self.cells if place not in known), None)
         if stray is not None:
-            raise InputError(f"{self.experiment}: a cell of row '{stray[0]}' and column '{stray[1]}', which the table does not have")
+            raise InputError(f"{self.experiment}: a cell of row '{stray[0]}' and column '{stray[1]}', which the table lacks")

@@ -10,7 +10,17 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from fusionbench_lite.tables.cells.grid import (
-    FLAGGED, INSIDE, MINI, NOT_RUN, OTHER_FAMILY, OUTSIDE, TEST_LABELS, TRIAL, Cell, Grid, Line,
+    FLAGGED,
+    INSIDE,
+    MINI,
+    NOT_RUN,
+    OTHER_FAMILY,
+    OUTSIDE,
+    TEST_LABELS,
+    TRIAL,
+    Cell,
+    Grid,
+    Line,
 )
 from fusionbench_lite.tables.ranking import places
 

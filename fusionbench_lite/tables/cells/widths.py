@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,18 +31,24 @@ class Widths:
     whole: int
 
 
-def column_widths(shown: View, place: int) -> Widths:
-    """Return the widths of the column at this place; its header is wrapped to them, at its longest word if need be."""
+def column_widths(shown: View, place: int, second: float = 1.0) -> Widths:
+    """Return the widths of the column at this place; its header is wrapped to them, at its longest word if need be.
+
+    `second`: the size of letters of the second lines, intervals and differences, to that of the first.
+    """
     cells = [row[place] for row in shown.cells]
 
     def most(texts: Sequence[str]) -> int:
         return max(map(cell_len, texts), default=0)
 
+    def smaller(texts: Sequence[str]) -> int:
+        return math.ceil(second * most(texts))
+
     number, tail = most([cell.ours for cell in cells]), most([cell.tail for cell in cells])
     paired = shown.paired[place]
-    ours = max(number + bool(tail) + tail, most([cell.interval for cell in cells]), len(OURS) if paired else 0)
+    ours = max(number + bool(tail) + tail, smaller([cell.interval for cell in cells]), len(OURS) if paired else 0)
     published, beside = most([cell.published for cell in cells]), most([cell.beside for cell in cells])
-    paper = max(published + bool(beside) + beside, most([cell.against for cell in cells]), len(PAPER)) if paired else 0
+    paper = max(published + bool(beside) + beside, smaller([cell.against for cell in cells]), len(PAPER)) if paired else 0
     header = min(most(one_line(shown.grid.columns[place].name).split()), _WIDEST_WORD)
     whole = max(ours + (INSIDE + paper if paired else 0), header, 1)
     return Widths(number=number, ours=ours, published=published, paper=paper, whole=whole)

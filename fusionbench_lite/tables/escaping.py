@@ -54,8 +54,10 @@ _LATEX = {
     "ı": r"\i{}",
 }
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi . pi rho . sigma tau upsilon phi chi psi omega"
-_CAPITALS = {"Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi",
-             "Ψ": "Psi", "Ω": "Omega"}
+_CAPITALS = {
+    "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi",
+    "Ω": "Omega",
+}  # fmt: skip
 _LATEX |= {chr(0x3B1 + place): rf"$\{name}$" for place, name in enumerate(_GREEK.split()) if name != "."}
 _LATEX |= {letter: rf"$\{name}$" for letter, name in _CAPITALS.items()}
 _ACCENTS = {
@@ -81,9 +83,9 @@ def _of_latex(character: str) -> str:
         return "{}"
     if character.isascii():
         return character if character.isprintable() else " "
-    base, *accents = unicodedata.normalize("NFD", character)
-    if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii():
-        return rf"\{_ACCENTS[accents[0]]}{{{base}}}"
+    decomposed = unicodedata.normalize("NFD", character)
+    if len(decomposed) == 2 and decomposed[1] in _ACCENTS and decomposed[0].isascii():
+        return rf"\{_ACCENTS[decomposed[1]]}{{{decomposed[0]}}}"
     return rf"\texttt{{U+{ord(character):04X}}}"
 
 

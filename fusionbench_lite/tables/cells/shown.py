@@ -1,12 +1,10 @@
-"""What every format shows of a grid: the texts of its cells, who is best, the legend and the remarks."""
+"""What every format shows of a grid: the texts of its cells, its heading, the legend and the remarks."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from fusionbench_lite.tables.cells.grid import (
@@ -21,13 +19,9 @@ from fusionbench_lite.tables.cells.grid import (
     Cell,
     Grid,
     Line,
-)
-from fusionbench_lite.tables.ranking import places
+)  # fmt: skip
+from fusionbench_lite.tables.cells.texts import Shown, column_texts
 
-DECIMALS = {"percent": 1, "fraction": 4, "normalized": 1, "seconds": 1, "megabytes": 0, "count": 0}
-"""The least decimals that a unit is printed with; a column that the paper prints with more has more."""
-MOST_DECIMALS = 6
-_PLAIN = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.(?P<decimals>\d+))?")
 MEANINGS = {
     INSIDE: "difference inside the 95% interval",
     OUTSIDE: "difference outside the 95% interval",
@@ -39,46 +33,6 @@ MEANINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A cell as texts, "" where there is none.
-
-    `ours` is the number alone, `spread` its "± 0.2", `marks` what qualifies it; `published` is the number alone, `flag` what
-    qualifies it and `corrected` the likely right value in brackets; `verdict` says on which side of the interval it lies.
-    """
-
-    ours: str = ""
-    spread: str = ""
-    interval: str = ""
-    marks: str = ""
-    published: str = ""
-    flag: str = ""
-    corrected: str = ""
-    difference: str = ""
-    verdict: str = ""
-    rank: int = 0
-
-    @property
-    def tail(self) -> str:
-        """What follows the number of ours."""
-        return " ".join(filter(None, (self.spread, self.marks)))
-
-    @property
-    def beside(self) -> str:
-        """What follows the published number."""
-        return " ".join(filter(None, (self.flag, self.corrected)))
-
-    @property
-    def against(self) -> str:
-        """The difference and its verdict."""
-        return " ".join(filter(None, (self.difference, self.verdict)))
-
-    @property
-    def detailed(self) -> bool:
-        """Whether a second line is needed."""
-        return bool(self.interval or self.against)
-
-
 @dataclasses.dataclass(frozen=True)
 class View:
     """A grid ready to be printed. `grid` shows nothing published where it is an embedded twin."""
@@ -88,7 +42,7 @@ class View:
     @functools.cached_property
     def cells(self) -> list[list[Shown]]:
         """The cells in the order of the grid, rows of columns."""
-        columns = [_column([self.cell(row, column) for row in self.grid.rows]) for column in self.grid.columns]
+        columns = [column_texts([self.cell(row, column) for row in self.grid.rows]) for column in self.grid.columns]
         return [[column[place] for column in columns] for place in range(len(self.grid.rows))]
 
     def cell(self, row: Line, column: Line) -> Cell | None:
@@ -122,14 +76,12 @@ class View:
 
     def _reading(self) -> str:
         known = [cell for cell in self.grid.cells.values() if cell.ours is not None]
-        if not known:
-            return ""
         seeds = sorted({cell.seeds for cell in known if cell.sd is not None})
         span = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
         parts = [f"mean ± standard deviation over {span} seeds" if seeds else ""]
         parts += ["[95% interval of the sampling of test examples]" if any(cell.low is not None for cell in known) else ""]
         ours = ", ".join(filter(None, parts))
-        paper = "Paper: the published number, and ours minus it." if any(self.paired) else ""
+        paper = "Paper: the published number, and ours minus it." if known and any(self.paired) else ""
         twin = "Embedded models and tasks: published numbers are no target here." if self.grid.scale == MINI else ""
         return " ".join(filter(None, (f"Ours: {ours}." if ours else "", paper, twin)))
 
@@ -159,12 +111,12 @@ def for_its_scale(grid: Grid) -> Grid:
     """Return the grid; an embedded twin without published numbers and what is said of them, since they are no target of it."""
     if grid.scale != MINI:
         return grid
-    nothing = {"published": None, "printed": None, "corrected": None, "flags": (), "difference": None}
-    cells = {
-        place: dataclasses.replace(cell, **nothing, marks=tuple(m for m in cell.marks if m not in (INSIDE, OUTSIDE, FLAGGED)))
-        for place, cell in grid.cells.items()
-    }
-    return dataclasses.replace(grid, cells=cells)
+    return dataclasses.replace(grid, cells={place: _unpublished(cell) for place, cell in grid.cells.items()})
+
+
+def _unpublished(cell: Cell) -> Cell:
+    marks = tuple(mark for mark in cell.marks if mark not in (INSIDE, OUTSIDE, FLAGGED))
+    return dataclasses.replace(cell, published=None, printed=None, corrected=None, flags=(), difference=None, marks=marks)
 
 
 def one_line(text: str) -> str:
@@ -179,81 +131,9 @@ def runs(lines: Sequence[Line]) -> list[tuple[str, range]]:
     return [(one_line(group), range(of[0], of[-1] + 1)) for group, of in members]
 
 
-def decimals(cells: Iterable[Cell], unit: str | None) -> int:
-    """Return the decimals of the cells of one unit in a column: the unit's least, or what the paper prints, if that is more."""
-    of = [cell for cell in cells if cell.unit == unit]
-    least = 2 if any(cell.statistic == "parameters:relative" for cell in of) else DECIMALS.get(unit or "", 1)
-    return min(max([least, *(_printed_decimals(cell) for cell in of)]), MOST_DECIMALS)
-
-
-def _printed_decimals(cell: Cell) -> int:
-    if cell.published is None:
-        return 0
-    plain = _PLAIN.fullmatch(cell.printed or "")
-    text = plain["decimals"] or "" if plain else f"{cell.published:.{MOST_DECIMALS}f}".rstrip("0").partition(".")[2]
-    return len(text)
-
-
-def _column(cells: Sequence[Cell | None]) -> list[Shown]:
-    """Return the texts of a column, whose numbers of one unit have the same decimals."""
-    there = [cell for cell in cells if cell is not None]
-    digits = {unit: decimals(there, unit) for unit in {cell.unit for cell in there}}
-    ranks = _ranks(cells, digits)
-    return [Shown() if cell is None else _cell(cell, digits[cell.unit], rank) for cell, rank in zip(cells, ranks, strict=True)]
-
-
-def _ranks(cells: Sequence[Cell | None], digits: dict[str | None, int]) -> list[int]:
-    """Return the ranks of ours among comparable cells that say the same thing: one statistic, unit and direction."""
-    ranks = [0] * len(cells)
-    kinds = {(c.statistic, c.unit, c.higher) for c in cells if c is not None}
-    for kind in kinds:
-        values = [
-            round(cell.ours, digits[cell.unit])
-            if cell is not None and (cell.statistic, cell.unit, cell.higher) == kind and cell.comparable and cell.ours is not None
-            else math.nan
-            for cell in cells
-        ]
-        ranks = [rank or earlier for rank, earlier in zip(places(values, higher=kind[2]), ranks, strict=True)]
-    return ranks
-
-
-def _cell(cell: Cell, digits: int, rank: int) -> Shown:
-    if cell.ours is None and cell.published is None and cell.omitted is not None:
-        return Shown()
-    own = [mark for mark in (OTHER_FAMILY, TEST_LABELS, TRIAL) if mark in cell.marks]
-    theirs = [FLAGGED] if FLAGGED in cell.marks or cell.flags else []
-    if cell.ours is None and TEST_LABELS in own and cell.published is not None:
-        own.remove(TEST_LABELS)
-        theirs.append(TEST_LABELS)
-    return Shown(
-        ours=_number(cell.ours, digits) or NOT_RUN,
-        spread="" if cell.sd is None else f"± {_number(cell.sd, digits)}",
-        interval="" if cell.low is None or cell.high is None else f"[{_number(cell.low, digits)}, {_number(cell.high, digits)}]",
-        marks="".join(own),
-        published=_published(cell, digits),
-        flag="".join(theirs),
-        corrected="" if cell.corrected is None else f"({_number(cell.corrected, digits)})",
-        difference="" if cell.difference is None else f"{cell.difference:+z,.{digits}f}",
-        verdict="".join(mark for mark in (INSIDE, OUTSIDE) if mark in cell.marks),
-        rank=rank,
-    )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:z,.{digits}f}"
-
-
 def _left_out(cell: Cell) -> tuple[str, ...]:
     return (cell.omitted,) if cell.omitted and cell.ours is None and cell.published is None else ()
 
 
 def _notes(cell: Cell) -> tuple[str, ...]:
     return cell.flags
-
-
-def _published(cell: Cell, digits: int) -> str:
-    """Return the number as the paper writes it, where that is a number in the unit of the cell."""
-    printed = cell.printed or ""
-    if cell.published is not None and _PLAIN.fullmatch(printed) and float(printed.replace(",", "")) == cell.published:
-        return printed
-    return _number(cell.published, digits)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from fusionbench_lite.tables.cells.blocks import blocks
 from fusionbench_lite.tables.cells.grid import MINI, Grid
-from fusionbench_lite.tables.cells.shown import Shown, View, one_line, runs, view
+from fusionbench_lite.tables.cells.shown import View, one_line, runs, view
+from fusionbench_lite.tables.cells.texts import Shown
 from fusionbench_lite.tables.cells.widths import OURS, PAPER, column_widths, name_width, wrapped
 from fusionbench_lite.tables.escaping import latex as escape
 from fusionbench_lite.tables.ranking import BEST, SECOND
 
-ROOM, LINES = 95, 46
+ROOM, LINES = 93, 46
 """Characters of a line and lines of a page of the class `article` in these sizes."""
 _BETWEEN, _SECOND = 2, 0.72
 """Characters between columns, and the letters of \\tiny in those of \\scriptsize."""
@@ -64,14 +65,26 @@ def _parts(shown: View) -> list[Part]:
 def _environment(shown: View, part: Part, number: int, count: int, remarks: Sequence[str]) -> list[str]:
     continued = f" ({number + 1} of {count})" if count > 1 else ""
     question = one_line(shown.grid.question)
-    begin = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{escape(shown.heading + continued)}}}"]
-    begin += [rf"\label{{tab:{_label(shown.grid)}{f'-{number + 1}' if number else ''}}}"]
-    begin += [rf"{{\footnotesize {escape(question)}\par}}"] if question and not number else []
-    below = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\scriptsize\raggedright", *remarks, r"\end{minipage}"]
     return [
-        *begin, r"\smallskip", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}", rf"\begin{{tabular}}{{{_spec(shown, part)}}}", r"\toprule",
-        *_head(shown, part), *_body(shown, part), r"\bottomrule", r"\end{tabular}", *(below if remarks else []), r"\end{table}",
-    ]  # fmt: skip
+        r"\begin{table}[tbp]",
+        r"\centering",
+        rf"\caption{{{escape(shown.heading + continued)}}}",
+        rf"\label{{tab:{_label(shown.grid)}{f'-{number + 1}' if number else ''}}}",
+        *([rf"{{\footnotesize {escape(question)}\par}}"] if question and not number else []),
+        r"\smallskip",
+        r"\scriptsize",
+        r"\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{tabular}}{{{_spec(shown, part)}}}",
+        r"\toprule",
+        *_head(shown, part),
+        *_body(shown, part),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *([r"\par\smallskip", r"\begin{minipage}{\linewidth}\scriptsize\raggedright"] if remarks else []),
+        *remarks,
+        *([r"\end{minipage}"] if remarks else []),
+        r"\end{table}",
+    ]
 
 
 def _label(grid: Grid) -> str:

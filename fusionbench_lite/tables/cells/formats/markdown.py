@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fusionbench_lite.tables.cells.grid import Grid
-from fusionbench_lite.tables.cells.shown import Shown, one_line, runs, view
+from fusionbench_lite.tables.cells.shown import one_line, runs, view
+from fusionbench_lite.tables.cells.texts import Shown
 from fusionbench_lite.tables.escaping import markdown
 from fusionbench_lite.tables.ranking import BEST, SECOND
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from fusionbench_lite.tables.cells.blocks import blocks
 from fusionbench_lite.tables.cells.grid import Grid
-from fusionbench_lite.tables.cells.shown import Shown, View, runs, view
+from fusionbench_lite.tables.cells.shown import View, runs, view
+from fusionbench_lite.tables.cells.texts import Shown
 from fusionbench_lite.tables.cells.widths import INSIDE, OURS, PAPER, Widths, column_widths, name_width, wrapped
 from fusionbench_lite.tables.ranking import BEST, SECOND
 
@@ -18,7 +19,6 @@ WIDTH = 132
 """Columns of text where there is no terminal."""
 _STYLES = {BEST: "bold green", SECOND: "underline", 0: ""}
 _BETWEEN = 3
-
 
 
 def print_grid(grid: Grid, console: Console | None = None) -> None:

@@ -43,7 +43,7 @@ def to_latex(grid: Grid) -> str:
     remarks = [rf"{note}\par" for note in notes]
     last = 2 * len(parts[-1].rows) + sum(1 + len(note) // 110 for note in notes)
     below, after = (remarks, []) if last <= LINES else ([], remarks)
-    lines = []
+    lines = [r"% Needs \usepackage{booktabs} and \usepackage{siunitx}."]
     for number, part in enumerate(parts):
         lines += _environment(shown, part, number, len(parts), below if number == len(parts) - 1 else [])
     if after:

@@ -117,8 +117,7 @@ def test_latex():
         r"\midrule",
         r"\multicolumn{9}{@{}l}{\textit{Bounds}} \\",
         r"Individual & 90.5 & $\diamond$ & 90.8 & $|\mkern-3mu\triangleright$ (90.5) &  &  &  &  \\",
-        r" & \multicolumn{2}{l}{\tiny {}[90.0, 91.0]} & \multicolumn{2}{l}{\tiny $-$0.3 =}"
-        r" & \multicolumn{2}{l}{\tiny } & \multicolumn{2}{l}{\tiny } \\",
+        r" & \multicolumn{2}{l}{\tiny {}[90.0, 91.0]} & \multicolumn{2}{l}{\tiny $-$0.3 =} & &  & &  \\",
     ]
     assert r"TA & \underline{69.1} & $\pm$ 0.2 & 69.1 &  & 65.2 &  & 65.4 &  \\" in lines
     assert lines.count(r"\midrule") == 2

@@ -14,9 +14,9 @@ from fusionbench_lite.tables.cells.widths import OURS, PAPER, column_widths, nam
 from fusionbench_lite.tables.escaping import latex as escape
 from fusionbench_lite.tables.ranking import BEST, SECOND
 
-ROOM, LINES = 93, 46
+ROOM, LINES = 94, 46
 """Characters of a line and lines of a page of the class `article` in these sizes."""
-_BETWEEN, _SECOND = 2, 0.72
+_BETWEEN, _SECOND = 4, 0.72
 """Characters between columns, and the letters of \\tiny in those of \\scriptsize."""
 _STYLES = {BEST: r"\textbf", SECOND: r"\underline", 0: ""}
 
@@ -105,7 +105,8 @@ def _aligned(numbers: Sequence[str]) -> str:
     before = max((len(whole.lstrip("-")) for whole, _, _ in parts), default=1)
     sign = "-" if any(whole.startswith("-") for whole, _, _ in parts) else ""
     after = max((len(decimals) for _, _, decimals in parts), default=0)
-    return f"S[table-format={sign}{before}.{after},group-digits=integer,group-minimum-digits=4,group-separator={{,}}]"
+    thousands = ",group-digits=integer,group-minimum-digits=4,group-separator={,}" if before > 3 else ""
+    return f"S[table-format={sign}{before}.{after}{thousands}]"
 
 
 def _head(shown: View, part: Part) -> list[str]:
@@ -174,7 +175,7 @@ def _first(cell: Shown, span: int) -> str:
 
 def _second(cell: Shown, span: int) -> str:
     texts = (cell.interval, cell.against)[: span // 2]
-    return "".join(rf" & \multicolumn{{2}}{{l}}{{\tiny {_signed(text)}}}" for text in texts)
+    return "".join(rf" & \multicolumn{{2}}{{l}}{{\tiny {_signed(text)}}}" if text else " & & " for text in texts)
 
 
 def _signed(text: str) -> str:

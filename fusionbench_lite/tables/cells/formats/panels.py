@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fusionbench_lite.tables.cells.formats.places import Rows
 from fusionbench_lite.tables.cells.grid import NOT_RUN, Cell
@@ -14,14 +14,23 @@ from fusionbench_lite.tables.ranking import BEST
 from fusionbench_lite.tables.style import CYCLE, FAINT, INK, MARGIN, SOFT, Sheet, grid, literal
 
 _OURS, _PAPER = CYCLE[0], CYCLE[1]
-_PANEL, _TEXT, _BETWEEN = 1.75, 0.95, 0.12
-_LOGARITHMIC = 50
-"""Numbers that differ by this factor stand on a logarithmic axis."""
+_PANEL, _CHARACTER, _BETWEEN = 1.75, 0.076, 0.2
+_LOGARITHMIC, _THOUSANDS = 50, 10_000
+"""Numbers that differ by this factor stand on a logarithmic axis; ticks from here on are written as 10k, 2M."""
 
 
 def panels_width(shown: View) -> float:
     """Return the inches that the panels of a grid take."""
-    return len(shown.grid.columns) * (_PANEL + _TEXT + _BETWEEN)
+    return _lefts(shown)[-1]
+
+
+def _lefts(shown: View) -> list[float]:
+    """Return where each panel begins, and where the last ends, in inches from the first."""
+    lefts = [0.0]
+    for place in range(len(shown.grid.columns)):
+        longest = max((len(_said(row[place])) for row in shown.cells), default=0)
+        lefts.append(lefts[-1] + _PANEL + 0.1 + _CHARACTER * longest + _BETWEEN)
+    return lefts
 
 
 def draw_panels(sheet: Sheet, shown: View, rows: Rows, legend: float) -> None:
@@ -32,15 +41,15 @@ def draw_panels(sheet: Sheet, shown: View, rows: Rows, legend: float) -> None:
     _legend(sheet, shown)
     rows.write(sheet, top)
     left = MARGIN + rows.labels
-    step = _PANEL + _TEXT + _BETWEEN
+    lefts = [left + start for start in _lefts(shown)]
     for group, places in runs(columns):
         if group:
-            start, end = left + places.start * step, left + places.stop * step - _BETWEEN
+            start, end = lefts[places.start], lefts[places.stop] - _BETWEEN
             sheet.text(start, top - head, group, fontsize=10, fontweight="bold", color=INK)
             sheet.figure.add_artist(_rule(sheet, start, end, top - head + 0.2))
     for place in range(len(columns)):
         title = rows.title(place)
-        start = left + place * step
+        start = lefts[place]
         sheet.text(start, top - 0.06 - 0.17 * len(title), "\n".join(title), fontsize=9.5, color=INK)
         axes = sheet.axes(start, top, _PANEL, rows.height)
         _panel(axes, shown, rows, place)
@@ -94,10 +103,14 @@ def _limits(axes: Axes, cells: list[Cell]) -> None:
     if low > 0 and high / low > _LOGARITHMIC:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.5, high * 1.5)
-        return
-    margin = 0.06 * (high - low) or max(abs(high) * 0.02, 0.01)
-    axes.set_xlim(low - margin, high + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.06 * (high - low) or max(abs(high) * 0.02, 0.01)
+        axes.set_xlim(low - margin, high + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    if high >= _THOUSANDS:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _points(axes: Axes, cell: Cell, y: float) -> None:
@@ -111,12 +124,17 @@ def _points(axes: Axes, cell: Cell, y: float) -> None:
         axes.plot(cell.corrected, y, "x", markersize=5, color=_PAPER, zorder=4)
 
 
-def _say(axes: Axes, text: Shown, y: float) -> None:
-    """Write ours, or the published number in its colour where ours is not there, with all marks right of the panel."""
+def _said(text: Shown) -> str:
+    """Return ours, or the published number where ours is not there, with all marks."""
     known = text.ours != NOT_RUN
     marks = "".join((text.marks, text.flag, text.verdict, "" if known else NOT_RUN))
-    said = " ".join(filter(None, (text.ours if known else text.published, marks)))
+    return " ".join(filter(None, (text.ours if known else text.published, marks)))
+
+
+def _say(axes: Axes, text: Shown, y: float) -> None:
+    """Write it right of the panel, in the published number's colour where it is that."""
     axes.annotate(
-        literal(said), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
-        va="center_baseline", fontsize=8.5, fontweight="bold" if text.rank == BEST else "normal", color=INK if known else _PAPER,
+        literal(_said(text)), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+        va="center_baseline", fontsize=8.5, fontweight="bold" if text.rank == BEST else "normal",
+        color=_PAPER if text.ours == NOT_RUN else INK,
     )  # fmt: skip

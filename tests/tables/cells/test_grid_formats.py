@@ -167,6 +167,15 @@ def test_no_cell_is_lost(kind, records):
     assert text.count("⚑" if kind != "latex" else r"\triangleright") >= sum("⚑" in of.marks for of in made.cells.values())
 
 
+@pytest.mark.parametrize("kind", sorted(output.TEXT_FORMATS))
+def test_a_twin_shows_no_published_number(kind):
+    twin, paper = (output.TEXT_FORMATS[kind](small(scale=scale)) for scale in ("mini", "published"))
+    for number in ("90.8", "80.7", "77.9", "65.4"):
+        assert number in paper
+        assert number not in twin
+    assert kind == "csv" or "embedded twin" in twin
+
+
 @pytest.mark.parametrize("kind", ["text", "markdown", "html", "latex"])
 def test_a_table_without_cells_or_columns_is_a_table(kind):
     for empty in (grid({}), grid({}, rows=(Line(name="lonely"),)), grid({}, columns=(Line(name="lonely"),))):

@@ -99,14 +99,14 @@ def tracked_as(experiment: Experiment, overrides: list[str]) -> dict[Run, Place]
 def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:
     """Write the grid of an experiment in every format and print it."""
     from fusionbench_lite.tables.cells.build import grid
-    from fusionbench_lite.tables.cells.output import folder, write_grid
-    from fusionbench_lite.tables.cells.render import to_text
-    from fusionbench_lite.tables.rows import held
+    from fusionbench_lite.tables.cells.formats.text import print_grid
+    from fusionbench_lite.tables.cells.output import write_grid
+    from fusionbench_lite.tables.rows import held, table_dir
 
     with held(results_dir, experiment.full_name):
         table = grid(experiment, results_dir, overrides)
-        written = write_grid(table, folder(results_dir, experiment))
-    console.print(to_text(table, console.width), highlight=False, soft_wrap=True)
+        written = write_grid(table, table_dir(results_dir, experiment.full_name))
+    print_grid(table, console)
     for path in written.values():
         console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
 

@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
         description="Build the table of an experiment from its finished records. Runs nothing and never imports torch.",
         epilog="Without an experiment: the experiments that have finished rows. audit PAPER/TABLE: of one table.",
     )
-    arguments.add_argument("experiment", nargs="?", help="such as adarank/table_1 or mini/demo; or audit: what does not add up in the papers")
+    arguments.add_argument(
+        "experiment", nargs="?", help="such as adarank/table_1 or mini/demo; or audit: what does not add up in the papers"
+    )
     arguments.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE",
         help="of a published table: those its runs were started with, such as steps=50; of audit: one table alone",
@@ -104,17 +106,23 @@ def _grid(given: argparse.Namespace) -> None:
     from fusionbench_lite.planning import experiments
     from fusionbench_lite.tables.cells import output
     from fusionbench_lite.tables.cells.build import grid
+    from fusionbench_lite.tables.rows import table_dir
 
     if given.compare or given.baseline:
         raise InputError("--compare and --baseline are for tables of rows by tasks; columns of gains and claims compare here")
     select = [f"select={given.select}"] if given.select is not None else []
     experiment = experiments.scaled(experiments.read(given.experiment), given.scale)
     table = grid(experiment, given.results_dir, [*given.overrides, *select])
+    if given.format == "text" and given.output is None:
+        from fusionbench_lite.tables.cells.formats.text import print_grid
+
+        print_grid(table)
+        return
     if given.format in output.TEXT_FORMATS and given.output is None:
         sys.stdout.write(output.TEXT_FORMATS[given.format](table))
         return
     kind = given.format
-    path = given.output or output.folder(given.results_dir, experiment) / f"table{output.SUFFIXES[kind]}"
+    path = given.output or table_dir(given.results_dir, experiment.full_name) / f"table{output.SUFFIXES[kind]}"
     print(output.save(table, kind, path))
 
 

@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import re
 
+from fusionbench_lite.tables.escaping import latex as escape
 from fusionbench_lite.tables.frame import Table
-from fusionbench_lite.tables.render import BEST, SECOND, UNRANKED_ROWS, cells, heading, ranks, reference
-
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "†": r"$^\dagger$",
-    "Δ": r"$\Delta$",
-    "–": "--",
-    "—": "---",
-}
-
-
-def escape(text: object) -> str:
-    """Text that LaTeX prints as it stands; the signs our tables use become their commands."""
-    return "".join(_SPECIAL.get(character, character) for character in str(text))
+from fusionbench_lite.tables.ranking import BEST, SECOND
+from fusionbench_lite.tables.render import UNRANKED_ROWS, cells, heading, ranks, reference
 
 
 def to_latex(table: Table) -> str:

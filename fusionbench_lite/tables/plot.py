@@ -20,7 +20,8 @@ from fusionbench_lite.evaluation.measures import PERCENT
 from fusionbench_lite.registry import ADAPTERS, ADAPTIVE, DATA_FREE, FAMILIES, PER_TASK, REFERENCE, ROUTED, SOME, STATISTICS, SVD
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.notes import DAGGER
-from fusionbench_lite.tables.render import BEST, heading, ranks, reference
+from fusionbench_lite.tables.ranking import BEST
+from fusionbench_lite.tables.render import heading, ranks, reference
 
 # Okabe and Ito's palette: told apart under every common colour blindness, and by lightness in grey print.
 COLOURS = {

@@ -19,10 +19,11 @@ from fusionbench_lite.evaluation.columns import (
 from fusionbench_lite.evaluation.measures import ACCURACY
 from fusionbench_lite.evaluation.selection import USES_TEST_LABELS
 from fusionbench_lite.registry import REFERENCE, UNRANKED
+from fusionbench_lite.tables.escaping import markdown
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.notes import DAGGER
+from fusionbench_lite.tables.ranking import BEST, SECOND, places
 
-BEST, SECOND = 1, 2
 ABSENT = "—"
 
 UNRANKED_ROWS = (
@@ -81,11 +82,7 @@ def ranks(table: Table) -> pd.DataFrame:
     methods = [family not in UNRANKED and (ruled or not reads) for family, reads in rows]
     for name in table.columns:
         printed = table.frame[name].round(table.decimals(name)).where(methods)
-        distinct = sorted(printed.dropna().unique(), reverse=table.higher(name))
-        if printed.notna().sum() < 2:
-            continue
-        for rank, value in zip((BEST, SECOND), distinct, strict=False):
-            ranked.loc[(printed == value).to_numpy(), AVERAGE_HEADER if name == AVERAGE else name] = rank
+        ranked[AVERAGE_HEADER if name == AVERAGE else name] = places(printed, higher=table.higher(name))
     return ranked
 
 
@@ -105,15 +102,15 @@ def to_csv(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A GitHub table: best bold, second italic, reference rows first; the remarks follow."""
     shown, ranked = cells(table), ranks(table)
-    lines = [f"**{escaped(heading(table))}**", ""]
-    lines.append("| " + " | ".join([METHOD_HEADER, *map(escaped, shown.columns)]) + " |")
+    lines = [f"**{markdown(heading(table))}**", ""]
+    lines.append("| " + " | ".join([METHOD_HEADER, *map(markdown, shown.columns)]) + " |")
     lines.append("|:---|" + "---:|" * len(shown.columns))
     marks = {BEST: "**", SECOND: "*", 0: ""}
     for position, name in enumerate(shown.index):
         row = zip(shown.iloc[position], ranked.iloc[position], strict=True)
-        lines.append("| " + " | ".join([escaped(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
+        lines.append("| " + " | ".join([markdown(name), *(f"{marks[r]}{text}{marks[r]}" for text, r in row)]) + " |")
     legend = f"Best **bold**, second *italic*; rows of references, {UNRANKED_ROWS} are not ranked."
-    return "\n".join([*lines, "", legend, *(escaped(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
+    return "\n".join([*lines, "", legend, *(markdown(note) for note in table.notes), ""]).replace("\n\n\n", "\n\n")
 
 
 def to_html(table: Table) -> str:
@@ -150,11 +147,3 @@ def _seconds(value: float) -> str:
     if math.isnan(value):
         return ABSENT
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
-
-
-def escaped(text: object) -> str:
-    """Text that Markdown prints as it stands."""
-    shown = str(text)
-    for character in "\\|*_<>`[]~$&#":
-        shown = shown.replace(character, f"\\{character}")
-    return shown

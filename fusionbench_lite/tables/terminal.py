@@ -15,7 +15,8 @@ from rich.text import Text
 from fusionbench_lite.evaluation.measures import PERCENT
 from fusionbench_lite.tables.compare import Comparison
 from fusionbench_lite.tables.frame import Table
-from fusionbench_lite.tables.render import ABSENT, BEST, SECOND, cells, heading, ranks, reference
+from fusionbench_lite.tables.ranking import BEST, SECOND
+from fusionbench_lite.tables.render import ABSENT, cells, heading, ranks, reference
 
 _STYLES = {BEST: "bold green", SECOND: "underline", 0: ""}
 

@@ -114,9 +114,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write to a temporary file, flush it, rename it."""
-        with atomic_file(Path(path)) as temporary:
-            with temporary.open("wb") as file:  # torch hides a full disk behind a path
-                torch.save(checkpoint, file)
+        with atomic_file(Path(path)) as temporary, temporary.open("wb") as file:  # torch hides a full disk behind a path
+            torch.save(checkpoint, file)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from fusionbench_lite.planning.arguments import unquoted
 
 NOTES = "runs"
 _UNDECIDING = frozenset({
-    "experiment", "scale", "plan", "run", "results_dir", "cache_dir", "data_dir", "device", "overwrite", "select",
-    "checkpoints.dir", "checkpoints.place", "trainer.devices", "trainer.checkpoint_every", "trainer.eval_batch", "logger", "trainer",
+    "experiment", "scale", "plan", "run", "results_dir", "cache_dir", "data_dir", "device", "overwrite", "select", "logger",
+    "checkpoints.dir", "checkpoints.place", "trainer", "trainer.devices", "trainer.checkpoint_every", "trainer.eval_batch",
 })
 """Keys that do not decide a number; `select` chooses among those that a record holds."""
 _UNDECIDING_SECTIONS = ("logger.", "hydra.", "hydra/")

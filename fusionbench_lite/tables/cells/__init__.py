@@ -1,1 +1,1 @@
-"""Published tables as grids of cells: readings of records beside published numbers."""
+"""Published tables as grids of cells: every number of ours beside its published counterpart."""

@@ -12,14 +12,24 @@ from fusionbench_lite.planning.experiments.runs import notes as notes_of
 from fusionbench_lite.planning.experiments.statistics import SECONDS
 from fusionbench_lite.tables import published, records
 from fusionbench_lite.tables.cells import claims
-from fusionbench_lite.tables.cells.grid import Cell, Grid, Line
+from fusionbench_lite.tables.cells.grid import (
+    FLAGGED,
+    INSIDE,
+    NOT_RUN,
+    OTHER_FAMILY,
+    OUTSIDE,
+    TEST_LABELS,
+    TRIAL,
+    Cell,
+    Grid,
+    Line,
+)
 from fusionbench_lite.tables.cells.readings import Reading, reading
 from fusionbench_lite.tables.published import Number
 from fusionbench_lite.tables.records import Record
 
 NO_FAMILY = "none"
 """The family of a number that no checkpoints were needed for."""
-INSIDE, OUTSIDE, FLAGGED, OTHER_FAMILY, TEST_LABELS, TRIAL, NOT_RUN = "=", "≠", "⚑", "◇", "†", "…", "–"
 
 
 def grid(experiment: Experiment, results_dir: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -81,7 +91,8 @@ def _cell(spec: CellSpec, there: Mapping[Run, Record], number: Number | None, un
     return Cell(
         statistic=str(spec.statistic), unit=unit, ours=ours.value if ours else None, sd=ours.sd if ours else None,
         low=ours.low if ours else None, high=ours.high if ours else None, seeds=ours.seeds if ours else 0, published=target,
-        printed=number.value_as_printed if number is not None else None, corrected=published.corrected(number) if number is not None else None, flags=tuple(flag.note for flag in flags),
+        printed=number.value_as_printed if number is not None else None,
+        corrected=published.corrected(number) if number is not None else None, flags=tuple(flag.note for flag in flags),
         difference=ours.value - target if ours is not None and target is not None else None,
         marks=tuple(_marks(spec, ours, number, bool(flags))), family="+".join(ours.families) if ours else "",
         select=ours.select if ours else spec.select, keys=ours.keys if ours else (), omitted=spec.omitted,

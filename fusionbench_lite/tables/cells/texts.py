@@ -1,124 +1,134 @@
-"""A grid as words: what every cell, mark, legend and footnote says, in whatever format."""
+"""The numbers of a column as texts: with its decimals, as the paper prints them, and who is best."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Sequence
 
-from fusionbench_lite.tables.cells.grid import Cell, Grid, Line
-from fusionbench_lite.tables.render import BEST, SECOND
+from fusionbench_lite.tables.cells.grid import FLAGGED, INSIDE, NOT_RUN, OTHER_FAMILY, OUTSIDE, TEST_LABELS, TRIAL, Cell
+from fusionbench_lite.tables.ranking import places
 
-NONE = "–"
-MARKS = {
-    "=": "the published value lies in our interval",
-    "≠": "it lies outside",
-    "⚑": "the audit flags the published value; the likely one stands in brackets",
-    "◇": "ours is of another family of checkpoints",
-    "†": "picked on test labels, on either side",
-    "…": "a trial on some of the examples",
-    "–": "not run",
-}
-_DIGITS = {"percent": 1, "fraction": 4, "normalized": 2, "seconds": 1, "megabytes": 0, "count": 0}
+DECIMALS = {"percent": 1, "fraction": 4, "normalized": 1, "seconds": 1, "megabytes": 0, "count": 0}
+"""The least decimals that a unit is printed with; a column that the paper prints with more has more."""
+MOST_DECIMALS = 6
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
-def heading(grid: Grid) -> str:
-    """The title, with what a twin is."""
-    return f"Embedded twin of: {grid.title}" if grid.scale == "mini" else grid.title
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A cell as texts, "" where there is none.
+
+    `ours` is the number alone, `spread` its "± 0.2", `marks` what qualifies it; `published` is the number alone, `flag` what
+    qualifies it and `corrected` the likely right value in brackets; `verdict` says on which side of the interval it lies.
+    """
+
+    ours: str = ""
+    spread: str = ""
+    interval: str = ""
+    marks: str = ""
+    published: str = ""
+    flag: str = ""
+    corrected: str = ""
+    difference: str = ""
+    verdict: str = ""
+    rank: int = 0
+
+    @property
+    def tail(self) -> str:
+        """What follows the number of ours."""
+        return " ".join(filter(None, (self.spread, self.marks)))
+
+    @property
+    def beside(self) -> str:
+        """What follows the published number."""
+        return " ".join(filter(None, (self.flag, self.corrected)))
+
+    @property
+    def against(self) -> str:
+        """The difference and its verdict."""
+        return " ".join(filter(None, (self.difference, self.verdict)))
+
+    @property
+    def detailed(self) -> bool:
+        """Whether a second line is needed."""
+        return bool(self.interval or self.against)
 
 
-def digits(grid: Grid, column: str) -> int:
-    """The decimals of a column: those of its unit, more where the paper prints more."""
-    cells = grid.column(column)
-    usual = max((_DIGITS.get(cell.unit or "percent", 1) for cell in cells), default=1)
-    if any(cell.unit in ("count", "megabytes") for cell in cells):
-        return usual
-    printed = [len(repr(cell.published).partition(".")[2]) for cell in cells if cell.published is not None and cell.published % 1]
-    return max([usual, *printed])
+def decimals(cells: Iterable[Cell], unit: str | None) -> int:
+    """Return the decimals of the cells of one unit in a column: the unit's least, or what the paper prints, if that is more."""
+    of = [cell for cell in cells if cell.unit == unit]
+    least = 2 if any(cell.statistic == "parameters:relative" for cell in of) else DECIMALS.get(unit or "", 1)
+    return min(max([least, *(_printed_decimals(cell) for cell in of)]), MOST_DECIMALS)
 
 
-def number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """A number as tables print it."""
-    return f"{value:{'+' if sign else ''},.{decimals}f}"
+def _printed_decimals(cell: Cell) -> int:
+    return len(published_text(cell).partition(".")[2])
 
 
-def ours(cell: Cell, decimals: int) -> str:
-    """Our side: the mean, its deviation over seeds, the interval; "–" where there is none."""
-    if cell.ours is None:
-        return NONE if cell.omitted is None else ""
-    text = number(cell.ours, decimals)
-    if cell.sd is not None:
-        text += f" ± {number(cell.sd, decimals)}"
-    if cell.low is not None and cell.high is not None:
-        text += f" [{number(cell.low, decimals)}, {number(cell.high, decimals)}]"
-    return text
+def published_text(cell: Cell) -> str:
+    """Return the number with the digits that the paper prints; where it prints another one (2h 5m, 2.46B), with those it has."""
+    if cell.published is None:
+        return ""
+    written = (number for number in _NUMBER.findall(cell.printed or "") if float(number.replace(",", "")) == cell.published)
+    return next(written, None) or _shortest(cell.published)
 
 
-def theirs(cell: Cell, decimals: int) -> str:
-    """The published side: the value, the likely one, the difference and the marks."""
-    parts = []
-    if cell.published is not None:
-        parts.append(number(cell.published, decimals))
-        if cell.corrected is not None:
-            parts.append(f"({number(cell.corrected, decimals)})")
-    if cell.difference is not None:
-        parts.append(number(cell.difference, decimals, sign=True))
-    marks = "".join(mark for mark in cell.marks if mark != NONE)
-    return " ".join([*parts, *([marks] if marks else [])])
+def _shortest(value: float) -> str:
+    text = f"{value:z,.{MOST_DECIMALS}f}"
+    return text.rstrip("0").rstrip(".")
 
 
-def lines(cell: Cell, decimals: int) -> list[str]:
-    """A cell as one line, or as two where both sides have something to say."""
-    mine, other = ours(cell, decimals), theirs(cell, decimals)
-    if cell.ours is None:
-        return [f"{mine} {other}".strip()]
-    return [mine, other] if other else [mine]
+def column_texts(cells: Sequence[Cell | None]) -> list[Shown]:
+    """Return the texts of a column, whose numbers of one unit have the same decimals."""
+    there = [cell for cell in cells if cell is not None]
+    digits = {unit: decimals(there, unit) for unit in {cell.unit for cell in there}}
+    ranks = _ranks(cells, digits)
+    return [Shown() if cell is None else _cell(cell, digits[cell.unit], rank) for cell, rank in zip(cells, ranks, strict=True)]
 
 
-def ranks(grid: Grid, column: str) -> list[int]:
-    """Per row of a column: BEST, SECOND or 0, by our numbers as printed, among rows that compare."""
-    cells, decimals = grid.column(column), digits(grid, column)
-    values = [round(cell.ours, decimals) if cell.ours is not None and cell.comparable else None for cell in cells]
-    known = sorted({value for value in values if value is not None}, reverse=any(cell.higher for cell in cells))
-    if sum(value is not None for value in values) < 2:
-        return [0] * len(cells)
-    places = dict(zip(known, (BEST, SECOND), strict=False))
-    return [places.get(value, 0) if value is not None else 0 for value in values]
+def _ranks(cells: Sequence[Cell | None], digits: dict[str | None, int]) -> list[int]:
+    """Return the ranks of ours among comparable cells that say the same thing: one statistic, unit and direction."""
+    ranks = [0] * len(cells)
+    kinds = {(c.statistic, c.unit, c.higher) for c in cells if c is not None}
+    for kind in kinds:
+        values = [
+            round(cell.ours, digits[cell.unit])
+            if cell is not None and (cell.statistic, cell.unit, cell.higher) == kind and cell.comparable and cell.ours is not None
+            else math.nan
+            for cell in cells
+        ]
+        ranks = [rank or earlier for rank, earlier in zip(places(values, higher=kind[2]), ranks, strict=True)]
+    return ranks
 
 
-def groups(entries: tuple[Line, ...]) -> list[tuple[str, list[Line]]]:
-    """Rows or columns that stand under one heading, in order; those without one under ""."""
-    found: list[tuple[str, list[Line]]] = []
-    for line in entries:
-        if not found or found[-1][0] != line.group:
-            found.append((line.group, []))
-        found[-1][1].append(line)
-    return found
+def _cell(cell: Cell, digits: int, rank: int) -> Shown:
+    if cell.ours is None and cell.published is None and cell.omitted is not None:
+        return Shown()
+    own = [mark for mark in (OTHER_FAMILY, TEST_LABELS, TRIAL) if mark in cell.marks]
+    theirs = [FLAGGED] if FLAGGED in cell.marks or cell.flags else []
+    if cell.ours is None and TEST_LABELS in own and cell.published is not None:
+        own.remove(TEST_LABELS)
+        theirs.append(TEST_LABELS)
+    return Shown(
+        ours=_number(cell.ours, digits) or NOT_RUN,
+        spread="" if cell.sd is None else f"± {_number(cell.sd, digits)}",
+        interval="" if cell.low is None or cell.high is None else f"[{_number(cell.low, digits)}, {_number(cell.high, digits)}]",
+        marks="".join(own),
+        published=published_text(cell),
+        flag="".join(theirs),
+        corrected="" if cell.corrected is None else f"({_number(cell.corrected, _right_decimals(cell, digits))})",
+        difference="" if cell.difference is None else f"{cell.difference:+z,.{digits}f}",
+        verdict="".join(mark for mark in (INSIDE, OUTSIDE) if mark in cell.marks),
+        rank=rank,
+    )
 
 
-def remarks(grid: Grid) -> list[str]:
-    """What stands below: how to read a cell, the marks that occur, the notes of rows and table, what the audit says."""
-    there = {mark for cell in grid.cells.values() for mark in cell.marks}
-    legend = "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in there)
-    answered = any(cell.ours is not None for cell in grid.cells.values())
-    said = []
-    if answered:
-        said.append("Ours: mean ± standard deviation over seeds [95% interval of the sampling of test examples].")
-    if grid.scale == "published":
-        below = "Below it the published value and the difference" if answered else "The published value"
-        said.append(f"{below}. {legend}.")
-    elif legend:
-        said.append(f"{legend}.")
-    if not answered and grid.scale == "mini":
-        said.append(f"No record answers a cell here: run python -m fusionbench_lite experiment={grid.experiment} scale=mini")
-    said += [f"{line.name}: {line.note}" for line in (*grid.rows, *grid.columns) if line.note]
-    return [*said, *grid.notes, *_flags(grid)]
+def _right_decimals(cell: Cell, digits: int) -> int:
+    """The likely right value is printed like the published number, with more decimals where it has them."""
+    return min(digits, max(_printed_decimals(cell), len(_shortest(cell.corrected or 0.0).partition(".")[2])))
 
 
-def _flags(grid: Grid) -> Iterator[str]:
-    """Yield what the audit says, cells of one remark together."""
-    by_note: dict[str, list[str]] = {}
-    for (row, column), cell in grid.cells.items():
-        for note in cell.flags:
-            by_note.setdefault(note, []).append(f"{row}, {column}")
-    for note, places in by_note.items():
-        shown = "; ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
-        yield f"⚑ {shown}: {note}"
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:z,.{digits}f}"

@@ -54,7 +54,7 @@ def test_markdown_has_a_section_per_table_and_output_writes_a_file(capsys, tmp_p
     [
         (["audit", "doge/table_66"], "unknown published table 'doge/table_66': did you mean 'doge/table_6'?"),
         (["audit", "--format", "latex"], "--format=latex: the audit is written as text, csv, markdown"),
-        (["mini/demo", "doge/table_6"], "unrecognized arguments: doge/table_6"),
+        (["mini/demo", "doge/table_6"], "experiment mini/demo is no published table: leave out doge/table_6"),
         (["--list=x"], "--list: ignored explicit argument 'x'"),
     ],
 )

@@ -83,17 +83,22 @@ def _aligned(experts: Experts, name: str, cutoff: float, ranks: Ranks | None = N
     `ranks` is told where equal values make U arbitrary.
     """
     factors = [experts.factors(task, name) for task in experts.tasks]
+    rows, columns = experts.shape(name)
     space: Tensor | None = None
     if all(pair is not None for pair in factors):
         space, _ = torch.linalg.qr(torch.cat([pair[0].double() for pair in factors if pair is not None], dim=1))  # [m, Σ r]
+    elif rows > len(experts) * columns:  # word embeddings: a Gram matrix of the side of the vocabulary would take gigabytes
+        whole = [experts.task_vector(task, name).double() for task in experts.tasks]
+        space, _ = torch.linalg.qr(torch.cat(whole, dim=1))  # [m, T n]
 
     def vector(number: int) -> Tensor:
         pair = factors[number]
         if space is None or pair is None:
-            return experts.task_vector(experts.tasks[number], name).double()
+            tau = experts.task_vector(experts.tasks[number], name).double()
+            return tau if space is None else space.T @ tau
         return (space.T @ pair[0].double()) @ pair[1].double()
 
-    side = experts.shape(name)[0] if space is None else space.shape[1]
+    side = rows if space is None else space.shape[1]
     gram = torch.zeros((side, side), dtype=torch.float64, device=experts.base(name).device)
     for number in range(len(experts)):
         row = vector(number)
@@ -105,10 +110,10 @@ def _aligned(experts: Experts, name: str, cutoff: float, ranks: Ranks | None = N
     if ranks is not None:
         ranks.basis(f"the joint task vectors of {name!r}", rank, side + len(experts) * experts.shape(name)[1])(weights)
     basis = basis[:, :rank]
-    rows = torch.empty((len(experts), rank, experts.shape(name)[1]), dtype=experts.work_dtype(name), device=basis.device)
-    for number, target in enumerate(rows):
+    aligned = torch.empty((len(experts), rank, columns), dtype=experts.work_dtype(name), device=basis.device)
+    for number, target in enumerate(aligned):
         target.copy_(basis.T @ vector(number))
-    return basis if space is None else space @ basis, rows
+    return basis if space is None else space @ basis, aligned
 
 
 def _lifted(experts: Experts, name: str, scaling: float, basis: Tensor, merged: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from fusionbench_lite.weights.linalg import eigenbasis
 from tests.support.helpers import expert_of, experts_of, rng
 from tests.support.spectral_cases import lora_experts
 from tests.support.spectral_laws import DOUBLE, SEED, SHAPE, close, draw, merge, rotations, spectrum, zero
@@ -80,6 +81,24 @@ def test_iso_with_the_numerical_rank_is_flat_on_the_range(seed, count, rank, sha
     assert np.allclose(spectrum(flat)[r:], 0, atol=1e-9 * values[0])
     close(merge("iso_c", zero(shape), {"once": {"w": flat}}, rank="numerical"), {"w": flat}, 1e-8)
     assert np.isclose(spectrum(flat).sum(), values.sum(), rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["knots_ta", "knots_ties"])
+def test_knots_of_word_embeddings_has_no_matrix_of_the_side_of_the_vocabulary(method, monkeypatch):
+    sides = []
+
+    def watched(gram, what):
+        sides.append(len(gram))
+        return eigenbasis(gram, what)
+
+    monkeypatch.setattr("fusionbench_lite.methods.knots.eigenbasis", watched)
+    base = draw(0, shape=(500, 3))
+    experts = experts_of(base, 2, 1)
+    merged = merge(method, base, experts, cutoff=1e-9)
+    assert max(sides) <= 6
+    if method == "knots_ta":
+        matrices = [name for name, tensor in base.items() if tensor.ndim == 2]
+        close(merged, merge("task_arithmetic", base, experts, scaling=0.6), 1e-9, matrices)
 
 
 @given(seed=SEED, rank=st.integers(1, 2), method=st.sampled_from(["tsv_m", "iso_c"]), shape=st.sampled_from([(8, 6), (6, 9)]))

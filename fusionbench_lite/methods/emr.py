@@ -9,6 +9,8 @@ from fusionbench_lite.fields import choice
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import ordered_sum
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Masked, pack
 from fusionbench_lite.weights.experts import Experts
 
@@ -21,7 +23,11 @@ class EmrMerging:
     rescale: str = choice("tensor_mean", ("tensor_mean", "global"))
 
 
-@method("emr_merging", EmrMerging, per_task=True, label="EMR-Merging")
+def _learned(of: Architecture, tasks: int, h: EmrMerging) -> costs.Learned:
+    return costs.masked_vector(of, tasks, factors=2)  # ρ in float64
+
+
+@method("emr_merging", EmrMerging, per_task=True, label="EMR-Merging", learned=_learned)
 def emr_merging(experts: Experts, h: EmrMerging) -> Iterator[tuple[str, Masked]]:
     """θ̂_t = θ0 + ρ_t M_t ⊙ τ_u: γ = sgn Σ_s τ_s (0 counts as negative), M_t = 1[τ_t γ > 0], τ_u = γ max_s M_s |τ_s|,
     ρ_t = Σ|τ_t| / Σ|M_t ⊙ τ_u|; one model per task.

@@ -11,6 +11,8 @@ from fusionbench_lite.fields import choice, integer, real, real_per_task
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Masked, pack
 from fusionbench_lite.weights.experts import Experts
 
@@ -55,7 +57,11 @@ class ConsensusTies(ConsensusTa):
     virtual_zeros: int = integer(0, low=0)
 
 
-@method("tall_masks", TallMasks, per_task=True, label="TALL-masks")
+def _learned(of: Architecture, tasks: int, h: TallMasks) -> costs.Learned:
+    return costs.masked_vector(of, tasks)
+
+
+@method("tall_masks", TallMasks, per_task=True, label="TALL-masks", learned=_learned)
 def tall_masks(experts: Experts, h: TallMasks) -> Iterator[tuple[str, Masked]]:
     """θ̂_t = θ0 + M_t ⊙ τ_m with M_t = 1[|τ_t| > λ_t |τ_m - τ_t|] (TALL-masks); one model per task.
 

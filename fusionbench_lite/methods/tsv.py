@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import SVD, method
+from fusionbench_lite.weights import costs
+from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, orthonormalise_, product, rank_of, top_singular
@@ -85,7 +88,16 @@ def side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ran
     return left, values, right
 
 
-@method("tsv_c", TsvC, per_task=True, label="TSV-C")
+def _learned(of: Architecture, tasks: int, h: TsvC) -> costs.Learned:
+    ratio = 1 / tasks if h.rank_ratio is None else h.rank_ratio
+    each = sum(
+        rank_of(ratio, min(shape)) * sum(shape) if len(shape) == 2 else math.prod(shape)
+        for name, shape in of.tensors.items() if name not in of.leftovers
+    )
+    return costs.Learned({}, tasks * each, f"{each:,} per task", task_id=True)
+
+
+@method("tsv_c", TsvC, per_task=True, label="TSV-C", learned=_learned)
 def tsv_c(experts: Experts, h: TsvC) -> Iterator[tuple[str, PerTask]]:
     """θ̂_t = θ0 + SVD_k(τ_t) for every matrix with k = ⌊ρp⌋, the expert's own tensor else (TSV-Compress); one model per task.
 

@@ -12,31 +12,17 @@ import yaml
 
 from fusionbench_lite import registry
 from fusionbench_lite.models.architectures import TENSORS_PER_BLOCK, TEXT_BLOCKS
+from fusionbench_lite.planning.counts import learned, models_kept
 from fusionbench_lite.tables.families import label
 from fusionbench_lite.weights.architecture import Architecture
-from fusionbench_lite.weights.costs import Learned
 
 PUBLISHED = "published_sizes.yaml"
-
-UNDECLARED = Learned(None, note="it does not say what it learns")
-
 
 def methods() -> list[str]:
     """Return the methods that have a size, adaptive ones and those that declare it, family after family."""
     entries = [registry.get(id, learning=True) for id in registry.names()]
     sized = [entry for entry in entries if entry.adaptive or entry.learned is not None]
     return [entry.id for entry in sorted(sized, key=lambda entry: registry.FAMILIES.index(entry.family))]
-
-
-def learned(of: Architecture, tasks: int, method: str, values: Mapping[str, Any] | None = None) -> Learned:
-    """Return what a method learns and keeps with these hyperparameters, its defaults where `values` has none.
-
-    Where it chooses matrices, they are those of the architecture's blocks. Raises MergeError for an unknown method or
-    hyperparameter.
-    """
-    entry = registry.get(method, learning=True)
-    of_model = {"matrices": of.policy} if "matrices" in entry.defaults else {}
-    return UNDECLARED if entry.learned is None else entry.learned(of, tasks, entry.configure(**{**of_model, **(values or {})}))
 
 
 def table(of: Architecture, tasks: int, values: Mapping[str, Mapping[str, Any]] | None = None) -> pd.DataFrame:
@@ -53,7 +39,7 @@ def table(of: Architecture, tasks: int, values: Mapping[str, Mapping[str, Any]] 
             {
                 "method": method, "name": label(method), "learnable": size.total, "detail": detail,
                 "extra": size.extra if applies else None, "needs_task": size.task_id,
-                "models_kept": (of.parameters + size.extra) / of.parameters if applies else None, "note": size.note,
+                "models_kept": models_kept(of, size) if applies else None, "note": size.note,
             }
         )
     return pd.DataFrame(lines).astype({"learnable": "Int64", "extra": "Int64"})
@@ -72,7 +58,7 @@ def quantity(of: Architecture, tasks: int, method: str, what: str) -> float | No
     if size.counts is None:
         return None
     return {
-        "learnable": size.total, "models kept": (of.parameters + size.extra) / of.parameters, "extra": size.extra,
+        "learnable": size.total, "models kept": models_kept(of, size), "extra": size.extra,
         **size.counts, **size.parts,
     }.get(what)
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Seconds spent in each stage of a run."""
+    """Seconds spent in each stage of a run, and in `parts` of stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.parts: dict[str, float] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -21,5 +22,5 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def total(self) -> dict[str, float]:
-        """Return the seconds of every stage and their sum."""
-        return {**self.seconds, "total": sum(self.seconds.values())}
+        """Return the seconds of every stage, of parts, and the sum of the stages."""
+        return {**self.seconds, **self.parts, "total": sum(self.seconds.values())}

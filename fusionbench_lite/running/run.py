@@ -29,6 +29,7 @@ from fusionbench_lite.running.recording import Outcome, Selection
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.weights.decompositions import cached_in
+from fusionbench_lite.weights.stopwatch import timing
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +131,14 @@ def _partial(plan: Plan, key: str) -> Path:
 
 
 def _compute(plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress) -> Outcome:
-    with cached_in(plan.wanted.cache / "decompositions"), warnings.catch_warnings(record=True) as caught:
+    with cached_in(plan.wanted.cache / "decompositions"), timing() as svd, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
             outcome = adapting.adapt(plan, suite, _partial(plan, key) / "last.ckpt", clock, progress, base.weights())
         else:
             outcome = _merge(plan, suite, clock)
+    if svd.seconds:
+        clock.parts["svd"] = svd.seconds
     return dataclasses.replace(outcome, warnings=tuple(_said(caught)))
 
 

@@ -107,7 +107,7 @@ def test_adapters_and_routers():
 
 def test_every_adaptive_method_of_the_package_has_a_size():
     adaptive = {name for name in registry.names() if registry.get(name).adaptive}
-    assert set(methods()) == adaptive | {"individual", "traditional_mtl"}
+    assert set(methods()) == adaptive | {"individual", "traditional_mtl", "emr_merging", "tall_masks", "tsv_c"}
     assert list(table(B32, 8)["method"]) == methods()
 
 

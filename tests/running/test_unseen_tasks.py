@@ -66,7 +66,8 @@ def test_steps_read_the_merged_tasks_alone(shared_cache, tmp_path):
 def test_the_plan_counts_the_experts_that_are_merged():
     def tasks(line: str) -> int:
         plan = plan_of(["method=adarank", "model=vit_b32", "tasks=8", *line.split()])
-        return planned.inputs_of(plan, plan.kind.architecture(plan.wanted), plan.kind.extent(plan.wanted), torch.device("cpu")).tasks
+        encoder, extent = plan.kind.architecture(plan.wanted), plan.kind.extent(plan.wanted)
+        return planned.inputs_of(plan, encoder, extent, torch.device("cpu")).tasks
 
     assert (tasks("checkpoints.experts=[dtd,svhn,mnist]"), tasks("")) == (3, 8)
 

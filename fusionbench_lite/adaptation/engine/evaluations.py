@@ -27,7 +27,8 @@ Predict = Callable[[Procedure, Iterable[str]], Evaluation]
 class Evaluations(Callback):
     """Evaluate before the first step, every `every` steps and after the last.
 
-    `predict(procedure, tasks)` judges the `tasks`, unless given those that are adapted on; `held_out(tasks)` returns the examples whose adaptation loss is measured too.
+    `predict(procedure, tasks)` judges the `tasks`, those that are adapted on where they are None; `held_out(tasks)` returns the
+    examples whose adaptation loss is measured too.
     By step are kept: `values` {task: value of its metric}, `held_out_losses`, the sum over tasks, `predictions` {task}, and
     `answers` {task} where scores were read in texts; by task `labels` and `metrics`; by selection rule `learned`, the learnables
     at the step it picks, where that is not the last; `seconds` is what the evaluations took. All survive a resume.

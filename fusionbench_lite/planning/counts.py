@@ -66,17 +66,17 @@ def size(task: str, what: str, variant: str = "tall") -> int:
     `variant` is whose splits an image task has. MNLI has two validation and test splits, `mnli_matched` and `mnli_mismatched`.
     Raises InputError for what is not published, with the nearest name.
     """
-    from fusionbench_lite.data import vision
+    from fusionbench_lite.data.vision import tasks as images
 
     if what not in SPLITS:
         raise InputError(f"unknown size {what!r}: {did_you_mean(what, SPLITS)}")
-    if task in vision.names():
-        entry = vision.task(task, variant)
+    if task in images.names():
+        entry = images.task(task, variant)
         found: Mapping[str, int] = {"train": entry.train, "test": entry.test, "classes": entry.classes}
     elif task in _glue():
         found = _glue()[task]
     else:
-        raise InputError(f"no size of task {task!r} is published: {did_you_mean(task, [*vision.names(), *_glue()])}")
+        raise InputError(f"no size of task {task!r} is published: {did_you_mean(task, [*images.names(), *_glue()])}")
     if what not in found:
         raise InputError(f"task {task!r} has no number of {what}: it has {', '.join(found)}")
     return found[what]

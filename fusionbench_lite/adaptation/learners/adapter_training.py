@@ -27,7 +27,7 @@ LEARNED_FROM, KEPT_APART = 2000, 1000
 class Adapters:
     """What adapters are, `place`, `rank`, `loss` and `seed` as in `Bottlenecks`, and how they are trained: by Adam with `lr`,
     on `batch_size` examples of a task, None for the run's, of a `split` of the data. `positions`: by states at all positions of
-    inputs that are padded to `length`, where it is given, instead of by features. `kept`: they belong to the model that is judged."""
+    inputs that are padded to `length`, where it is given, instead of by features. `kept`: the judged model has them."""
 
     place: str
     rank: int

@@ -169,8 +169,8 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
         procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
     if len(procedure.tasks) < len(plan.tasks) and not procedure.for_all:
         raise InputError(
-            f"method {plan.method!r} with these hyperparameters has no model for a task without an expert: leave checkpoints.experts"
-            f" out, or choose tasks={procedure.tasks}"
+            f"method {plan.method!r} with these hyperparameters has no model for a task without an expert: leave "
+            f"checkpoints.experts out, or choose tasks={procedure.tasks}"
         )
     if dropout is not None and not procedure.drops:
         raise InputError(f"the steps of method {plan.method!r} know no dropout: leave method.adaptation.dropout out")

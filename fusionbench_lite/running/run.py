@@ -67,7 +67,7 @@ def execute(plan: Plan, progress: Progress) -> tuple[Record | None, bool]:
         if missing := agreed(recorded is None):
             outcome = _compute(plan, suite, base, key, clock, progress)
             if is_first():
-                recording.write(plan, recording.result(plan, suite, key, outcome, clock.total()), outcome)
+                recording.write(plan, recording.result(plan, suite, key, outcome, clock), outcome)
                 shutil.rmtree(_partial(plan, key), ignore_errors=True)
     agreed(True)  # the others wait until the record is there
     record = records.find(plan.results_dir, key) if missing else recorded or records.find(plan.results_dir, key)
@@ -156,7 +156,7 @@ def _said(caught: list[warnings.WarningMessage]) -> Iterator[str]:
 
 
 def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
-    with clock.stage("merge"):
+    with clock.measured("merge", suite.device):
         merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **method_inputs.inputs(plan, suite))
     connect()
     with clock.stage("evaluate"):

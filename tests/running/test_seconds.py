@@ -8,6 +8,9 @@ import time
 import pytest
 import torch
 
+from fusionbench_lite.evaluation import passes
+from fusionbench_lite.running import recording
+from fusionbench_lite.running.clock import Clock
 from fusionbench_lite.tables import records
 from fusionbench_lite.weights.linalg import decompose, svd
 from fusionbench_lite.weights.parallel import each
@@ -72,3 +75,21 @@ def test_records_tell_them_apart(command, tmp_path, line, decomposes):
     part, total = seconds.pop("svd", 0.0), seconds.pop("total")
     assert total == pytest.approx(sum(seconds.values()))
     assert 0 <= part <= total
+
+
+def test_the_peak_of_a_stage_is_its_own(monkeypatch):
+    """An allocator of which only the peak counts: 9 before, 5 in the stage, of which 3 were there, 7 after."""
+    memory = {"now": 3, "peak": 9}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: memory["peak"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: memory.update(peak=memory["now"]))
+    monkeypatch.setattr(passes, "_earlier_peaks", {})
+    clock, gpu = Clock(), torch.device("cuda")
+    with clock.measured("merge", gpu):
+        memory["peak"] = 5
+    memory["peak"] = 7
+    assert clock.peaks == {"merge": 5}
+    assert recording.peak_bytes(gpu) == 9  # that of the run is still known
+    with clock.measured("merge", torch.device("cpu")):
+        pass
+    assert clock.peaks == {"merge": 5}
+    assert set(clock.total()) == {"merge", "total"}

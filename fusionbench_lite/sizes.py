@@ -46,7 +46,7 @@ def _main(given: Sequence[str]) -> int:
     if {"-h", "--help"} & set(given):
         print(USAGE)
         return 0
-    from fusionbench_lite.planning.sizes import architecture_of
+    from fusionbench_lite.planning.counts import architecture_of
 
     values = _values([argument for argument in given if "." in argument.partition("=")[0]])
     chosen = options_of([argument for argument in given if "." not in argument.partition("=")[0]], "", Options)

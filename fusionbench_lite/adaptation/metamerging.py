@@ -26,6 +26,7 @@ OPTIMIZERS = ("adam", "sgd")
 FEATURES = ("final", "positions")
 UPDATES = ("sum", "task")
 SPLITS = ("test", "train")
+JUDGED = ("adapted", "merged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class MetaMerging:
     positions of the inputs, as the released code has it for GPT-2. `length`: positions that inputs are padded to, whose states
     count then; null counts those of the inputs alone. `updates`: a step on raw for the sum of the tasks' losses, or after each
     task's, with the weights merged anew. `split`: of the data that steps read; "train" keeps the examples of the steps on raw apart
-    from those that adapters learn from."""
+    from those that adapters learn from. `judged`: "merged" leaves the adapters out of the model that is evaluated, one of all tasks
+    then (MetaMerging w/o adapters, Tables 5 and 6)."""
 
     raw: float = real(-2.014)
     inner_steps: int = integer(1, low=0)
@@ -63,6 +65,7 @@ class MetaMerging:
     length: int | None = integer(None, low=1, optional=True, later=True)
     updates: str = choice("sum", UPDATES, later=True)
     split: str = choice("test", SPLITS, later=True)
+    judged: str = choice("adapted", JUDGED, later=True)
 
 
 def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
@@ -72,7 +75,8 @@ def _learned(of: Architecture, tasks: int, h: MetaMerging) -> costs.Learned:
     note = f"{per_task:,} per task: an adapter of {adapter:,} after each of {count} blocks" if h.adapters == "blocks" else ""
     counts = ({} if h.base else {"coefficients": tasks}) | {"adapters": tasks * per_task}
     parts = {"adapter": adapter, "per task": per_task}
-    return costs.Learned(counts=counts, extra=tasks * per_task, note=note, task_id=True, parts=parts)
+    kept = h.judged == "adapted"
+    return costs.Learned(counts=counts, extra=tasks * per_task if kept else 0, note=note, task_id=kept, parts=parts)
 
 
 def stages(h: MetaMerging, steps: int) -> tuple[costs.Stage, ...]:
@@ -122,7 +126,7 @@ def metamerging(experts: Experts, h: MetaMerging, merged: Any = None) -> Learner
 
     adapters = Adapters(
         place=h.adapters, rank=h.rank, loss=h.loss, seed=h.seed, lr=h.adapter_lr, batch_size=h.adapter_batch_size,
-        positions=h.features == "positions", length=h.length, split=h.split,
+        positions=h.features == "positions", length=h.length, split=h.split, kept=h.judged == "adapted",
     )
     if merged is not None or h.base is not None:
         if h.adapters == "none":

@@ -30,6 +30,12 @@ def earlier_peak(device: torch.device) -> int:
     return _earlier_peaks.get(device, 0)
 
 
+def begin_peak(device: torch.device) -> None:
+    """Have the peak of a GPU begin anew at what is in use, and keep the earlier one."""
+    _earlier_peaks[device] = max(earlier_peak(device), torch.cuda.max_memory_allocated(device))
+    torch.cuda.reset_peak_memory_stats(device)
+
+
 class Passes:
     """The number of examples in one pass: the one given, or one that is found; halved when memory runs out.
 
@@ -82,8 +88,7 @@ class Passes:
         """Run a first small pass on a GPU and set the size from what an example took."""
         torch.cuda.synchronize(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        _earlier_peaks[self.device] = max(earlier_peak(self.device), torch.cuda.max_memory_allocated(self.device))
-        torch.cuda.reset_peak_memory_stats(self.device)
+        begin_peak(self.device)
         result = compute(rows)
         torch.cuda.synchronize(self.device)
         each = max(1, (torch.cuda.max_memory_allocated(self.device) - before) // len(rows))

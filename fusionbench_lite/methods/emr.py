@@ -9,6 +9,7 @@ from fusionbench_lite.fields import choice
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import ordered_sum
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Masked, pack
 from fusionbench_lite.weights.costs import Learned, masks
@@ -23,9 +24,8 @@ class EmrMerging:
     rescale: str = choice("tensor_mean", ("tensor_mean", "global"))
 
 
-def _learned(of: Architecture, tasks: int, h: EmrMerging) -> Learned:
-    """τ_u, a bit per weight and task, ρ_t."""
-    return Learned({}, of.parameters + tasks * (masks(of) + 1), task_id=True)
+def _learned(of: Architecture, tasks: int, h: EmrMerging) -> costs.Learned:
+    return costs.masked_vector(of, tasks, factors=2)  # ρ in float64
 
 
 @method("emr_merging", EmrMerging, per_task=True, label="EMR-Merging", learned=_learned)

@@ -11,6 +11,7 @@ from fusionbench_lite.fields import choice, integer, real, real_per_task
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.methods.ties import Vectors, merged_vectors, ordered_sum
 from fusionbench_lite.registry import method
+from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Masked, pack
 from fusionbench_lite.weights.costs import Learned
@@ -58,9 +59,8 @@ class ConsensusTies(ConsensusTa):
     virtual_zeros: int = integer(0, low=0)
 
 
-def _learned(of: Architecture, tasks: int, h: TallMasks) -> Learned:
-    """τ_m and a bit per weight and task."""
-    return Learned({}, of.parameters + tasks * mask_words(of), task_id=True)
+def _learned(of: Architecture, tasks: int, h: TallMasks) -> costs.Learned:
+    return costs.masked_vector(of, tasks)
 
 
 @method("tall_masks", TallMasks, per_task=True, label="TALL-masks", learned=_learned)

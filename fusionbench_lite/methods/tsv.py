@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.fields import choice, real
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.registry import SVD, method
+from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
 from fusionbench_lite.weights.costs import Learned
@@ -88,13 +89,13 @@ def side_by_side(experts: Experts, name: str, wanted: int, mode: str, ranks: Ran
     return left, values, right
 
 
-def _learned(of: Architecture, tasks: int, h: TsvC) -> Learned:
-    """k(m + n) numbers of every matrix and task, the expert's own tensors else."""
-    ratio = h.rank_ratio if h.rank_ratio is not None else 1 / tasks
-    each_task = sum(
-        rank_of(ratio, min(shape)) * sum(shape) if len(shape) == 2 else math.prod(shape) for shape in of.tensors.values()
+def _learned(of: Architecture, tasks: int, h: TsvC) -> costs.Learned:
+    ratio = 1 / tasks if h.rank_ratio is None else h.rank_ratio
+    each = sum(
+        rank_of(ratio, min(shape)) * sum(shape) if len(shape) == 2 else math.prod(shape)
+        for name, shape in of.tensors.items() if name not in of.leftovers
     )
-    return Learned({}, tasks * each_task, task_id=True)
+    return costs.Learned({}, tasks * each, f"{each:,} per task", task_id=True)
 
 
 @method("tsv_c", TsvC, per_task=True, label="TSV-C", learned=_learned)

@@ -215,13 +215,14 @@ def _method_id(section: dict[str, Any]) -> str:
 def _experts(chosen: Any, tasks: Sequence[str], method: registry.Method) -> tuple[str, ...] | None:
     """Return the tasks whose experts are merged, None for all.
 
+    A method with one model for all tasks is evaluated on the others too, and adapts on the examples of tasks with an expert alone.
     Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
     """
     experts: list[str] | None = one("checkpoints.experts", chosen, some_tasks(None, tuple(tasks), optional=True))
     if experts is None:
         return None
-    if len(experts) < len(tasks) and (method.adaptive or method.per_task):
-        reason = "adapts on the data of every task" if method.adaptive else "has no model for a task without an expert"
+    if len(experts) < len(tasks) and (method.per_task or method.routed or "merged" in method.inputs):
+        reason = "has no model for a task without an expert" if method.per_task else "knows no task without an expert"
         raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={experts}")
     return tuple(experts)
 

@@ -12,7 +12,7 @@ import yaml
 
 from fusionbench_lite import registry
 from fusionbench_lite.models.architectures import TENSORS_PER_BLOCK, TEXT_BLOCKS
-from fusionbench_lite.planning.sizes import learned
+from fusionbench_lite.planning.counts import learned, models_kept
 from fusionbench_lite.tables.families import label
 from fusionbench_lite.weights.architecture import Architecture
 
@@ -39,7 +39,7 @@ def table(of: Architecture, tasks: int, values: Mapping[str, Mapping[str, Any]] 
             {
                 "method": method, "name": label(method), "learnable": size.total, "detail": detail,
                 "extra": size.extra if applies else None, "needs_task": size.task_id,
-                "models_kept": (of.parameters + size.extra) / of.parameters if applies else None, "note": size.note,
+                "models_kept": models_kept(of, size) if applies else None, "note": size.note,
             }
         )
     return pd.DataFrame(lines).astype({"learnable": "Int64", "extra": "Int64"})
@@ -58,7 +58,7 @@ def quantity(of: Architecture, tasks: int, method: str, what: str) -> float | No
     if size.counts is None:
         return None
     return {
-        "learnable": size.total, "models kept": (of.parameters + size.extra) / of.parameters, "extra": size.extra,
+        "learnable": size.total, "models kept": models_kept(of, size), "extra": size.extra,
         **size.counts, **size.parts,
     }.get(what)
 

@@ -46,8 +46,8 @@ class Feed:
         self._known: dict[tuple[str, str], Known] = {}
         self._parts: dict[tuple[str, tuple[float, float]], Rows] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
-        self.held_out_rows = {task: self._held_out_rows(task) for task in plan.tasks}
-        self.pools = {task: self._pool(task) for task in plan.tasks}
+        self.held_out_rows = {task: self._held_out_rows(task) for task in procedure.tasks}
+        self.pools = {task: self._pool(task) for task in procedure.tasks}
 
     def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
         """Return the examples of the tasks for every draw of a step."""
@@ -168,6 +168,11 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
     context = Context(suite.model, suite.heads, plan.setting("steps"), suite.chunk, example=example, dropout=dropout)
     with placing(suite.place, plan.wanted.cache / "scratch"):
         procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
+    if len(procedure.tasks) < len(plan.tasks) and not procedure.for_all:
+        raise InputError(
+            f"method {plan.method!r} with these hyperparameters has no model for a task without an expert: leave "
+            f"checkpoints.experts out, or choose tasks={procedure.tasks}"
+        )
     if dropout is not None and not procedure.drops:
         raise InputError(f"the steps of method {plan.method!r} know no dropout: leave method.adaptation.dropout out")
     return procedure
@@ -191,10 +196,10 @@ def adapt(
 
     def batches_of(step: int) -> Sequence[Batch]:
         progress(f"adapting {plan.method}", step + 1, steps)
-        return feed.batches_of(step, own_tasks(plan.tasks))
+        return feed.batches_of(step, own_tasks(procedure.tasks))
 
     evaluations = Evaluations(
-        feed.predict, plan.setting("eval_every"), steps, feed.held_out if plan.setting("held_out") else None
+        feed.predict, plan.setting("eval_every"), steps, feed.held_out if plan.setting("held_out") else None, plan.tasks
     )
     trajectory = Trajectory(max(1, steps // TRAJECTORY_POINTS))
     callbacks = [evaluations, trajectory, *([TrackedSteps(tracker, evaluations, trajectory)] if tracker.active else [])]

@@ -27,6 +27,7 @@ from fusionbench_lite.tables import records, schema
 
 if TYPE_CHECKING:
     from fusionbench_lite.evaluation.suite import Suite
+    from fusionbench_lite.running.clock import Clock
 
 RESULTS_SINCE = "0.2.0"
 """The first version whose results are those of this one: part of every key, to be raised when a method's results change."""
@@ -94,7 +95,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
 
 
 def result(
-    plan: Plan, suite: Suite, key: str, outcome: Outcome, seconds: Mapping[str, float]
+    plan: Plan, suite: Suite, key: str, outcome: Outcome, clock: Clock
 ) -> dict[str, Any]:
     """Return the content of result.json (docs/decisions.md, D31)."""
     base = planning.base_of(plan)
@@ -132,8 +133,9 @@ def result(
         "storage": dict(outcome.storage),
         "warnings": list(outcome.warnings),
         **({"evaluations": list(outcome.evaluations)} if outcome.evaluations else {}),
-        "seconds": dict(seconds),
+        "seconds": clock.total(),
         "peak_bytes": peak_bytes(suite.device),
+        **({"peaks": dict(clock.peaks)} if clock.peaks else {}),
     }
 
 

@@ -31,6 +31,7 @@ from fusionbench_lite.running.tracking import Place, Tracker, tracked
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.weights.decompositions import cached_in
+from fusionbench_lite.weights.stopwatch import timing
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def execute(plan: Plan, progress: Progress, place: Place | None = None) -> tuple
             with tracked(plan, key, place) as tracker:
                 outcome = _compute(plan, suite, base, key, clock, progress, tracker)
                 if is_first():
-                    result = recording.result(plan, suite, key, outcome, clock.total())
+                    result = recording.result(plan, suite, key, outcome, clock)
                     tracker.result(result)
                     with preemption.held():
                         recording.write(plan, result, outcome)
@@ -140,13 +141,15 @@ def _partial(plan: Plan, key: str) -> Path:
 def _compute(
     plan: Plan, suite: Suite, base: Base, key: str, clock: Clock, progress: Progress, tracker: Tracker
 ) -> Outcome:
-    with cached_in(plan.wanted.cache / "decompositions"), warnings.catch_warnings(record=True) as caught:
+    with cached_in(plan.wanted.cache / "decompositions"), timing() as svd, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MergeWarning)
         if registry.get(plan.method).adaptive:
             checkpoint = _partial(plan, key) / "last.ckpt"
             outcome = adapting.adapt(plan, suite, checkpoint, clock, progress, base.weights(), tracker)
         else:
             outcome = _merge(plan, suite, clock)
+    if svd.seconds:
+        clock.parts["svd"] = svd.seconds
     return dataclasses.replace(outcome, warnings=tuple(_said(caught)))
 
 
@@ -164,7 +167,7 @@ def _said(caught: list[warnings.WarningMessage]) -> Iterator[str]:
 
 
 def _merge(plan: Plan, suite: Suite, clock: Clock) -> Outcome:
-    with clock.stage("merge"):
+    with clock.measured("merge", suite.device):
         merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **method_inputs.inputs(plan, suite))
     connect()
     with clock.stage("evaluate"):

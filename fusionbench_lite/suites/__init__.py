@@ -120,6 +120,10 @@ class SuiteKind:
         """Return names and shapes of the tensors that are merged, None where nothing is counted or planned for the model."""
         return None
 
+    def counted(self, wanted: Wanted) -> Architecture | None:
+        """Return the tensors of the experts' files, which papers count: those that are merged, unless a kind has more to say."""
+        return self.architecture(wanted)
+
     def extent(self, wanted: Wanted) -> Extent | None:
         """Return how much a run reads and holds, None where no plan is made of it; an extent needs an architecture."""
         return None

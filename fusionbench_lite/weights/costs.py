@@ -184,6 +184,13 @@ def task_coefficients(of: Architecture, tasks: int, h: Any) -> Learned:
     return Learned({"coefficients": tasks})
 
 
+def masked_vector(of: Architecture, tasks: int, factors: int = 0) -> Learned:
+    """One vector for all tasks, a bit per entry and task, and so many `factors` of a task, in parameters of 32 bits."""
+    bits = sum(-(-math.prod(shape) // 8) for shape in of.tensors.values())
+    extra = of.parameters + -(-tasks * (bits + factors * WORK) // WORK)
+    return Learned({}, extra, "a vector of all, a bit per entry and task", task_id=True)
+
+
 def descent_on_vectors(s: Setting) -> Cost:
     """All task vectors are kept, and steps follow a gradient through the merged weights."""
     return Cost(tuple(vectors(s)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.errors import MergeError
 from fusionbench_lite.lazy import torch
 from fusionbench_lite.weights.decompositions import cached
+from fusionbench_lite.weights.stopwatch import timed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ def rank_of(ratio: float, size: int, *, at_least: int = 0) -> int:
     return max(at_least, int(ratio * size))
 
 
+@timed
 def svd(matrix: Tensor, what: str) -> Components:
     """Return the thin SVD (U [m, p], s [p] descending, Vᵀ [p, n]) in the dtype of `matrix`, p = min(m, n).
 
@@ -69,6 +71,7 @@ def decompose(matrix: Tensor, what: str) -> Components:
     return left, values, right
 
 
+@timed
 def top_singular(matrix: Tensor, rank: int, what: str, watch: Watch | None = None) -> Components:
     """Return the `rank` leading singular components (U [m, k], s [k], Vᵀ [k, n]) in float64.
 
@@ -158,6 +161,7 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
+@timed
 def low_rank(left: Tensor, right: Tensor) -> Components:
     """Return the singular components of L R in float64, from QR of L [m, r] and Rᵀ [n, r] and an SVD of r × r."""
     first, upper = torch.linalg.qr(left.double())

@@ -239,3 +239,17 @@ def test_identical_tasks_stay_identical():
     raw = run(s, 10, adapters="none").learned["raw"]
     assert float((raw[1] - raw[2]).abs()) <= 1e-10
     assert float((raw[0] - raw[1]).abs()) > 1e-4
+
+
+@pytest.mark.parametrize("steps", [{"adapter_steps": 0}, {"adapter_steps": 1}])
+def test_without_adapters_the_merged_weights_are_judged(steps):
+    """What is learned is the same; features are those of θ0 + Σ λ τ with nothing behind the blocks."""
+    s = setting(dtype=DOUBLE, blocks=2, steps=20)
+    plain, got = run(s, 4, **steps), run(s, 4, judged="merged", **steps)
+    assert all(torch.equal(plain.learned[name], got.learned[name]) for name in plain.learned)
+    with torch.no_grad():
+        for task, batches in s.batches.items():
+            want = functional_call(s.model, got.state_dict(), batches[0])
+            assert distance(got.encode(batches[0], task), want) <= 1e-12
+            if steps["adapter_steps"]:
+                assert distance(plain.encode(batches[0], task), want) > 1e-9

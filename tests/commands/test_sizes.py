@@ -12,7 +12,7 @@ import pytest
 
 from fusionbench_lite import registry
 from fusionbench_lite.models.architectures import MODELS, architecture
-from fusionbench_lite.planning.sizes import learned
+from fusionbench_lite.planning.counts import learned
 from fusionbench_lite.resources.sizes import compare, methods, published, quantity, table
 from fusionbench_lite.sizes import main
 

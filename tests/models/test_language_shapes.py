@@ -11,7 +11,7 @@ import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before transformers
 from fusionbench_lite import resources
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models import language, language_shapes
-from fusionbench_lite.planning.sizes import learned
+from fusionbench_lite.planning.counts import learned
 from fusionbench_lite.resources import Inputs
 from fusionbench_lite.weights.architecture import Architecture
 

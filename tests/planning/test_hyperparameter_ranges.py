@@ -75,6 +75,7 @@ RANGES = {
         "base": f"{NAME} or null", "outer_batch_size": f"{AT_LEAST_ONE} or null",
         "adapter_batch_size": f"{AT_LEAST_ONE} or null", "features": "one of final, positions",
         "length": f"{AT_LEAST_ONE} or null", "updates": "one of sum, task", "split": "one of test, train",
+        "judged": "one of adapted, merged",
     },
     "model_stock": {"average": "one of angles, cosines", "granularity": "one of tensor, row"},
     "nuslerp": {"t": PART, "vectors": "one of task_vectors, weights", "dimension": "one of flat, last, first"},

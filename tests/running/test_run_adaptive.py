@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fusionbench_lite import registry
-from fusionbench_lite.adaptation.streams import subset
+from fusionbench_lite.adaptation.streams import KINDS, subset
 from fusionbench_lite.evaluation.selection import RULES, choose
 from fusionbench_lite.planning.command_line import plan_of
 from fusionbench_lite.running.adapting import Feed, procedure_of
@@ -174,3 +174,19 @@ def test_batch_sizes_that_are_left_out_leave_keys_alone():
     assert known_by(chosen.values)["outer_batch_size"] == 2
     published = plan_of(["method=metamerging", "model=vit_b32", "tasks=8"])
     assert (published.values["outer_batch_size"], published.values["adapter_batch_size"]) == (4, 128)
+
+
+@pytest.mark.parametrize("stream", KINDS)
+@pytest.mark.parametrize(("fraction", "count"), [(0.1, 4), (0.5, 24), (0.001, 1)])
+def test_every_stream_reads_the_part_alone(shared_cache, tmp_path, stream, fraction, count):
+    """⌊p N⌋ of 48 examples, at least one; all of them are read, whatever the stream; more of them contain fewer."""
+    line = [*SMALL, f"cache_dir={shared_cache}", f"results_dir={tmp_path}", "steps=60", "method=adamerging_layerwise"]
+    chosen = (f"method.adaptation.fraction={fraction}", f"method.adaptation.stream={stream}", "method.adaptation.batch_size=4")
+    plan = plan_of([*line, *chosen])
+    suite = load(plan, lambda *said: None)
+    feed = Feed(plan, suite, procedure_of(plan, suite))
+    (draw,) = feed.procedure.draws(0)
+    read = {row for step in range(60) for row in feed.pools["signs"][feed._stream("signs", draw).indices(step)].tolist()}
+    assert len(read) == count
+    assert read == set(subset(48, count, 0, "signs", "fraction").tolist())
+    assert set(subset(48, 24, 0, "signs", "fraction").tolist()) >= read

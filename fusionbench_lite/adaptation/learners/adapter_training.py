@@ -27,7 +27,7 @@ LEARNED_FROM, KEPT_APART = 2000, 1000
 class Adapters:
     """What adapters are, `place`, `rank`, `loss` and `seed` as in `Bottlenecks`, and how they are trained: by Adam with `lr`,
     on `batch_size` examples of a task, None for the run's, of a `split` of the data. `positions`: by states at all positions of
-    inputs that are padded to `length`, where it is given, instead of by features."""
+    inputs that are padded to `length`, where it is given, instead of by features. `kept`: the judged model has them."""
 
     place: str
     rank: int
@@ -38,6 +38,7 @@ class Adapters:
     positions: bool = False
     length: int | None = None
     split: str = "test"
+    kept: bool = True
 
 
 class Compared(contextlib.AbstractContextManager[None]):
@@ -134,8 +135,10 @@ class AdapterTraining(Procedure):
         return losses or {self.tasks[0]: self.frozen.zero()}
 
     def encode(self, task: str, examples: Examples) -> Tensor:
-        """Return the features with the task's adapters."""
+        """Return the features with the task's adapters, without them where they are not kept."""
         assert examples.inputs is not None
+        if not self.settings.kept:
+            return self.frozen.run(self.weights(), examples.inputs)
         self.adapters.build(examples.inputs)
         phi = self.adapters.of(task)
         return self.frozen.run(

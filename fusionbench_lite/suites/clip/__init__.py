@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FAMILIES = ("ta", "tall", "ta_tall", "fusionbench", "own")
 """Families of checkpoints; the first three hold open_clip's tensors, fusionbench transformers'."""
+PACKED = FAMILIES[:3]
 ANY_TEST, ANY_CLASSES = 1000, 10
 """Test images and classes of a task of one's own, for plans."""
 
@@ -80,6 +81,10 @@ class Clip(SuiteKind):
     def architecture(self, wanted: Wanted) -> Architecture:
         """Return the image tower in the layout of the run; FusionBench's experts do not have its projection."""
         return architectures.encoder(wanted.model, wanted.layout, tower_alone=wanted.release == "fusionbench")
+
+    def counted(self, wanted: Wanted) -> Architecture:
+        """Return the image tower, with what the files of Task Arithmetic and TALL-masks hold of a text tower."""
+        return architectures.architecture(wanted.model) if wanted.release in PACKED else self.architecture(wanted)
 
     def extent(self, wanted: Wanted) -> Extent:
         """Return the published sizes of the tasks where all are published."""

@@ -63,12 +63,12 @@ def learned_file(record: Path, rule: str) -> Path:
 
 def _write_history(path: Path, module: Adaptation, kept: Evaluations) -> None:
     """Write one line per number of finished steps: the losses of that step, and what evaluations found."""
-    history, tasks = module.history, module.tasks
+    history, tasks, judged = module.history, module.tasks, list(kept.metrics)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
             [
-                "step", "loss", *(f"loss/{t}" for t in tasks), "average", *(f"{kept.metrics[t]}/{t}" for t in tasks),
+                "step", "loss", *(f"loss/{t}" for t in tasks), "average", *(f"{kept.metrics[t]}/{t}" for t in judged),
                 "held_out",
             ]
         )
@@ -76,10 +76,10 @@ def _write_history(path: Path, module: Adaptation, kept: Evaluations) -> None:
             losses: list[Any] = [""] * (1 + len(tasks))
             if step:
                 losses = [history.losses[step - 1], *(history.task_losses[task][step - 1] for task in tasks)]
-            values: list[Any] = [""] * (1 + len(tasks))
+            values: list[Any] = [""] * (1 + len(judged))
             if step in kept.values:
                 average = _average(kept, step)
-                values = ["" if average is None else average, *(kept.values[step][task] for task in tasks)]
+                values = ["" if average is None else average, *(kept.values[step][task] for task in judged)]
             writer.writerow([step, *losses, *values, kept.held_out_losses.get(step, "")])
 
 

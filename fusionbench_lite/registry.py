@@ -48,7 +48,8 @@ class Method:
     `inputs` names the extra mappings that the method reads besides the weights, such as the statistics of Fisher
     merging; `per_task` says that it keeps one model per task; `adaptive` that it needs unlabelled data; `routed` that its
     model mixes the experts anew for every example, so that no merged weights describe it. `training` tells of hyperparameters
-    whether the steps of an adaptation read images of the training split; None: never. `label` is the papers' spelling
+    whether the steps of an adaptation read images of the training split, `by_task` whether it makes a model for every task; None:
+    never. `label` is the papers' spelling
     of the name, and `family` one of `FAMILIES`. `learned` says what it learns and keeps, and `cost` what its runs take, in
     the words of `weights.costs`; None: it does not say.
     """
@@ -61,6 +62,7 @@ class Method:
     inputs: tuple[str, ...] = ()
     routed: bool = False
     training: Callable[[Any], bool] | None = None
+    by_task: Callable[[Any], bool] | None = None
     label: str = ""
     family: str = DATA_FREE
     learned: LearnedOf | None = None
@@ -86,6 +88,14 @@ class Method:
         """Say whether with these hyperparameters the steps of an adaptation read images of the training split."""
         return self.training is not None and self.training(self.configure(**values))
 
+    def needs_expert(self, values: Mapping[str, Any]) -> str | None:
+        """Say why, with these hyperparameters, a task without an expert cannot be evaluated; None where one model does all."""
+        if self.per_task or (self.by_task is not None and self.by_task(self.configure(**values))):
+            return "has no model for a task without an expert"
+        if self.routed:
+            return "learns to tell the tasks of its experts apart, and has nothing for another"
+        return "has no adapter for a task without an expert" if "merged" in self.inputs else None
+
     def configure(self, **given: Any) -> Any:
         """Return the checked hyperparameters; raises MergeError for an unknown name or a value out of range."""
         known_names = kinds(self.hyperparameters)
@@ -99,7 +109,8 @@ class Method:
 def method(
     id: str, hyperparameters: type = NoHyperparameters, *, per_task: bool = False, adaptive: bool = False,
     inputs: tuple[str, ...] = (), routed: bool = False, training: Callable[[Any], bool] | None = None,
-    label: str = "", family: str = "", learned: LearnedOf | None = None, cost: CostOf | None = None,
+    by_task: Callable[[Any], bool] | None = None, label: str = "", family: str = "", learned: LearnedOf | None = None,
+    cost: CostOf | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the method `id`, which others know by what is declared here (see `Method`).
 
@@ -111,8 +122,8 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Method(
             id=id, function=function, hyperparameters=hyperparameters, per_task=per_task, adaptive=adaptive, inputs=inputs,
-            routed=routed, training=training, label=label or id, family=family or _family(per_task, adaptive, inputs, routed),
-            learned=learned, cost=cost,
+            routed=routed, training=training, by_task=by_task, label=label or id,
+            family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
         )
         other = _REGISTERED.get(id)
         if other is not None and adaptive != other.adaptive:  # two forms, whichever is read first

@@ -59,7 +59,10 @@ def _cost(s: costs.Setting) -> costs.Cost:
     return costs.Cost(tuple(costs.vectors(s)), forward=s.h.mode == "entropy")
 
 
-@method("pareto_merging", Pareto, adaptive=True, label="Pareto Merging", learned=_learned, cost=_cost)
+@method(
+    "pareto_merging", Pareto, adaptive=True, by_task=lambda h: h.preference == "task", label="Pareto Merging", learned=_learned,
+    cost=_cost,
+)
 def pareto_merging(experts: Experts, h: Pareto) -> Learner:
     """W_l(γ) = θ0_l + Σ_t λ_tl τ_tl + A_l (Σ_t γ_t C_tl) B_lᵀ for matrices, without the update A C Bᵀ for the rest.
 

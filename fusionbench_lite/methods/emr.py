@@ -12,7 +12,6 @@ from fusionbench_lite.registry import method
 from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Masked, pack
-from fusionbench_lite.weights.costs import Learned, masks
 from fusionbench_lite.weights.experts import Experts
 
 

@@ -14,8 +14,6 @@ from fusionbench_lite.registry import method
 from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import Masked, pack
-from fusionbench_lite.weights.costs import Learned
-from fusionbench_lite.weights.costs import masks as mask_words
 from fusionbench_lite.weights.experts import Experts
 
 if TYPE_CHECKING:

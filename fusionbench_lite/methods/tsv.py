@@ -15,7 +15,6 @@ from fusionbench_lite.registry import SVD, method
 from fusionbench_lite.weights import costs
 from fusionbench_lite.weights.architecture import Architecture
 from fusionbench_lite.weights.compact import LowRank, Own, PerTask
-from fusionbench_lite.weights.costs import Learned
 from fusionbench_lite.weights.experts import Experts
 from fusionbench_lite.weights.linalg import Components, orthonormalise_, product, rank_of, top_singular
 from fusionbench_lite.weights.matrices import MATRIX_POLICIES, is_factorised

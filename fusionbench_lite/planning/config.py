@@ -42,10 +42,10 @@ class Checkpoints:
     """Where experts come from: `family` is whose, `dir` a folder of their files in place of cache and network, `manifest`
     a list of files in place of the family's own. `seed` is that of the embedded suite's data and training, `recipe`
     numbers of the training recipe, as in {finetune_steps: 100}. `experts`: the tasks whose experts are merged, a list or
-    the first so many, all by default; one model of all tasks is evaluated on the others too, whose examples no adaptation reads.
-    `place`: where experts and their singular components stay, device, cpu or disk; auto takes the first that fits. `tensors`: which
-    of a language model are merged, all but heads, or the transformer blocks alone, beside the pretrained others or (blocks_on_mean)
-    the experts' mean of them; auto is as the method's published code."""
+    the first so many, all by default; one merged model is evaluated on the others too, and adapted on the tasks of its experts
+    alone. `place`: where experts and their singular components stay, device, cpu or disk; auto takes the first that fits.
+    `tensors`: which of a language model are merged, all but heads, or the transformer blocks alone, beside the pretrained others or
+    (blocks_on_mean) the experts' mean of them; auto is as the method's published code."""
 
     family: str = "auto"
     dir: str | None = location(None, optional=True)
@@ -59,8 +59,9 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class Data:
-    """Which images the CLIP models see; see data.vision.Sources. `protocol`: whose splits, lengths, prompts and metrics tasks of
-    texts have, null for those of the model's published table (data/text/protocols.yaml)."""
+    """Which images the vision models see; see data.vision.Sources. The embedded ones know corruptions alone, always generated.
+    `protocol`: whose splits, lengths, prompts and metrics tasks of texts have, null for those of the model's published table
+    (data/text/protocols.yaml)."""
 
     source: str = "auto"
     skip_corrupt: int = 0

@@ -55,8 +55,13 @@ class Plan:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks in order."""
+        """The tasks that are evaluated, in order."""
         return self.wanted.tasks
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Those whose experts are merged, in order of the tasks: an adaptation reads examples of no other."""
+        return tuple(task for task in self.tasks if self.experts is None or task in self.experts)
 
     @property
     def seed(self) -> int:
@@ -113,7 +118,8 @@ def resolve(config: DictConfig, overrides: Sequence[str] | None = None) -> Plan:
     hyperparameters, settings = method_settings.chosen(method, section, given.read(overrides), plain["steps"], preset)
     if config.select.name == "best_unsupervised" and "held_out" in settings and settings["held_out"].value == 0:
         raise InputError("select=best_unsupervised compares losses on held-out images: add method.adaptation.held_out=64")
-    experts = _experts(plain["checkpoints"]["experts"], wanted.tasks, method)
+    values = {name: setting.value for name, setting in hyperparameters.items()}
+    experts = _experts(plain["checkpoints"]["experts"], wanted.tasks, method.id, method.needs_expert(values))
     if wanted.tensors == "blocks_on_mean" and experts is not None and len(experts) < len(wanted.tasks):
         raise InputError(
             "checkpoints.tensors=blocks_on_mean takes the mean of every task's expert: leave checkpoints.experts out, or choose "
@@ -212,18 +218,16 @@ def _method_id(section: dict[str, Any]) -> str:
     return f"{id}_{base}"
 
 
-def _experts(chosen: Any, tasks: Sequence[str], method: registry.Method) -> tuple[str, ...] | None:
+def _experts(chosen: Any, tasks: Sequence[str], method: str, needed: str | None) -> tuple[str, ...] | None:
     """Return the tasks whose experts are merged, None for all.
 
-    A method with one model for all tasks is evaluated on the others too, and adapts on the examples of tasks with an expert alone.
-    Raises InputError for what is neither a number of tasks nor a list of them, or where the method needs the others.
+    Raises InputError for what is neither a number of tasks nor a list of them, or where the others are `needed` for a reason.
     """
     experts: list[str] | None = one("checkpoints.experts", chosen, some_tasks(None, tuple(tasks), optional=True))
     if experts is None:
         return None
-    if len(experts) < len(tasks) and (method.per_task or method.routed or "merged" in method.inputs):
-        reason = "has no model for a task without an expert" if method.per_task else "knows no task without an expert"
-        raise InputError(f"method {method.id!r} {reason}: leave checkpoints.experts out, or choose tasks={experts}")
+    if len(experts) < len(tasks) and needed is not None:
+        raise InputError(f"method {method!r} {needed}: leave checkpoints.experts out, or choose tasks={experts}")
     return tuple(experts)
 
 

@@ -36,7 +36,7 @@ def inputs_on(plan: Plan, encoder: Architecture, extent: Extent, device: str) ->
     steps = plan.setting("steps") if adapts else 0
     return Inputs(
         encoder=encoder, method=plan.method,
-        tasks=len(plan.experts or plan.tasks), values=plan.values, batch_size=plan.setting("batch_size") if adapts else 1,
+        tasks=len(plan.seen), values=plan.values, batch_size=plan.setting("batch_size") if adapts else 1,
         batches=plan.setting("batches") if adapts else 1, processes=int(os.environ.get("WORLD_SIZE", plan.trainer["devices"])),
         chunk=plan.trainer["chunk"], precision=wanted.precision, device=device, experts=extent.experts,
         classes=extent.classes, steps=steps, test_images=sum(extent.test_examples),

@@ -46,8 +46,8 @@ class Feed:
         self._known: dict[tuple[str, str], Known] = {}
         self._parts: dict[tuple[str, tuple[float, float]], Rows] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
-        self.held_out_rows = {task: self._held_out_rows(task) for task in procedure.tasks}
-        self.pools = {task: self._pool(task) for task in procedure.tasks}
+        self.held_out_rows = {task: self._held_out_rows(task) for task in plan.seen}
+        self.pools = {task: self._pool(task) for task in plan.seen}
 
     def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
         """Return the examples of the tasks for every draw of a step."""
@@ -163,16 +163,11 @@ def procedure_of(plan: Plan, suite: Suite, merged: Mapping[str, Tensor] | None =
         buffers.warn_kept(experts.changed)
     experts.check_unread()
     extra = {} if merged is None else {"merged": merged}
-    example = suite.inputs(plan.tasks[0], "test", np.arange(1))
+    example = suite.inputs(plan.seen[0], "test", np.arange(1))
     dropout = plan.seed if plan.setting("dropout") else None
     context = Context(suite.model, suite.heads, plan.setting("steps"), suite.chunk, example=example, dropout=dropout)
     with placing(suite.place, plan.wanted.cache / "scratch"):
         procedure: Procedure = method.function(experts, method.configure(**plan.values), **extra)(context)
-    if len(procedure.tasks) < len(plan.tasks) and not procedure.for_all:
-        raise InputError(
-            f"method {plan.method!r} with these hyperparameters has no model for a task without an expert: leave "
-            f"checkpoints.experts out, or choose tasks={procedure.tasks}"
-        )
     if dropout is not None and not procedure.drops:
         raise InputError(f"the steps of method {plan.method!r} know no dropout: leave method.adaptation.dropout out")
     return procedure
@@ -196,7 +191,7 @@ def adapt(
 
     def batches_of(step: int) -> Sequence[Batch]:
         progress(f"adapting {plan.method}", step + 1, steps)
-        return feed.batches_of(step, own_tasks(procedure.tasks))
+        return feed.batches_of(step, own_tasks(plan.seen))
 
     evaluations = Evaluations(
         feed.predict, plan.setting("eval_every"), steps, feed.held_out if plan.setting("held_out") else None, plan.tasks
@@ -222,11 +217,12 @@ def adapt(
 
 def _try(plan: Plan, suite: Suite, procedure: Procedure) -> None:
     """Have the evaluator refuse a method whose models it cannot judge, before steps are taken."""
-    inputs = suite.inputs(plan.tasks[0], "test", np.arange(1))
+    task = plan.seen[0]
+    inputs = suite.inputs(task, "test", np.arange(1))
     procedure.refresh(0)
     with torch.no_grad():
-        examples = Examples(inputs, procedure.precomputed(plan.tasks[0], inputs))
-    suite.evaluator.trial(lambda: procedure.encode(plan.tasks[0], examples))
+        examples = Examples(inputs, procedure.precomputed(task, inputs))
+    suite.evaluator.trial(lambda: procedure.encode(task, examples))
 
 
 def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dict[str, Tensor]:

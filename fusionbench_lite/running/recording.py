@@ -67,7 +67,8 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     if suite.by_content:  # published files count by what they hold, wherever they lie
         checkpoints = [sorted(suite.files.values()), dict(suite.expert_hashes), dict(suite.head_hashes)]
         if plan.reads_training:
-            content["training"] = {task: suite.training_hash(task) for task in suite.tasks}
+            read = plan.seen if registry.get(plan.method).adaptive else suite.tasks
+            content["training"] = {task: suite.training_hash(task) for task in read}
     wanted = plan.wanted
     if wanted.precision == "bf16":
         content["evaluation"] = "bf16"
@@ -113,6 +114,7 @@ def result(
         "model": plan.model,
         "tasks": list(plan.tasks),
         "task_set": plan.task_set,
+        **({"experts": list(plan.seen)} if len(plan.seen) < len(plan.tasks) else {}),
         "checkpoints": {
             "family": suite.family, "layout": suite.details.get("layout"), "files": dict(suite.files),
             "sources": dict(suite.sources),

@@ -41,6 +41,7 @@ def notes(
         remarks.append(f"Difference: average minus that of {baseline}, in points; paired bootstrap, 95% interval.")
     if _mixed_data(rows, kept):
         remarks.append("Rows were not all evaluated on the same data: their differences hold that too.")
+    remarks.extend(_unseen(kept))
     remarks.extend(dict.fromkeys(caveat for record in kept for caveat in record.data.get("caveats", [])))
     remarks.extend(_said(rows, kept))
     remarks.extend(_missing(rows, kept))
@@ -94,6 +95,19 @@ def _mixed_data(rows: Rows, kept: Sequence[Record]) -> bool:
         if seen.setdefault(seeds, record.data["data"]) != record.data["data"]:
             return True
     return False
+
+
+def _unseen(kept: Sequence[Record]) -> list[str]:
+    """Say which experts were merged where not all were, and that adaptations read no other task."""
+    remarks: dict[str, None] = {}
+    for record in kept:
+        seen = record.data.get("experts")
+        if seen is not None:
+            others = [task for task in record.tasks if task not in seen]
+            remarks[f"Experts of {', '.join(seen)} are merged; {', '.join(others)} unseen."] = None
+            if record.adapted:
+                remarks[f"Adaptations read examples of {', '.join(seen)} alone."] = None
+    return list(remarks)
 
 
 def _said(rows: Rows, kept: Sequence[Record]) -> list[str]:

@@ -39,7 +39,7 @@ _TOP: dict[str, type | tuple[type, ...]] = {
     "peak_bytes": (int, type(None)),
 }
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
-    "storage": dict, "warnings": list, "evaluations": list, "caveats": list, "images": dict, "peaks": dict,
+    "storage": dict, "warnings": list, "evaluations": list, "caveats": list, "images": dict, "peaks": dict, "experts": list,
 }
 _SELECTION: dict[str, type | tuple[type, ...]] = {
     "step": int,

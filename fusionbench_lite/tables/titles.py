@@ -30,7 +30,8 @@ def setting(record: Record) -> str:
         parts.append(f"experts={_text(experts)}")
     images = config.get("data") or {}
     if images.get("corruption"):
-        generated = f" (generated, severity {images['severity']})" if images["corruption_from"] == "generated" else ""
+        made = images["corruption_from"] == "generated" or not checkpoints.get("layout")  # drawn tasks have no published splits
+        generated = f" (generated, severity {images['severity']})" if made else ""
         parts.append(images["corruption"] + generated)
     chosen = {name: entry["value"] for name, entry in data["hyperparameters"].items() if entry["source"] == GIVEN}
     parts += [f"{name}={_text(value)}" for name, value in chosen.items()]

@@ -11,9 +11,9 @@ from fusionbench_lite import registry, suites
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning import presets
 from fusionbench_lite.planning.command_line import plan_of
+from fusionbench_lite.planning.counts import learned
 from fusionbench_lite.planning.given import Section
 from fusionbench_lite.planning.settings import hyperparameters, reads_statistics, settings
-from fusionbench_lite.planning.counts import learned
 from fusionbench_lite.suites import Wanted
 
 LM = {"steps": 5000, "batch_size": 8, "batches": 1, "stream": "epoch", "eval_every": 500, "dropout": False}

@@ -1,93 +1,146 @@
-"""Some experts merged, all tasks evaluated: adaptations read the examples of the merged tasks alone."""
+"""Adaptations on the tasks of some of the experts, evaluated on all: what they read, learn, record and show."""
 
 from __future__ import annotations
 
 import csv
 import json
 
+import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
+from fusionbench_lite import registry
+from fusionbench_lite.base.progress import Progress
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.planning.command_line import plan_of
-from fusionbench_lite.resources import planned
-from fusionbench_lite.running import run
-from fusionbench_lite.running.adapting import Feed, procedure_of
+from fusionbench_lite.running import adapting, run
 from fusionbench_lite.running.loading import load
-from fusionbench_lite.tables import records
+from fusionbench_lite.tables import frame
+from fusionbench_lite.tables.learned import read_learned
 
-SMALL = [
-    "tasks=[digits,signs,land]", "limit=48", "checkpoints.recipe={pretrain_steps: 4, finetune_steps: 3, multitask_steps: 3}",
-    "method.adaptation.batch_size=4", "method.adaptation.eval_every=2", "checkpoints.experts=[signs,digits]",
+SEEN, UNSEEN = ("digits", "signs"), "land"
+ALL = f"tasks=[digits,{UNSEEN},signs]"
+SMALL = ("limit=48", "checkpoints.recipe={pretrain_steps: 4, finetune_steps: 3, multitask_steps: 3}")
+SHORT = ("steps=3", "method.adaptation.eval_every=2", "method.adaptation.batch_size=4", "method.adaptation.held_out=8")
+ONE_MODEL = [
+    id for id in registry.names()
+    if registry.get(id).adaptive and registry.get(id).needs_expert(registry.get(id).defaults) is None
 ]
 
 
-def suite_of(plan):
-    return run._with_chosen_experts(load(plan, lambda *said: None), plan.experts)
+@pytest.fixture(scope="module")
+def zoo(shared_cache):
+    """The folder of experts of all three tasks."""
+    return load(plan_of([ALL, *SMALL, f"cache_dir={shared_cache}"]), lambda *said: None).folder
 
 
-def test_an_adapted_model_is_judged_on_tasks_without_an_expert(command, tmp_path, shared_cache):
-    """Every number of the record is that of θ0 + Σ clamp(λ) τ over the chosen experts, with the λ that were kept."""
-    line = ["method=adamerging_layerwise", "method.lr=0.05", "steps=3", *SMALL]
-    done = command(*line)
-    assert done.returncode == 0, done.stderr
-    (record,) = records.read_all(tmp_path / "results")
-    assert record.data["config"]["checkpoints"]["experts"] == ["signs", "digits"]
-    learned = load_file(record.path / "learned.safetensors")
-    suite = suite_of(plan_of([*line, f"cache_dir={shared_cache}", f"results_dir={tmp_path}"]))
-    weights = {}
-    for name, base in suite.pretrained.items():
-        values = learned[f"coefficients/{name}"].clamp(0, 1)
-        assert values.shape == (2,)
-        weights[name] = base + sum(values[i] * (suite.experts[t][name] - base) for i, t in enumerate(("signs", "digits")))
-    expected = suite.evaluate(suite.encoder(weights))
-    found = record.data["selections"]["last"]["per_task"]
-    assert {task: found[task]["value"] for task in found} == pytest.approx({task: expected[task].value for task in suite.tasks})
-    with (record.path / "history.csv").open() as file:
-        head = next(csv.reader(file))
-    assert [name for name in head if name.startswith("loss/")] == ["loss/signs", "loss/digits"]
-    assert [name for name in head if name.startswith("accuracy/")] == ["accuracy/digits", "accuracy/signs", "accuracy/land"]
+@pytest.fixture(scope="module")
+def executed(shared_cache, zoo, tmp_path_factory):
+    """Return the record of a line and its plan."""
+    results = tmp_path_factory.mktemp("results")
+
+    def execute(method, *line):
+        words = [f"method={method}", *line, f"checkpoints.dir={zoo}", f"cache_dir={shared_cache}", f"results_dir={results}"]
+        plan = plan_of([*words, SMALL[0], *SHORT])
+        with Progress() as progress:
+            record, _ = run.execute(plan, progress)
+        assert record is not None
+        return record, plan
+
+    return execute
 
 
-def test_steps_read_the_merged_tasks_alone(shared_cache, tmp_path):
-    plan = plan_of(["method=adarank", "steps=2", *SMALL, f"cache_dir={shared_cache}", f"results_dir={tmp_path}"])
-    suite = suite_of(plan)
-    feed = Feed(plan, suite, procedure_of(plan, suite))
-    assert set(feed.pools) == set(feed.held_out_rows) == {"digits", "signs"}
-    whole = plan_of(["method=adarank", "steps=2", *SMALL[:-1], f"cache_dir={shared_cache}", f"results_dir={tmp_path}"])
-    other = load(whole, lambda *said: None)
-    read = Feed(whole, other, procedure_of(whole, other))
-    for step in range(2):  # of the same streams as in a run on all tasks
-        ours, theirs = (f.batches_of(step, ["signs"])[0]["signs"].inputs for f in (feed, read))
-        assert torch.equal(ours, theirs)
-
-
-def test_the_plan_counts_the_experts_that_are_merged():
-    def tasks(line: str) -> int:
-        plan = plan_of(["method=adarank", "model=vit_b32", "tasks=8", *line.split()])
-        encoder, extent = plan.kind.architecture(plan.wanted), plan.kind.extent(plan.wanted)
-        return planned.inputs_of(plan, encoder, extent, torch.device("cpu")).tasks
-
-    assert (tasks("checkpoints.experts=[dtd,svhn,mnist]"), tasks("")) == (3, 8)
+def test_which_methods_make_one_model():
+    assert {"adamerging_layerwise", "adarank_cart", "doge_am", "concrete_am", "awd_am", "pareto_merging"} <= set(ONE_MODEL)
+    assert not {"surgery", "metamerging", "wemoe", "twin_merging"} & set(ONE_MODEL)
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    "line", ["adamerging_layerwise", "adarank_tsvm", "concrete_am", "doge_am method.delta_steps=2", "awd_am method.awd_steps=2"]
+)
+def test_the_unseen_task_changes_nothing_that_is_learned(executed, line):
+    """The run whose tasks are those of the experts alone is the oracle: no example of another task was read in a step."""
+    some, plan = executed(*line.split(), ALL, f"checkpoints.experts=[{','.join(SEEN)}]")
+    alone, _ = executed(*line.split(), f"tasks=[{','.join(SEEN)}]")
+    assert (some.path / "learned.safetensors").read_bytes() == (alone.path / "learned.safetensors").read_bytes()
+    evaluations = [[entry["held_out_loss"] for entry in record.data["evaluations"]] for record in (some, alone)]
+    assert evaluations[0] == evaluations[1]
+    with np.load(some.path / "samples.npz") as ours, np.load(alone.path / "samples.npz") as theirs:
+        for task in SEEN:
+            assert np.array_equal(ours[f"last/{task}/predictions"], theirs[f"last/{task}/predictions"])
+        suite = run._with_chosen_experts(load(plan, lambda *said: None), plan.experts)
+        merged = adapting.restore(plan, suite, some.path, "last", 3)
+        judged = suite.judge(UNSEEN, suite.encoder(merged))
+        assert np.array_equal(ours[f"last/{UNSEEN}/predictions"], judged.predictions)
+
+
+def test_the_record_says_which_tasks_were_seen(executed):
+    record, _ = executed("adamerging_layerwise", ALL, f"checkpoints.experts=[{','.join(SEEN)}]")
+    assert record.data["experts"] == list(SEEN)
+    assert record.data["tasks"] == ["digits", UNSEEN, "signs"]
+    with (record.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {name for name in rows[0] if name.startswith("loss/")} == {f"loss/{task}" for task in SEEN}
+    assert all(rows[-1][f"accuracy/{task}"] for task in record.tasks)
+    learned = read_learned(record)
+    assert learned is not None
+    assert learned.tasks == SEEN
+    assert learned.coefficients["conv1.weight"].shape == (2,)
+    table = frame.from_records([record])
+    assert table.frame["family"].tolist() == [registry.SOME]
+    assert any("land unseen" in note for note in table.notes)
+    assert "Adaptations read examples of digits, signs alone." in table.notes
+    whole, _ = executed("adamerging_layerwise", ALL)
+    assert "experts" not in whole.data
+    assert whole.key != record.key
+
+
+def test_an_interrupted_one_ends_as_an_undisturbed_one(executed, monkeypatch, zoo, shared_cache, tmp_path):
+    undisturbed, _ = executed("adamerging_layerwise", ALL, f"checkpoints.experts=[{','.join(SEEN)}]")
+    plan = plan_of([
+        "method=adamerging_layerwise", ALL, f"checkpoints.experts=[{','.join(SEEN)}]", SMALL[0], *SHORT, f"checkpoints.dir={zoo}",
+        f"cache_dir={shared_cache}", f"results_dir={tmp_path}", "trainer.checkpoint_every=1",
+    ])
+    read = adapting.Feed.batches_of
+
+    def stop(feed, step, tasks):
+        if step == 2:
+            raise KeyboardInterrupt
+        return read(feed, step, tasks)
+
+    with monkeypatch.context() as patched, Progress() as progress:
+        patched.setattr(adapting.Feed, "batches_of", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run.execute(plan, progress)
+    assert list(tmp_path.glob("partial/*/last.ckpt"))
+    with Progress() as progress:
+        resumed, fresh = run.execute(plan, progress)
+    assert fresh
+    assert resumed is not None
+    assert resumed.key == undisturbed.key
+    assert resumed.data["selections"] == undisturbed.data["selections"]
+    assert json.dumps(resumed.data["evaluations"]) == json.dumps(undisturbed.data["evaluations"])
+    ours, theirs = (load_file(record.path / "learned.safetensors") for record in (resumed, undisturbed))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
     [
-        ("surgery", "knows no task without an expert"), ("wemoe", "knows no task without an expert"),
-        ("individual", "has no model for a task without an expert"), ("metamerging", "choose tasks=['signs', 'digits']"),
+        ("method=tall_masks", "has no model for a task without an expert"),
+        ("method=pareto_merging method.preference=task", "has no model for a task without an expert"),
+        ("method=surgery", "has no adapter for a task without an expert"),
+        ("method=metamerging model=vit_b32 tasks=8", "has no adapter for a task without an expert"),
+        ("method=wemoe", "learns to tell the tasks of its experts apart"),
+        ("method=twin_merging model=vit_b32 tasks=8", "learns to tell the tasks of its experts apart"),
     ],
 )
-def test_methods_that_need_every_expert_say_so(method, said):
-    line = [one for one in SMALL if not one.startswith("method.adaptation") or method != "individual"]
-    with pytest.raises(InputError) as refused:
-        plan_of([f"method={method}", *line])
-    assert said in str(refused.value)
+def test_methods_that_need_every_expert_refuse_with_the_reason(line, reason):
+    with pytest.raises(InputError, match=reason):
+        plan_of([*line.split(), "checkpoints.experts=2"])
 
 
-def test_a_model_of_every_task_is_refused_before_steps(command):
-    done = command("method=pareto_merging", "method.preference=task", "steps=1", *SMALL)
-    assert done.returncode == 2
-    assert "leave checkpoints.experts out" in done.stderr
-    assert len(done.stderr.splitlines()) == 1, json.dumps(done.stderr)
+def test_published_models_take_some_of_the_experts_too():
+    plan = plan_of(["method=adamerging_layerwise", "model=vit_b32", "tasks=8", "checkpoints.experts=[svhn,sun397]"])
+    assert plan.seen == ("sun397", "svhn")  # in order of the tasks
+    assert plan_of(["method=doge_am", "model=flan_t5_base", "checkpoints.experts=3"]).seen == ("cola", "mnli", "mrpc")

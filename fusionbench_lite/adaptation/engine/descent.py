@@ -32,7 +32,6 @@ class Descent(Procedure):
     for dropout, its random numbers depend on seed, step, task and where in its batch a pass begins."""
 
     drops = True
-    for_all = True
 
     def __init__(self, parametrisation: Parametrisation, context: Context, loss: str = "entropy") -> None:
         self.parametrisation = self.learnables = parametrisation

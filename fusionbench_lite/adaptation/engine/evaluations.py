@@ -27,8 +27,8 @@ Predict = Callable[[Procedure, Iterable[str]], Evaluation]
 class Evaluations(Callback):
     """Evaluate before the first step, every `every` steps and after the last.
 
-    `predict(procedure, tasks)` judges the `tasks`, those that are adapted on where they are None; `held_out(tasks)` returns the
-    examples whose adaptation loss is measured too.
+    `predict(procedure, tasks)` judges the tasks, those of the procedure unless `tasks` names others too; `held_out(tasks)` returns
+    the examples whose adaptation loss is measured too.
     By step are kept: `values` {task: value of its metric}, `held_out_losses`, the sum over tasks, `predictions` {task}, and
     `answers` {task} where scores were read in texts; by task `labels` and `metrics`; by selection rule `learned`, the learnables
     at the step it picks, where that is not the last; `seconds` is what the evaluations took. All survive a resume.
@@ -39,6 +39,7 @@ class Evaluations(Callback):
         tasks: Sequence[str] | None = None,
     ) -> None:
         self.predict = predict
+        self.tasks = tasks
         self.every = every
         self.steps = steps
         self.held_out = held_out
@@ -95,13 +96,13 @@ class Evaluations(Callback):
         start = time.perf_counter()
         procedure, step = module.procedure, module.completed
         procedure.refresh(step)
-        tasks = module.tasks if self.tasks is None else self.tasks
-        results = gathered(dict(self.predict(procedure, own_tasks(tasks))))
-        self.metrics = {task: results[task].metric for task in tasks}
-        self.labels = {task: _stored(results[task].labels) for task in tasks}
-        self.values[step] = {task: results[task].value for task in tasks}
-        self.predictions[step] = {task: _stored(results[task].predictions) for task in tasks}
-        answers = {task: results[task].answers for task in tasks}
+        judged = module.tasks if self.tasks is None else self.tasks
+        results = gathered(dict(self.predict(procedure, own_tasks(judged))))
+        self.metrics = {task: results[task].metric for task in judged}
+        self.labels = {task: _stored(results[task].labels) for task in judged}
+        self.values[step] = {task: results[task].value for task in judged}
+        self.predictions[step] = {task: _stored(results[task].predictions) for task in judged}
+        answers = {task: results[task].answers for task in judged}
         self.answers[step] = {task: texts.tolist() for task, texts in answers.items() if texts is not None}
         if self.held_out is not None:
             losses = {task: float(loss) for task, loss in procedure.losses(self.held_out(own_tasks(module.tasks))).items()}

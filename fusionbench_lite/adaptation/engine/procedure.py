@@ -98,8 +98,8 @@ class Procedure:
     supervised method; `split` is the split of the data, of which it reads at most `most` examples a task (None: all);
     `updates_per_batch`: the several batches that a run may be set
     to take per step are updates of their own instead of one larger batch; `differentiates` says that a step takes gradients
-    through the model; `drops` that its steps know dropout; `for_all` that `encode` serves tasks without an expert too; `ragged`
-    that `precomputed` has a row for each place of the inputs, [B, L, ...], of which those behind an example's own length are 0.
+    through the model; `drops` that its steps know dropout; `ragged` that `precomputed` has a row for each place of the inputs,
+    [B, L, ...], of which those behind an example's own length are 0.
     """
 
     experts: Experts
@@ -111,7 +111,6 @@ class Procedure:
     updates_per_batch = False
     differentiates = True
     drops = False
-    for_all = False
     ragged = False
 
     @property

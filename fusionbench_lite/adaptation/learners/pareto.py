@@ -37,7 +37,7 @@ class ParetoMerging(Descent):
         self.reads_inputs = self.differentiates = mode == "entropy"
         self.distances = Distances(parametrisation) if mode == "distance" else None
         self.mu = mu if scalarisation == "tchebycheff" else None
-        self.per_task, self.seed, self.for_all = per_task, seed, not per_task
+        self.per_task, self.seed = per_task, seed
         self._preferred = {
             name: part for name, part in parametrisation.parts.items()
             if isinstance(part, Preferred) and name.replace(".", "/") in parametrisation.learned_parts

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TEST, CLASSES = 1000, 10
 """Test images and classes of a drawn task."""
+CORRUPTION = ("corruption", "corruption_from", "severity")
+"""Keys of `data` that have a meaning here."""
 
 
 class Embedded(SuiteKind):
@@ -48,8 +50,9 @@ class Embedded(SuiteKind):
                 raise InputError(
                     f"model {name} has no data for task {task!r}: use tasks=mini8, or add data_dir with {task}.npz and {task}.json"
                 )
-        if about := [key for key, _ in wanted.data if key != "tasks_file"]:
+        if about := [key for key, _ in wanted.data if key not in ("tasks_file", *CORRUPTION)]:
             raise InputError(f"data.{about[0]} is about images of CLIP models, not of {name}: leave it out")
+        corruption_of(wanted)
         return dataclasses.replace(wanted, family="own" if given else "embedded")
 
     def load(self, wanted: Wanted, progress: Progress) -> Suite:
@@ -80,6 +83,22 @@ class Embedded(SuiteKind):
         from fusionbench_lite.suites.embedded import loading
 
         return loading.train(wanted, progress)
+
+
+def corruption_of(wanted: Wanted) -> tuple[str, int] | None:
+    """Return name and severity of the corruption of test images, None for clean ones; raises InputError.
+
+    There are no published splits of these images: a corruption is always generated, whether `corruption_from` says so or not.
+    """
+    given = {key: value for key, value in wanted.data if key in CORRUPTION}
+    if not given:
+        return None
+    from fusionbench_lite.data.vision import Sources  # late: a line without such settings does not wait for its imports
+
+    if "corruption" in given:
+        given.setdefault("corruption_from", "generated")
+    sources = Sources("tall", wanted.cache, **given)
+    return None if sources.corruption is None else (sources.corruption, sources.severity)
 
 
 KIND = Embedded()

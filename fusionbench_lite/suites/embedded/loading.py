@@ -18,6 +18,7 @@ from fusionbench_lite.finetuning import zoo
 from fusionbench_lite.finetuning.embedded import DRAWN, FILES, recipe_with
 from fusionbench_lite.finetuning.options import Trained
 from fusionbench_lite.suites import Wanted
+from fusionbench_lite.suites.embedded import corruption_of
 
 
 def load(wanted: Wanted, progress: Progress) -> Suite:
@@ -28,6 +29,12 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         progress("loading tasks", number, len(wanted.tasks))
         data[name] = load_task(name, data_dir=wanted.data_dir, seed=seed, cache_dir=wanted.cache)
     progress("loading tasks", len(wanted.tasks), len(wanted.tasks))
+    judged = _limited(data, wanted.limit)
+    chosen = corruption_of(wanted)
+    if chosen is not None:
+        from fusionbench_lite.data.corrupted import corrupted
+
+        judged = {name: corrupted(entry, *chosen, wanted.seed) for name, entry in judged.items()}
     base = FILES if any(reads_files(name, wanted.data_dir) for name in wanted.tasks) else DRAWN
     recipe = recipe_with(base, dict(wanted.recipe))
     if wanted.checkpoints is not None:
@@ -37,17 +44,18 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
     model = models.build(wanted.model).to(device).eval()
     heads = {task: head.to(device) for task, head in trained.heads.items()}
     evaluator = Evaluator(
-        data=_limited(data, wanted.limit), heads=heads, device=device, batch_size=wanted.eval_batch,
+        data=judged, heads=heads, device=device, batch_size=wanted.eval_batch,
         bf16=wanted.precision == "bf16",
     )
     return Suite(
         family="embedded" if wanted.checkpoints is None else "own files", tasks=evaluator.data,
-        data_hashes={name: entry.sha256 for name, entry in data.items()}, files=trained.files,
+        data_hashes={name: entry.sha256 for name, entry in (data if chosen is None else judged).items()}, files=trained.files,
         expert_hashes={task: trained.files[zoo.expert_file(task)] for task in wanted.tasks},
         head_hashes=dict.fromkeys(wanted.tasks, trained.files["heads.safetensors"]), pretrained=_on(trained.pretrained, device),
         experts={task: _on(weights, device) for task, weights in trained.experts.items()},
         multitask=_on(trained.multitask, device) if trained.multitask is not None else None, model=model, evaluator=evaluator,
-        device=device, folder=trained.path, caveats=tuple(dict.fromkeys(note for entry in data.values() for note in entry.caveats)),
+        device=device, folder=trained.path,
+        caveats=tuple(dict.fromkeys(note for entry in judged.values() for note in entry.caveats)),
     )
 
 

@@ -21,8 +21,7 @@ from fusionbench_lite.paths import config_dir, mended
 from fusionbench_lite.planning import arguments, mistakes, usage
 from fusionbench_lite.planning import config as configuration
 from fusionbench_lite.planning.refusals import TRACEBACKS, refuse
-from fusionbench_lite.running import sweep
-from fusionbench_lite.running.job import in_a_job
+from fusionbench_lite.running.job import Lost, in_a_job
 
 configuration.register()
 
@@ -62,6 +61,8 @@ def _job(config: DictConfig) -> None:
     if config.run is not None and config.experiment is None:
         raise InputError(f"run={config.run} is one run of an experiment: add experiment=NAME, or leave it out")
     if config.run is not None:
+        from fusionbench_lite.running import sweep
+
         sweep.one(config, overrides)
         return
     if config.experiment is not None:
@@ -95,7 +96,7 @@ def main() -> int:
             print(usage.text(sys.argv[1:]))
         else:
             application()
-    except sweep.Lost as lost:
+    except Lost as lost:
         print(f"fusionbench_lite: {lost}", file=sys.stderr)
         return 1
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -18,6 +18,10 @@ from fusionbench_lite.planning.refusals import refuse
 log = logging.getLogger(__name__)
 
 
+class Lost(Exception):
+    """Runs of a sweep that have no record though their jobs ended; the text names them."""
+
+
 @contextlib.contextmanager
 def in_a_job(config: DictConfig, hydra: Any) -> Iterator[None]:
     """Answer the cluster's signal, use the processors that it gave, and say in the job's log why a job failed.

@@ -24,6 +24,7 @@ from fusionbench_lite.planning.experiments import Run
 from fusionbench_lite.planning.experiments.runs import decides, forget, notes, run_of
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.running import experiment, job, sent, table
+from fusionbench_lite.running.job import Lost
 from fusionbench_lite.running.tracking import Place
 from fusionbench_lite.tables import records
 
@@ -31,10 +32,6 @@ log = logging.getLogger(__name__)
 
 SETTLING = 60.0
 """Seconds in which files that another machine wrote come into sight on a shared file system."""
-
-
-class Lost(Exception):
-    """Runs that have no record though their jobs ended; the text names them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ REFUSALS = [
     (["device=gpu"], "device must be auto, cpu, cuda or a numbered one, as cuda:1 (did you mean 'cpu'?), got 'gpu'"),
     (["logger=wandbb"], "unknown logger 'wandbb': did you mean 'wandb'?"),
     (["experiment=mini/demmo"], "unknown experiment 'mini/demmo': did you mean 'mini/demo'?"),
-    (["hydra/launcher=slurm"], "unknown hydra/launcher 'slurm'"),
+    (["hydra/launcher=slrum"], "unknown hydra/launcher 'slrum': did you mean 'slurm'?"),
 ]
 
 

@@ -45,7 +45,7 @@ REFUSED = [
     (f"{LITE}.tables", [], "no experiment has rows in results"),
     (f"{LITE}.tables", ["results_dir=x"], "options of tables are written as --results-dir=x"),
     (f"{LITE}.tables", ["results_dir=x (1)=y"], 'options of tables are written as "--results-dir=x (1)=y"'),
-    (f"{LITE}.tables", ["method=cart"], "tables has no key 'method': give an experiment, or one of --format, --results-dir"),
+    (f"{LITE}.tables", ["method=cart"], "tables has no key 'method': give an experiment, or one of --scale, --format"),
     (f"{LITE}.tables", ["--results-dir", "~nobody-here"], "~nobody-here has no home folder"),
     (f"{LITE}.pictures", [], "the following arguments are required: what"),
     (f"{LITE}.pictures", ["mini/demmo"], "unknown experiment"),

@@ -18,7 +18,7 @@ from fusionbench_lite.tables import records
 from tests.running.test_run import SMALL
 
 config.register()
-NAMES = sorted(p.relative_to(experiments_dir()).with_suffix("").as_posix() for p in experiments_dir().rglob("*.yaml"))
+NAMES = sorted(f"mini/{path.stem}" for path in (experiments_dir() / "mini").glob("*.yaml"))
 
 
 @pytest.fixture

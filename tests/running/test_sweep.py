@@ -18,6 +18,7 @@ from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning import config as configuration
 from fusionbench_lite.planning.experiments.runs import write_note
 from fusionbench_lite.running import job, sent, sweep, table
+from fusionbench_lite.running.job import Lost
 from fusionbench_lite.tables import records
 from tests.running.test_run import SMALL
 from tests.support.commands import ROOT
@@ -116,7 +117,7 @@ def test_lines_share_their_runs(send, launcher, capsys):
 
 def test_runs_without_a_record_are_named_whatever_their_jobs_say(send, launcher, capsys):
     launcher.fails = {"tsv_m": RuntimeError("the node is gone\nand more"), "individual": None}
-    with pytest.raises(sweep.Lost) as lost:
+    with pytest.raises(Lost) as lost:
         send("steps=1")
     text = str(lost.value)
     assert text.startswith("2 of 5 runs have no record though their jobs ended:\n  run=")
@@ -134,7 +135,7 @@ def test_a_launcher_that_gives_up_is_quoted(send, launcher, monkeypatch):
         raise RuntimeError("Job 3_1 has not produced any output")
 
     monkeypatch.setattr(launcher, "launch", gives_up)
-    with pytest.raises(sweep.Lost, match="5 of 5 runs have no record") as lost:
+    with pytest.raises(Lost, match="5 of 5 runs have no record") as lost:
         send("steps=1")
     assert "the launcher says: RuntimeError: Job 3_1 has not produced any output" in str(lost.value)
 
@@ -161,7 +162,7 @@ def test_lost_runs_are_status_1(command, monkeypatch):
 
 
 def test_a_published_table_and_one_run_of_it_by_hand(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(table, "execute", lambda run, plan, place, console: write_note(plan.results_dir, run, KEY))
+    monkeypatch.setattr(table, "execute", lambda run, plan, place, count, console: write_note(plan.results_dir, run, KEY))
     monkeypatch.setattr(sweep.records, "find", lambda results_dir, key: key == KEY or None)
     monkeypatch.setattr(sweep, "finish", lambda config, overrides: print("finished", config.experiment))
     line = ("experiment=doge/table_7", "scale=mini", "seed=0")

@@ -66,7 +66,7 @@ def test_a_run_that_adapts_nothing_is_tracked_once(command, tmp_path):
     assert command(*line).returncode == 0
     ((name, (configuration, (row,))),) = csv_runs(tmp_path / "results" / "logs" / "csv").items()
     record = _only_record(tmp_path)
-    assert name == f"task_arithmetic_vit_mini_digits+signs+land_3-{record.key}"
+    assert name == f"task_arithmetic_vit_mini-digits+signs+land_3-{record.key}"
     assert (configuration["record"], configuration["seed"]) == (record.key, 3)
     assert configuration["hyperparameters"] == {"scaling": 0.2}
     assert configuration["tasks"] == ["digits", "signs", "land"]

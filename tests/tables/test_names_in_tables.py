@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import html.parser
 import io
 import re
@@ -142,8 +141,8 @@ def test_tasks_called_like_the_columns_of_a_grid_hide_none(tmp_path):
     """A grid's CSV has one line per cell: names of tasks are values of its column `column`, and `statistic` is task:NAME."""
     names = [name for name in numbers.HEADER if columns.refusal([name]) is None]
     assert {"row", "column", "statistic", "unit", "ours", "sd", "low", "high", "published", "marks", "record_keys"} <= set(names)
-    cells = [dataclasses.replace(grids.ANSWERED, statistic=f"task:{name}", ours=float(place)) for place, name in enumerate(names)]
-    lines = list(csv.DictReader(io.StringIO(numbers.to_csv(grids.grid([cells], ["row"], names)))))
+    cells = {("row", name): grids.cell(float(place), statistic=f"task:{name}") for place, name in enumerate(names)}
+    lines = list(csv.DictReader(io.StringIO(numbers.to_csv(grids.grid(cells)))))
     assert [line["column"] for line in lines] == names
     assert [line["statistic"] for line in lines] == [f"task:{name}" for name in names]
     assert [float(line["ours"]) for line in lines] == list(range(len(names)))

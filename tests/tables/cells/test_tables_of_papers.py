@@ -150,8 +150,11 @@ def test_a_note_that_cannot_be_read_is_none(results: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["adarank/table_1"], "AdaRank, Table 1"), (["--list"], "adarank/text_1"), (["audit", "doge/table_2"], "alphabetical order"),
-     (["doge/table_6", "--scale", "mini"], "Embedded twin of"), (["adarank/table_1", "--format", "csv"], "row,column,statistic")],
+    [
+        (["adarank/table_1"], "AdaRank, Table 1"), (["--list"], "adarank/text_1"), (["audit", "doge/table_2"], "alphabetical order"),
+        (["doge/table_6", "--scale", "mini"], "embedded twin: doGe, Table 6"),
+        (["adarank/table_1", "--format", "csv"], "row,column,statistic"),
+    ],
 )
 def test_the_command_answers_within_two_seconds_and_without_torch(arguments: list[str], said: str, tmp_path: Path) -> None:
     program = f"import sys; sys.argv[1:] = {[*arguments, '--results-dir', str(tmp_path)]!r}\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import adaptive_page
 import audit_page
+import experiment_headers
 import language_page
 import method_page
 import method_words
@@ -100,6 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     pages.write(given.out / "audit.md", audit_page.page())
+    if given.out.resolve() == DOCS:
+        experiment_headers.stamp()
     pages.write(given.out / "vision.md", vision_page.page())
     pages.write(given.out / "language.md", language_page.page())
     pages.write(given.out / "audit.md", audit_page.page())

@@ -145,7 +145,6 @@ def _notes(experiment: Experiment, specs: Sequence[CellSpec], there: Mapping[Run
             f"{len(stale)} runs were made under other presets or by another version: run the experiment again, which finds what is "
             "still valid."
         )
-    said = ((spec, spec.omitted or spec.note) for spec in specs)
-    yield from dict.fromkeys(f"{spec.row}, {spec.column}: {text}" for spec, text in said if text)
+    yield from dict.fromkeys(f"{spec.row}, {spec.column}: {spec.note}" for spec in specs if spec.note and spec.omitted is None)
     yield from dict.fromkeys(caveat for record in there.values() for caveat in record.data.get("caveats", []))
     yield from claims.sentences(experiment, specs, there)

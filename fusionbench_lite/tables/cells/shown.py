@@ -23,8 +23,8 @@ from fusionbench_lite.tables.cells.grid import (
 from fusionbench_lite.tables.cells.texts import Shown, column_texts
 
 MEANINGS = {
-    INSIDE: "difference inside the 95% interval",
-    OUTSIDE: "difference outside the 95% interval",
+    INSIDE: "published value inside our 95% interval, or equal where rounded",
+    OUTSIDE: "published value outside it",
     FLAGGED: "published number flagged by the audit: its note is below, its likely right value in brackets",
     OTHER_FAMILY: "ours is from another checkpoint family",
     TEST_LABELS: "picked on test labels, on either side: optimistic",

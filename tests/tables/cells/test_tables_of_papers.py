@@ -151,7 +151,8 @@ def test_a_note_that_cannot_be_read_is_none(results: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["adarank/table_1"], "AdaRank, Table 1"), (["--list"], "adarank/text_1"), (["audit", "doge/table_2"], "alphabetical order"),
+        (["adarank/table_1"], "AdaRank, Table 1"), (["--list"], "adarank/text_1"),
+        (["audit", "doge/table_2"], "alphabetical order"),
         (["doge/table_6", "--scale", "mini"], "embedded twin: doGe, Table 6"),
         (["adarank/table_1", "--format", "csv"], "row,column,statistic"),
     ],

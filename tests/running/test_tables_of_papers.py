@@ -11,10 +11,8 @@ from fusionbench_lite import registry
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning import config, experiments
-from fusionbench_lite.planning.experiments.files import paths
 from fusionbench_lite.running import table
 from fusionbench_lite.tables.cells.build import answered
-from tests.conftest import ROOT
 
 config.register()
 NOT_HERE = ("doge/table_10", "doge/text_1")
@@ -55,12 +53,3 @@ def test_a_model_that_is_no_run_here_is_refused_in_one_line(name):
         with pytest.raises(InputError) as refused:
             planned(run)
         assert "\n" not in str(refused.value)
-
-
-def test_headers_say_what_the_plans_cost(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import experiment_headers
-
-    for name in ("adamerging/table_1", "metamerging/table_10", "doge/table_8"):
-        text = paths()[name].read_text(encoding="utf-8")
-        assert text == experiment_headers.with_cost(text, experiment_headers.cost(name)), "make docs"

@@ -80,10 +80,14 @@ class Feed:
     def _stream(self, task: str, draw: Draw) -> Stream:
         kind, size = draw.kind or self.plan.setting("stream"), draw.size or self.plan.setting("batch_size")
         if (task, draw.role) not in self._streams:
-            name = f"{task}/{draw.role}" if draw.role else task
+            name, there = f"{task}/{draw.role}" if draw.role else task, len(self._part(task, draw.part))
+            if kind == "redraw" and there <= (self._updates() - 1) * size:
+                raise InputError(
+                    f"task {task!r} has {there} examples, and a step takes {self._updates()} batches of {size}, the last of which "
+                    "is empty: set method.adaptation.batches=1"
+                )
             self._streams[task, draw.role] = Stream(
-                kind=kind, size=len(self._part(task, draw.part)), batch_size=size, batches=self.plan.setting("batches"),
-                seed=self.plan.seed, task=name,
+                kind=kind, size=there, batch_size=size, batches=self.plan.setting("batches"), seed=self.plan.seed, task=name,
             )
         return self._streams[task, draw.role]
 

@@ -190,3 +190,11 @@ def test_every_stream_reads_the_part_alone(shared_cache, tmp_path, stream, fract
     assert len(read) == count
     assert read == set(subset(48, count, 0, "signs", "fraction").tolist())
     assert set(subset(48, 24, 0, "signs", "fraction").tolist()) >= read
+
+
+def test_a_batch_that_would_be_empty_is_named(command):
+    """Its mean is no number, and no learning rate mends that."""
+    sizes = ("method.adaptation.batches=2", "method.adaptation.batch_size=16", "limit=16")
+    done = command("method=surgery", "steps=1", *SMALL, *sizes)
+    assert done.returncode == 2
+    assert "has 16 examples, and a step takes 2 batches of 16, the last of which is empty: set " in done.stderr

@@ -140,9 +140,19 @@ def forget(folder: Path, runs: list[str], *, made: bool) -> None:
 
 
 def states(job: str) -> dict[str, tuple[str, str, str]]:
-    """Return state, start and end of a job, or of every job of an array, as Slurm accounts for them."""
-    lines = said("sacct", "-X", "-n", "-P", "-o", "JobID,State,Start,End", "-j", job).split()
-    return {fields[0]: (fields[1], fields[2], fields[3]) for fields in (line.split("|") for line in lines)}
+    """Return state, start and end of a job, or of every job of an array, as Slurm accounts for them.
+
+    Accounts of jobs that ended are waited for: a controller that was away tells them late.
+    """
+    found: dict[str, tuple[str, str, str]] = {}
+
+    def ended() -> bool:
+        lines = said("sacct", "-X", "-n", "-P", "-o", "JobID,State,Start,End", "-j", job).split()
+        found.update({fields[0]: (fields[1], fields[2], fields[3]) for fields in (line.split("|") for line in lines)})
+        return all(state not in ("RUNNING", "PENDING") for state, _, _ in found.values())
+
+    until(ended, f"the accounts of job {job} to say that it ended")
+    return found
 
 
 def at_once(times: dict[str, tuple[str, str, str]]) -> int:

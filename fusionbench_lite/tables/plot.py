@@ -125,12 +125,13 @@ def _titles(figure: Figure, layout: _Layout, table: Table, subtitle: list[str], 
         write(layout.height - layout.bottom + 0.5 + 0.175 * number, line, fontsize=7.5, color=_SOFT)
     present = [name for name in FAMILIES if (table.frame["family"] == name).any()]
     handles = [Line2D([], [], marker="o", linestyle="", markersize=6.5, color=COLOURS[name]) for name in present]
+    inches = sum(0.062 * len(name) + 0.34 for name in present)  # of their names at 9 points, with markers and gaps
     figure.legend(
         handles,
         present,
         loc="upper left",
         bbox_to_anchor=(left, 1 - (0.66 + 0.2 * len(subtitle)) / layout.height),
-        ncols=len(present),
+        ncols=len(present) if inches < layout.width - 2 * layout.margin else -(-len(present) // 2),
         frameon=False,
         fontsize=9,
         labelcolor=_INK,

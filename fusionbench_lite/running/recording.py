@@ -114,6 +114,7 @@ def result(
         "model": plan.model,
         "tasks": list(plan.tasks),
         "task_set": plan.task_set,
+        **({"scale": "mini"} if plan.wanted.family == "embedded" else {}),
         **({"experts": list(plan.seen)} if len(plan.seen) < len(plan.tasks) else {}),
         "checkpoints": {
             "family": suite.family, "layout": suite.details.get("layout"), "files": dict(suite.files),

@@ -40,6 +40,7 @@ _TOP: dict[str, type | tuple[type, ...]] = {
 }
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "storage": dict, "warnings": list, "evaluations": list, "caveats": list, "images": dict, "peaks": dict, "experts": list,
+    "scale": str,
 }
 _SELECTION: dict[str, type | tuple[type, ...]] = {
     "step": int,

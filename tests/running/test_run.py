@@ -105,6 +105,7 @@ def test_an_adaptive_record_holds_its_course_and_what_it_learned(command, tmp_pa
     assert selections["best_test"]["uses_test_labels"]
     assert not selections["last"]["uses_test_labels"]
     assert not (tmp_path / "results" / "partial" / record.key).exists()
+    assert record.data["scale"] == "mini"
 
 
 def test_the_same_line_again_does_no_work(command, tmp_path):

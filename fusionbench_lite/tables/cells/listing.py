@@ -10,7 +10,7 @@ from fusionbench_lite.tables import published
 
 
 def text(results_dir: Path, scale: str = "published") -> str:
-    """Return the list: name, cells that need runs answered by records here of all such cells, flags, title."""
+    """Return the list: name, title, cells that need runs answered by records here of all such cells, flags."""
     folder = results_dir / NOTES
     there = {path.stem for path in folder.glob("*.json")} if folder.is_dir() else set()
     rows = []
@@ -21,9 +21,9 @@ def text(results_dir: Path, scale: str = "published") -> str:
         ]
         answered = sum(all(run.id in there for run in spec.all_runs) for spec in specs)
         flags = published.flags(table.paper, table.table)
-        rows.append((table.name, f"{answered}/{len(specs)}", str(len(flags)), table.title))
-    width = [max(len(row[place]) for row in rows) for place in range(3)]
+        rows.append((table.name, table.title, f"{answered}/{len(specs)}", str(len(flags))))
+    width = [max(len(row[place]) for row in rows) for place in range(4)]
     return "".join(
-        f"{name:<{width[0]}}  {cells:>{width[1]}} cells  {flagged:>{width[2]}} flags  {title}\n"
-        for name, cells, flagged, title in rows
+        f"{name:<{width[0]}}  {title:<{width[1]}}  {cells:>{width[2]}} cells  {flagged:>{width[3]}} flags\n"
+        for name, title, cells, flagged in rows
     )

@@ -4,7 +4,8 @@ A failure is repeated when the next attempt may well succeed: time limits, broke
 504, and content that arrived damaged. Waits double from `settings.wait` up to 30 times that, shortened at random so that many
 processes do not come back at once. What a server asks for in Retry-After (or in the hub's own `ratelimit` header) is honoured up
 to 300 waits; a server that asks for more is not waited for. Attempts end after 5 in a row that brought no new bytes, 30 in
-all, or 900 waits.
+all, or 900 waits. A server that could not be reached in as many attempts is tried once by every later request of the process, until
+it answers: a table of a hundred runs without a network ends soon.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ LONGEST_WAIT = 30.0
 LONGEST_ASKED_WAIT = 300.0
 LONGEST_SUM = 900.0
 NEW_BYTES = 1 << 20
+UNREACHABLE = "unreachable"
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _jitter = random.Random()
+_unreachable: set[str] = set()
+"""Endpoints that all attempts of a request have failed to reach, and none has since."""
 
 
 class Failure(Exception):
@@ -55,20 +59,25 @@ def repeat(attempt: Callable[[], T], settings: HubSettings, asked: Asked, progre
     tried, fruitless, waited, most = 0, 0, 0.0, progress()
     while True:
         try:
-            return attempt()
+            result = attempt()
+            _unreachable.discard(settings.endpoint)
+            return result
         except Failure as failure:
             tried += 1
             now = progress()
             fruitless = 0 if now >= most + NEW_BYTES else fruitless + 1
             most = max(most, now)
             wait = _wait(failure, fruitless, settings)
-            over = fruitless >= ATTEMPTS or tried >= ATTEMPTS_IN_ALL or waited + wait > LONGEST_SUM * settings.wait
+            known = failure.kind == UNREACHABLE and settings.endpoint in _unreachable
+            over = known or fruitless >= ATTEMPTS or tried >= ATTEMPTS_IN_ALL or waited + wait > LONGEST_SUM * settings.wait
             too_long = failure.wait is not None and failure.wait > LONGEST_ASKED_WAIT
             if failure.again and (over or too_long):
                 asks = f"; the server asks to wait {failure.wait:.0f} s" if failure.wait else ""
                 times = "once" if tried == 1 else f"{tried} times"
                 failure.reason += f" (tried {times}{asks})"
             if not failure.again or over or too_long:
+                if failure.kind == UNREACHABLE:
+                    _unreachable.add(settings.endpoint)
                 raise
             log.warning("%s: %s; trying again in %.1f s", asked.label, failure.reason, wait)
             waited += wait
@@ -140,7 +149,7 @@ def of_error(error: Exception, settings: HubSettings) -> Failure:
         return Failure("proxy", f"the proxy refused: {error}", "check HTTPS_PROXY and NO_PROXY", again=True)
     if isinstance(error, library.ConnectError):
         fix = f"check the network, proxies (HTTPS_PROXY) and {settings.address}, or fill the cache on a machine with a network"
-        return Failure("unreachable", f"{at} cannot be reached: {error}", fix, again=True)
+        return Failure(UNREACHABLE, f"{at} cannot be reached: {error}", fix, again=True)
     reason = str(error) or type(error).__name__
     fix = "try again; what has arrived is kept and continued"
     return Failure("broken", f"the connection to {at} broke: {reason}", fix, again=True)

@@ -143,8 +143,7 @@ def main(lines: Sequence[list[str]], sending: Sending) -> None:
     if lost:
         raise Lost(_report(lost, len(jobs), reasons, said, sending, refused))
     if refused:
-        listed = "".join(f"\n  {arguments}: {reason}" for arguments, reason in refused.items())
-        raise InputError(f"{len(refused)} runs were refused:{listed}")
+        raise InputError(f"{len(refused)} runs were refused: {table.by_reason(refused)}")
 
 
 def _line(overrides: list[str], sending: Sending) -> _Line:
@@ -229,5 +228,5 @@ def _report(
         lines.append(f"  {run} {arguments}")
         lines += [f"    {text}" for text in (reasons.get(run), f"log: {logs[run]}" if run in logs else None) if text]
     lines += [f"the launcher says: {text}" for text in said]
-    lines += [f"refused: {arguments}: {reason}" for arguments, reason in refused.items()]
+    lines += [f"refused: {table.by_reason(refused)}"] if refused else []
     return "\n".join([*lines, "the same command sends these runs alone"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,6 +15,9 @@ from fusionbench_lite.planning.experiments import Experiment, Run
 from fusionbench_lite.planning.experiments.runs import decides, write_note
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.running.tracking import Place
+
+REASONS = 3
+"""Reasons of refusals that one line names."""
 
 
 def experiment_of(config: DictConfig) -> Experiment:
@@ -75,8 +79,20 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     if is_first():
         write(experiment, overrides, results_dir, console)
     if refused:
-        lines = "".join(f"\n  {arguments}: {reason}" for arguments, reason in refused.items())
-        raise InputError(f"{len(refused)} of {len(resolved) + len(refused)} runs of {experiment.name} were refused:{lines}")
+        raise InputError(f"{len(refused)} of {len(places)} runs of {experiment.name} were refused: {by_reason(refused)}")
+
+
+def by_reason(refused: Mapping[str, str]) -> str:
+    """Return why runs were refused in one line: each reason once, how many runs have it, and the first of them."""
+    runs: dict[str, list[str]] = {}
+    for arguments, reason in refused.items():
+        runs.setdefault(reason, []).append(arguments)
+    said = [
+        f"{reason} ({len(those)} runs, the first of them {those[0]})" if len(those) > 1 else f"{reason} ({those[0]})"
+        for reason, those in runs.items()
+    ]
+    more = f"; and for {len(said) - REASONS} other reasons" if len(said) > REASONS else ""
+    return "; ".join(said[:REASONS]) + more
 
 
 def tracked_as(experiment: Experiment, overrides: list[str]) -> dict[Run, Place]:

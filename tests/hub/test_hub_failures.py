@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -76,6 +77,30 @@ def test_a_name_that_nobody_knows_is_tried_again(filled: Mirror) -> None:
     failure = failures.of_error(http().ConnectError("[Errno -2] Name or service not known"), current())
     assert (failure.kind, failure.again) == ("unreachable", True)
     assert "Name or service not known" in failure.reason
+
+
+def test_a_server_that_was_not_reached_is_tried_once_until_it_answers(monkeypatch: pytest.MonkeyPatch, filled: Mirror) -> None:
+    monkeypatch.setattr(failures, "_unreachable", set())
+    settings, asked, tried = dataclasses.replace(current(), wait=0.0), hub.HubFile(REPO, FILE, "model", "main"), []
+    down = True
+
+    def attempt() -> str:
+        tried.append(down)
+        if down:
+            raise failures.of_error(http().ConnectError("no route"), settings)
+        return "there"
+
+    for times in (failures.ATTEMPTS, 1, 1):
+        tried.clear()
+        with pytest.raises(failures.Failure, match="cannot be reached"):
+            failures.repeat(attempt, settings, asked)
+        assert len(tried) == times
+    down = False
+    assert failures.repeat(attempt, settings, asked) == "there"
+    down, tried = True, tried[:0]
+    with pytest.raises(failures.Failure):
+        failures.repeat(attempt, settings, asked)
+    assert len(tried) == failures.ATTEMPTS
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -141,7 +141,7 @@ def test_a_launcher_that_gives_up_is_quoted(send, launcher, monkeypatch):
 
 
 def test_runs_that_are_refused_are_not_sent(send, launcher, capsys):
-    with pytest.raises(InputError, match="runs were refused:\n.*'individual' has no model for a task without an expert"):
+    with pytest.raises(InputError, match="runs were refused: .*'individual' has no model for a task without an expert"):
         send("steps=1 checkpoints.experts=2")
     assert launcher.sent
     assert not [overrides for overrides in launcher.sent if "method=individual" in overrides]

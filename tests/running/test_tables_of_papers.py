@@ -53,3 +53,10 @@ def test_a_model_that_is_no_run_here_is_refused_in_one_line(name):
         with pytest.raises(InputError) as refused:
             planned(run)
         assert "\n" not in str(refused.value)
+
+
+def test_refusals_are_one_line_with_each_reason_once():
+    refused = {f"method=m{number}": "no network" for number in range(9)} | {"method=x": "no such model"}
+    assert table.by_reason(refused) == "no network (9 runs, the first of them method=m0); no such model (method=x)"
+    many = table.by_reason({f"method=m{number}": f"reason {number}" for number in range(9)})
+    assert many.endswith("reason 2 (method=m2); and for 6 other reasons")

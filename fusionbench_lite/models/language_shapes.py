@@ -18,18 +18,21 @@ Named = Iterator[tuple[str, Shape]]
 BODIES = {
     "gpt2": ("transformer.h.", "transformer.ln_f."), "roberta": ("roberta.encoder.",), "bert": ("bert.encoder.",),
     "t5": ("encoder.block.", "encoder.final_layer_norm.", "decoder.block.", "decoder.final_layer_norm."),
+    "llama": ("model.layers.", "model.norm."),
 }
 """How the names of the blocks' tensors begin, and of a norm after them: those of `tensors="blocks"`."""
 
-KEPT = {"gpt2": 28.2, "roberta": 16.2, "bert": 16.2, "t5": 30.7}
+KEPT = {"gpt2": 28.2, "roberta": 16.2, "bert": 16.2, "t5": 30.7, "llama": 30.7}
 """States [tokens, width] that autograd keeps of a block (resources.transformer.SAVED), counted in transformers' models. T5's
-decoder, which runs one position, adds its keys and values, and its attention is not fused: its weights are kept too."""
+decoder, which runs one position, adds its keys and values, and its attention is not fused: its weights are kept too. Llama's is
+not counted: it is taken for T5's, whose perceptron is gated alike."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageSize:
     """`kind` is transformers' model_type. `inner` is the width inside a block's perceptron, `attention` that of all heads
-    together, `positions` the number of learned positions (of T5 the buckets of distances), `types` that of segments."""
+    together, `keys` that of the heads of keys where several share one, `positions` the number of learned positions (of T5 the
+    buckets of distances, of Llama the longest text), `types` that of segments."""
 
     kind: str
     layers: int
@@ -41,6 +44,7 @@ class LanguageSize:
     types: int = 0
     attention: int | None = None
     gated: bool = True
+    keys: int | None = None
     tied: bool = False
 
     @property
@@ -68,6 +72,12 @@ SIZES = {
     "text_mini_seq2seq": LanguageSize(
         kind="t5", layers=2, width=64, heads=4, inner=128, vocabulary=503, positions=16, attention=64, gated=False
     ),
+    "text_mini_llama": LanguageSize(
+        kind="llama", layers=2, width=64, heads=4, inner=128, vocabulary=503, positions=64, attention=64, keys=32
+    ),
+    "llama2_13b": LanguageSize(
+        kind="llama", layers=40, width=5120, heads=40, inner=13824, vocabulary=32000, positions=4096, attention=5120, keys=5120
+    ),
 }
 
 
@@ -90,6 +100,14 @@ def size_of(config: Mapping[str, Any]) -> LanguageSize:
             inner=get("intermediate_size", 3072), vocabulary=get("vocab_size", usual),
             positions=get("max_position_embeddings", 512), types=get("type_vocab_size", 2),
         )
+    if kind == "llama":
+        width, heads = get("hidden_size", 4096), get("num_attention_heads", 32)
+        a_head = get("head_dim") or width // heads
+        return LanguageSize(
+            kind="llama", layers=get("num_hidden_layers", 32), width=width, heads=heads, inner=get("intermediate_size", 11008),
+            vocabulary=get("vocab_size", 32000), positions=get("max_position_embeddings", 2048), attention=heads * a_head,
+            keys=(get("num_key_value_heads") or heads) * a_head, tied=bool(get("tie_word_embeddings", False)),
+        )
     if kind == "t5":
         heads = get("num_heads", 8)
         return LanguageSize(
@@ -107,13 +125,13 @@ def of_size(name: str, size: LanguageSize, *, tensors: str = "all", tokens: int 
     `tensors`: "all" that are no head's, or the "blocks" alone, beside which the others are constants ("blocks_on_mean" is
     the same for plans).
     """
-    found = dict({"gpt2": _gpt2, "roberta": _bert, "bert": _bert, "t5": _t5}[size.kind](size))
+    found = dict({"gpt2": _gpt2, "roberta": _bert, "bert": _bert, "t5": _t5, "llama": _llama}[size.kind](size))
     merged = {n: s for n, s in found.items() if tensors == "all" or n.startswith(BODIES[size.kind])}
     layout = "all but the head" if tensors == "all" else "blocks alone"
     weights = size.heads * tokens / size.width if size.kind == "t5" else 0.0
     return Architecture(
         name=name, layout=layout, tensors=merged, constants={n: s for n, s in found.items() if n not in merged},
-        blocks=size.layers, width=size.width, output=size.vocabulary if size.kind == "t5" else size.width,
+        blocks=size.layers, width=size.width, output=size.vocabulary if size.kind in ("t5", "llama") else size.width,
         policy="block_linear", heads=size.heads, tokens=tokens, products=_products(size, found), kept=KEPT[size.kind] + weights,
     )
 
@@ -190,5 +208,24 @@ def _t5(size: LanguageSize) -> Named:
             yield f"{block}.{place}.DenseReluDense.wo.weight", (width, size.inner)
             yield f"{block}.{place}.layer_norm.weight", (width,)
         yield f"{stack}.final_layer_norm.weight", (width,)
+    if not size.tied:
+        yield "lm_head.weight", (size.vocabulary, width)
+
+
+def _llama(size: LanguageSize) -> Named:
+    width, keys = size.width, size.inside if size.keys is None else size.keys
+    yield "model.embed_tokens.weight", (size.vocabulary, width)
+    for number in range(size.layers):
+        block = f"model.layers.{number}"
+        yield f"{block}.self_attn.q_proj.weight", (size.inside, width)
+        for part in ("k_proj", "v_proj"):
+            yield f"{block}.self_attn.{part}.weight", (keys, width)
+        yield f"{block}.self_attn.o_proj.weight", (width, size.inside)
+        for part in ("gate_proj", "up_proj"):
+            yield f"{block}.mlp.{part}.weight", (size.inner, width)
+        yield f"{block}.mlp.down_proj.weight", (width, size.inner)
+        for part in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{block}.{part}.weight", (width,)
+    yield "model.norm.weight", (width,)
     if not size.tied:
         yield "lm_head.weight", (size.vocabulary, width)

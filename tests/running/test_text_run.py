@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fusionbench_lite.evaluation.results import score_in
+from fusionbench_lite.tables import records
 from tests.support.mirror import mirror  # noqa: F401  (a fixture)
 from tests.support.text_suite import TEST, TextSuite
 from tests.support.text_suite import texts as texts
@@ -42,3 +43,17 @@ def test_an_adaptation_of_a_model_that_generates_keeps_its_answers(texts: TextSu
     assert cells["stsb"]["unreadable"] == sum(score_in(text) is None for text in answers.tolist())
     losses = (record.path / "history.csv").read_text().splitlines()
     assert losses[2] != losses[3]
+
+
+def test_a_small_llama_answers_in_words(command, tmp_path):
+    """Merged, judged by exact match; and the large one of the papers' table is no run."""
+    recipe = "checkpoints.recipe={pretrain_steps: 4, finetune_steps: 3}"
+    for method in ("ties_merging", "doge_ta", "adamerging_layerwise"):
+        line = [f"method={method}", "model=text_mini_llama", "limit=8", recipe, *(["steps=1"] if "ada" in method else [])]
+        done = command(*line, "results_dir=r")
+        assert done.returncode == 0, done.stderr
+    (record,) = [record for record in records.read_all(tmp_path / "r") if record.method == "ties_merging"]
+    assert {cell["metric"] for cell in record.data["selections"]["last"]["per_task"].values()} == {"exact_match"}
+    refused = command("model=llama2_13b")
+    assert refused.returncode == 2
+    assert "merge_files and evaluate_llm merge and judge such models" in refused.stderr

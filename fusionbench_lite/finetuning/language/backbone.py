@@ -54,13 +54,14 @@ def prepared(folder: Path, task: TextTask, recipe: LanguageRecipe, seed: int) ->
     are not for this model.
     """
     from fusionbench_lite.models.language import full_model
+    from fusionbench_lite.models.language.building import generates as language_generates
 
     generates = task.train_targets is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, task.name, "head") % 2**63)
         model = full_model(folder, None if generates else task.num_classes)
-        if bool(model.config.is_encoder_decoder) != generates:
-            what = "generates its answers" if model.config.is_encoder_decoder else "has a head of classes"
+        if language_generates(model.config.model_type) != generates:
+            what = "generates its answers" if not generates else "has a head of classes"
             raise InputError(
                 f"task {task.name!r} has {'answers' if generates else 'class numbers alone'}, and the model in {folder} {what}: "
                 "read the task by the protocol of this model"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.data.text import TextTask, Tokens
+from fusionbench_lite.models.language.llama import to_the_right
 
 Rows = NDArray[np.int64]
 GROUP = 20
@@ -105,9 +106,21 @@ class Questions:
             return self._run(model, inputs), right.float() if right.is_floating_point() else right
         answers = {name: torch.from_numpy(array).to(self.device) for name, array in self.answers[rows].items()}
         ids, there = answers["input_ids"], answers["attention_mask"].bool()
+        if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            return self._continued(model, inputs, answers)[there], ids[there]
         start = int(model.config.decoder_start_token_id or 0)  # type: ignore[union-attr, arg-type]
         before = torch.cat([ids.new_full((len(ids), 1), start), ids[:, :-1]], dim=1)
         return self._run(model, {**inputs, "decoder_input_ids": before})[there], ids[there]
+
+    def _continued(self, model: nn.Module, prompts: dict[str, Tensor], answers: dict[str, Tensor]) -> Tensor:
+        """Return the logits [B, A, vocabulary] of the tokens of answers behind their prompts."""
+        front, mask = to_the_right(prompts["input_ids"], prompts["attention_mask"])
+        both = torch.cat([mask, answers["attention_mask"]], dim=1)
+        logits = self._run(model, {
+            "input_ids": torch.cat([front, answers["input_ids"]], dim=1), "attention_mask": both,
+            "position_ids": (both.cumsum(1) - 1).clamp(min=0),
+        })  # fmt: skip
+        return logits[:, front.shape[1] - 1 : -1]
 
     def _run(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):

@@ -19,6 +19,7 @@ from fusionbench_lite.finetuning.language.batches import Questions, Rows
 from fusionbench_lite.finetuning.language.loop import optimise
 from fusionbench_lite.finetuning.language.small import SmallRecipe
 from fusionbench_lite.models import language
+from fusionbench_lite.models.language import building
 from fusionbench_lite.models.language.building import ENCODERS
 
 Loss = Callable[[int], list[Tensor]]
@@ -35,7 +36,7 @@ def pretrained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, config["model_type"], "initialisation") % 2**63)
         model = language.new_model(config, 2)
-    generates = config["model_type"] == "t5"
+    generates = building.generates(config["model_type"])
     if generates:
         model.lm_head.weight.requires_grad_(False)
         _set_words(model, data, recipe, seed, turned=False)

@@ -1,4 +1,4 @@
-"""The three small language models: their configurations, their frozen heads, and how they are trained."""
+"""The small language models: their configurations, their frozen heads, and how they are trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusionbench_lite.finetuning.language.recipes import LanguageRecipe, Lora
 from fusionbench_lite.models.heads import random_embeddings
 
 WIDTH, LAYERS, HEADS = 64, 2, 4
-KINDS = {"text_mini_encoder": "roberta", "text_mini_decoder": "gpt2", "text_mini_seq2seq": "t5"}
+KINDS = {"text_mini_encoder": "roberta", "text_mini_decoder": "gpt2", "text_mini_seq2seq": "t5", "text_mini_llama": "llama"}
 """The models, and what transformers calls their kind."""
 
 
@@ -29,7 +29,7 @@ class SmallRecipe:
     Pretraining sees `pretrain_batch` texts of each task in a step. The heads stay frozen throughout; after pretraining every
     row of them is turned by `tilt` degrees in a random direction, at the same length. That makes a pretrained model as the
     papers' are: what is asked for is in its features, but no head reads it well. Experts then start from it with the turned
-    heads. `head_scale` is the length of the rows. A model that generates has its words as the head, and learns adapters of rank
+    heads. `head_scale` is the length of the rows. A model that generates has its words as the head; T5 learns adapters of rank
     `rank`, alpha twice that, of all linear layers of its blocks.
     """
 
@@ -61,7 +61,7 @@ class SmallRecipe:
 
 RECIPES = {
     "text_mini_encoder": SmallRecipe(tilt=65.0), "text_mini_decoder": SmallRecipe(),
-    "text_mini_seq2seq": SmallRecipe(pretrain_steps=1800, tilt=45.0, finetune_lr=1.5e-3),
+    "text_mini_seq2seq": SmallRecipe(pretrain_steps=1800, tilt=45.0, finetune_lr=1.5e-3), "text_mini_llama": SmallRecipe(),
 }
 
 
@@ -88,6 +88,12 @@ def config(model: str) -> dict[str, Any]:
         return common | {
             "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_inner": 2 * WIDTH, "n_positions": tokenizer.LONGEST,
             "bos_token_id": ids["<|endoftext|>"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        }
+    if kind == "llama":
+        return common | {
+            "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2,
+            "intermediate_size": 2 * WIDTH, "max_position_embeddings": tokenizer.LONGEST, "bos_token_id": ids["</s>"],
+            "tie_word_embeddings": False,
         }
     return common | {
         "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 2 * WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "dropout_rate": 0.0,

@@ -33,7 +33,7 @@ from fusionbench_lite.finetuning.language.pretraining import body, is_head, pret
 from fusionbench_lite.finetuning.language.small import SmallRecipe
 from fusionbench_lite.finetuning.shared_folder import MANIFEST
 from fusionbench_lite.models import language
-from fusionbench_lite.models.language.building import own_state
+from fusionbench_lite.models.language.building import generates, own_state
 from fusionbench_lite.paths import atomic_directory, file_sha256, locked
 
 log = logging.getLogger(__name__)
@@ -161,9 +161,13 @@ class _Builder:
         folder.keep(task, lambda place: backbone.save(made, place, PRETRAINED), noted, history)
 
     def _start(self, folder: LanguageFolder, entry: TextTask) -> backbone.Backbone:
-        """Return what an expert is trained from: the pretrained model with the turned head of the task, or with adapters."""
+        """Return what an expert is trained from: the pretrained model with the turned head of task or words, or with adapters."""
         if self.kind == "t5":
             return backbone.prepared(folder.pretrained, entry, self.recipe.adapters(), self.seed)
+        if generates(self.kind):  # the words' rows are its head
+            model = language.full_model(folder.pretrained)
+            model.requires_grad_(True).lm_head.weight.requires_grad_(False)
+            return backbone.Backbone(model=model, lora=None, classes=None)
         with torch.random.fork_rng(devices=[]):
             model = language.full_model(folder.pretrained, entry.num_classes)
         head = small.head(self.kind, entry.num_classes, self.recipe, self.seed, turned=True, task=entry.name)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import InputError, did_you_mean
+from fusionbench_lite.models.language.answers import Answering
 from fusionbench_lite.models.language.encoders import BertEncoder, Encoder, Gpt2Encoder, RobertaEncoder
+from fusionbench_lite.models.language.llama import LlamaEncoder
 from fusionbench_lite.models.language.names import HEADS, canonical
 from fusionbench_lite.models.language.t5 import T5Encoder
 from fusionbench_lite.models.language_configs import read_config
@@ -18,10 +20,11 @@ from fusionbench_lite.weights.readers import SafetensorsWeights
 from fusionbench_lite.weights.stored.beside import CONFIG
 from fusionbench_lite.weights.stored.folders import describe
 
-ENCODERS = {"gpt2": Gpt2Encoder, "roberta": RobertaEncoder, "bert": BertEncoder, "t5": T5Encoder}
+ENCODERS = {"gpt2": Gpt2Encoder, "roberta": RobertaEncoder, "bert": BertEncoder, "t5": T5Encoder, "llama": LlamaEncoder}
 _CLASSES = {
     "gpt2": ("GPT2Config", "GPT2ForSequenceClassification"), "roberta": ("RobertaConfig", "RobertaForSequenceClassification"),
     "bert": ("BertConfig", "BertForSequenceClassification"), "t5": ("T5Config", "T5ForConditionalGeneration"),
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
 }
 
 
@@ -31,6 +34,11 @@ def build(config: Mapping[str, Any], **options: Any) -> Encoder:
     `options` are those of the encoder. Raises InputError for another `model_type`, or where transformers is missing.
     """
     return encoder_of(new_model(config), **options)
+
+
+def generates(kind: str) -> bool:
+    """Say whether models of a kind answer in words, and have no head of classes."""
+    return issubclass(ENCODERS[_kind(kind)], Answering)
 
 
 def encoder_of(model: Any, **options: Any) -> Encoder:
@@ -51,7 +59,7 @@ def new_model(config: Mapping[str, Any], classes: int | None = None, *, tied: bo
     except ModuleNotFoundError as error:
         raise InputError("language models need transformers: pip install 'fusionbench_lite[language]'") from error
     given = {key: value for key, value in config.items() if key != "model_type"}
-    if classes is not None and kind != "t5":
+    if classes is not None and not generates(kind):
         given = {key: value for key, value in given.items() if key not in ("id2label", "label2id", "_num_labels")}
         given["num_labels"] = classes
     if kind == "gpt2" and given.get("pad_token_id") is None:  # transformers asks for it where texts are padded
@@ -95,7 +103,8 @@ def own_state(model: Any) -> dict[str, Tensor]:
     """Return the tensors of a model, each under one name: the one that files have."""
     state: dict[str, Tensor] = model.state_dict()
     kept = {name: state[name] for name in canonical(model.config.model_type, state)}
-    if "lm_head.weight" in kept and model.lm_head.weight is model.shared.weight:
+    embeddings = model.get_input_embeddings().weight
+    if "lm_head.weight" in kept and model.lm_head.weight is embeddings:
         del kept["lm_head.weight"]
     return kept
 

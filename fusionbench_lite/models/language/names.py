@@ -26,6 +26,7 @@ NAMINGS: Mapping[str, Naming] = {
     "t5": Naming("", (), re.compile(
         r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.\d+\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
     )),
+    "llama": Naming("", (), re.compile(r".*rotary_emb\.inv_freq")),
 }
 """T5's stacks share `shared.weight`; the relative bias of its cross attention is a leftover that no version reads."""
 HEADS = {"gpt2": "score.weight", "roberta": "classifier.out_proj.weight", "bert": "classifier.weight"}

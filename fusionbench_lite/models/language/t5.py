@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError
-from fusionbench_lite.models.language.encoders import Encoder
+from fusionbench_lite.models.language.answers import Answering
 from fusionbench_lite.models.language.heads import LinearHead, needed
 
-ANSWER = 10
-"""Tokens of an answer with the decoder's start, as FusionBench generates (max_length)."""
 
-
-class T5Encoder(Encoder):
+class T5Encoder(Answering):
     """T5 and Flan-T5: the decoder's hidden state of its first token, the id `start` alone.
 
     FusionBench gives the decoder 1, `</s>`; the default is 0, its own start. The head is the lm_head over the whole
@@ -28,7 +24,7 @@ class T5Encoder(Encoder):
 
     def __init__(self, model: Any, *, start: int = 0, vocabulary: bool = False) -> None:
         config = model.config
-        super().__init__(config.vocab_size, None)
+        super().__init__(model)
         if not 0 <= start < config.vocab_size:
             raise MergeError(f"T5Encoder: start must be an id of the vocabulary, 0 to {config.vocab_size - 1}, got {start}")
         self.start = start
@@ -36,13 +32,9 @@ class T5Encoder(Encoder):
         self.scale: float = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings) else 1.0
         self.shared, self.encoder, self.decoder = model.shared, model.encoder, model.decoder
         self.lm_head = model.lm_head if vocabulary else None
-        self._whole = (model,)  # in a tuple, so that its modules, which are these, are not counted twice
-        self._longest_answer: int | None = None
 
-    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the hidden state [B, d], or the logits [B, vocabulary]; where it generates, answers int64 [B, <= longest]."""
-        if self._longest_answer is not None:
-            return self._generated(input_ids, mask, self._longest_answer)
+    def first(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the hidden state [B, d] of the decoder's first token, or the logits [B, vocabulary]."""
         states = self.encoder(input_ids=input_ids, attention_mask=mask)[0]
         first = input_ids.new_full((len(input_ids), 1), self.start)
         hidden: Tensor = self.decoder(
@@ -50,32 +42,14 @@ class T5Encoder(Encoder):
         )[0][:, 0]
         return hidden if self.lm_head is None else self.lm_head(hidden * self.scale)
 
-    @property
-    def answering(self) -> bool:
-        """Whether `forward` returns answers now."""
-        return self._longest_answer is not None
-
-    @contextlib.contextmanager
-    def generating(self, longest: int | None = ANSWER) -> Iterator[None]:
-        """Have `forward` return greedy answers, int64 ids [B, <= longest] that begin with the decoder's start, or features where
-        `longest` is None.
-
-        They come from transformers' own `generate` with the mask of the inputs and whatever weights the encoder has then:
-        those of `functional_call` too, where `vocabulary` is set or they do not change the lm_head.
-        """
-        before, self._longest_answer = self._longest_answer, longest
-        try:
-            yield
-        finally:
-            self._longest_answer = before
-
-    def _generated(self, input_ids: Tensor, mask: Tensor, longest: int) -> Tensor:
+    def answers(self, input_ids: Tensor, mask: Tensor, longest: int) -> Tensor:
+        """Return greedy answers, int64 ids [B, <= longest] that begin with the decoder's start."""
         model, settings = self._whole[0], self._whole[0].config
-        answers: Tensor = model.generate(
+        made: Tensor = model.generate(
             input_ids=input_ids, attention_mask=mask, max_length=longest, do_sample=False, num_beams=1,
             decoder_start_token_id=getattr(settings, "decoder_start_token_id", None) or 0, pad_token_id=settings.pad_token_id or 0,
         )
-        return answers
+        return made
 
     def head(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return the lm_head, from `shared.weight` where a checkpoint that ties both lists that alone."""

@@ -68,7 +68,7 @@ def _values(line: Line, key: str) -> list[str]:
 def _has_twin(line: Line, experiment: Experiment) -> bool:
     """Whether a column is kept: one of a task where that task's twin is among the tasks of the twin's runs."""
     name, _, task = (line.statistic or "").partition(":")
-    if name != "task" or not task:
+    if name not in ("task", "normalized") or task in ("", "average"):
         return True
     twins = _table()
     twin = twins["tasks"].get(task)

@@ -25,7 +25,7 @@ TOKENS = 128
 
 
 class Text(SuiteKind):
-    """GPT-2, RoBERTa, Flan-T5, MiniLM and three small models that are trained here."""
+    """GPT-2, RoBERTa, Flan-T5, MiniLM and four small models that are trained here."""
 
     models: ClassVar[Mapping[str, Any]] = {name: model.tasks for name, model in MODELS.items()}
     uses_hub = True
@@ -43,6 +43,8 @@ class Text(SuiteKind):
             raise InputError(f"model {name} has one layout: leave model.layout out")
         if about := [key for key, _ in wanted.data if key != "protocol"]:
             raise InputError(f"data.{about[0]} is about images, {name} reads texts: leave it out")
+        if MODELS[name].elsewhere:
+            raise InputError(f"model {name} is no run here: {MODELS[name].elsewhere}")
         resolved = dataclasses.replace(wanted, family=_family(wanted))
         if wanted.manifest is not None:
             raise InputError(f"checkpoints.manifest lists files of CLIP models, not of {name}: leave it out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from fusionbench_lite.data.text import TextTask, Tokenizer
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.models.language import read_config
-from fusionbench_lite.models.language.t5 import ANSWER
+from fusionbench_lite.models.language.answers import ANSWER
 from fusionbench_lite.weights.stored.beside import CONFIG
 
 

@@ -17,7 +17,7 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation import metrics
 from fusionbench_lite.evaluation.evaluator import Evaluator, restored
 from fusionbench_lite.evaluation.results import TaskResult, score_in
-from fusionbench_lite.models.language import T5Encoder
+from fusionbench_lite.models.language import Answering
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class GeneratingEvaluator(Evaluator):
     judged by scores they are read as numbers, 0.0 where they are none.
     """
 
-    model: T5Encoder
+    model: Answering
     tokenizer: Tokenizer
     longest: int
     generates: ClassVar[bool] = True

@@ -23,9 +23,9 @@ from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.evaluator import Evaluator
 from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.models import language
-from fusionbench_lite.models.language import Encoder, T5Encoder
+from fusionbench_lite.models.language import Answering, Encoder
+from fusionbench_lite.models.language.answers import ANSWER
 from fusionbench_lite.models.language.names import HEADS
-from fusionbench_lite.models.language.t5 import ANSWER
 from fusionbench_lite.suites import Wanted
 from fusionbench_lite.suites.text import checks
 from fusionbench_lite.suites.text.judging import GeneratingEvaluator
@@ -65,7 +65,7 @@ def suite_of(wanted: Wanted, found: Found, progress: Progress, folder: Path | No
     for task, place in found.folders.items():
         _check_tokenizer(task, place, tokenizer)
         checks.class_order(data[task], place)
-    if isinstance(encoder, T5Encoder):
+    if isinstance(encoder, Answering):
         checks.answers_fit(data, tokenizer)
     kind = found.model.config.model_type
     heads = {task: _head(task, data[task], encoder, found.heads[task], kind).to(device) for task in wanted.tasks}
@@ -87,7 +87,7 @@ def suite_of(wanted: Wanted, found: Found, progress: Progress, folder: Path | No
 
 def encoder_of(found: Found, wanted: Wanted) -> Encoder:
     """Return the frozen encoder; that of a model which generates has its vocabulary inside."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"vocabulary": True} if found.model.config.model_type == "llama" else {}
     if found.model.config.model_type == "t5":
         options = {"vocabulary": True, "start": wanted.option("first_token", 0)}
     encoder = language.encoder_of(found.model, **options).eval().requires_grad_(False)
@@ -126,7 +126,7 @@ def _evaluator(
         "data": data, "heads": heads, "device": device, "batch_size": wanted.eval_batch, "prepare": dict,
         "bf16": wanted.precision == "bf16",
     }
-    if isinstance(encoder, T5Encoder):
+    if isinstance(encoder, Answering):
         return GeneratingEvaluator(model=encoder, tokenizer=tokenizer, longest=ANSWER, **given)
     return Evaluator(**given)
 

@@ -12,18 +12,27 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """A model that is offered: transformers' name of its kind, the tasks it is best known for, whether it is trained here."""
+    """A model that is offered: transformers' name of its kind, the tasks it is best known for, whether it is trained here.
+
+    `elsewhere`: of a model of published tables that is no run here, how it is merged and judged.
+    """
 
     kind: str
     tasks: str
     embedded: bool = False
+    elsewhere: str = ""
 
 
 MODELS = {
     "gpt2": Model("gpt2", "glue7"), "roberta": Model("roberta", "glue7"), "flan_t5_base": Model("t5", "glue8"),
     "flan_t5_large": Model("t5", "glue8"), "minilm": Model("bert", "glue4", True),
     "text_mini_encoder": Model("roberta", "mini_text", True), "text_mini_decoder": Model("gpt2", "mini_text", True),
-    "text_mini_seq2seq": Model("t5", "mini_text", True),
+    "text_mini_seq2seq": Model("t5", "mini_text", True), "text_mini_llama": Model("llama", "mini_llm", True),
+    "llama2_13b": Model(
+        "llama", "llm",
+        elsewhere="merge_files and evaluate_llm merge and judge such models (docs/large_models.md); AlpacaEval needs a model as "
+        "its judge, HumanEval and MBPP run code",
+    ),
 }
 SMALL = tuple(name for name in MODELS if name.startswith("text_mini"))
 """The models that are pretrained here too, on drawn tasks."""

@@ -29,7 +29,8 @@ class Verdict:
         text = f"{self.claim.better} better than {self.claim.than}, {self.claim.column}: {self.verdict}"
         if self.difference is None:
             return f"{text}."
-        return f"{text}, {self.difference:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] over {self.seeds} seeds."
+        over = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return f"{text}, {self.difference:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] over {over}."
 
 
 def verdicts(experiment: Experiment, specs: Sequence[CellSpec], there: Mapping[Run, Record]) -> tuple[Verdict, ...]:

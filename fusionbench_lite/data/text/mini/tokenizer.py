@@ -17,10 +17,12 @@ SPECIAL = {
     "roberta": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
     "gpt2": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"},
     "t5": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "llama": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
 """The special tokens of each kind of model; in this order they are the first of its vocabulary."""
 _AROUND = {
     "roberta": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"), "gpt2": ("$A", "$A $B"), "t5": ("$A </s>", "$A $B </s>"),
+    "llama": ("$A </s>", "$A $B </s>"),
 }
 LONGEST = 64
 """Tokens that the small models take; drawn texts have at most half of it."""
@@ -33,7 +35,7 @@ def vocabulary(kind: str) -> dict[str, int]:
 
 
 def write(kind: str, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a kind of model, "roberta", "gpt2" or "t5"."""
+    """Write tokenizer.json and tokenizer_config.json of a kind of model, "roberta", "gpt2", "t5" or "llama"."""
     ids, special = vocabulary(kind), SPECIAL[kind]
     single, pair = _AROUND[kind]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -95,6 +95,8 @@ RANGES = {
     "ta_dare": {"drop_rate": RATE, "seed": SEED, "scaling": ANY},
     "tall_masks": {"threshold": PER_TASK, "base": "one of ta, ties", "virtual_zeros": COUNT},
     "task_arithmetic": {"scaling": ANY},
+    "tatr": {"left_out": PART, "scaling": ANY},
+    "tatr_zero_shot": {"left_out": PART, "scaling": ANY},
     "ties_dare": {**TIES, "drop_rate": RATE, "seed": SEED},
     "ties_merging": TIES,
     "traditional_mtl": {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "warmup": COUNT, "clip": POSITIVE},

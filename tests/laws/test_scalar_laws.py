@@ -154,7 +154,7 @@ def adapted(method: str, s: Setting):
     given: dict[str, object] = {}
     if method in ("doge_am", "awd_am"):
         given = {"doge_am": {"delta_steps": 2, "matrices": "attn_mlp"}, "awd_am": {"awd_steps": 2}}[method]
-    if method == "traditional_mtl":
+    if method in ("traditional_mtl", "map"):
         s.batches = {t: [(x, torch.zeros(len(x), dtype=torch.int64)) for x in batches] for t, batches in s.batches.items()}
     return fbl.adapt(method, *s.arguments(), 2, **given)
 

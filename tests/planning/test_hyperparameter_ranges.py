@@ -67,6 +67,7 @@ RANGES = {
     "knots_ta": {"scaling": ANY, "cutoff": NOT_NEGATIVE},
     "knots_ties": {"scaling": ANY, "keep": SHARE, "cutoff": NOT_NEGATIVE},
     "magmax": {"scaling": ANY},
+    "map": {"high": POSITIVE, "metric": "one of error, loss", "scaling": ANY, "seed": SEED},
     "metagpt": {},
     "metamerging": {
         "raw": ANY, "inner_steps": COUNT, "inner_lr": NOT_NEGATIVE, "lr": POSITIVE, "order": "one of second, first",

@@ -1,8 +1,8 @@
 """MAP: coefficients from a quadratic surrogate of the tasks' metrics (Li et al. 2025).
 
 arXiv:2406.07529 and its released code. The code bends the surrogate by a sigmoid, draws one-hot, equal and grid coefficients, and
-searches the whole Pareto front by NSGA-III; here the surrogate is the paper's plain quadratic, coefficients are uniform, and the one
-point is found that equal preferences pick of the front: a reconstruction in these points (docs/decisions.md, D57).
+searches the whole Pareto front by NSGA-III; here the surrogate is the paper's plain quadratic, coefficients are uniform, and only
+the point is found that equal preferences pick of the front: a reconstruction in these points (docs/decisions.md, D57).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def map_of_pareto_front(experts: Experts, h: Map) -> Learner:
     """θ = θ0 + Σ_t c_t τ_t, c the minimum in [0, high]^T of Σ_n M̃_n(c), M̃_n(c) = ½ cᵀA_n c + b_nᵀc + e_n fitted by least squares
     to the error of task n at coefficients that are drawn uniformly, one vector a step.
 
-    A minimum of a sum with positive weights is a point of the surrogates' Pareto front. Metrics are those of one batch of labelled
-    training examples, the same in every step of a run. With fewer draws than the (T+1)(T+2)/2 unknowns of a surrogate, c is the best
-    draw. Cost: per step one forward pass over the batch of every task and O(Td) for the merge; all task vectors in memory.
+    Such a minimum is a point of the surrogates' Pareto front. Metrics are those of one batch of labelled
+    training examples, the same in every step of a run. With fewer draws than the (T+1)(T+2)/2 unknowns of a surrogate, c is the
+    best draw. Cost: per step one forward pass over the batch of every task and O(Td) for the merge; all task vectors in memory.
     """
     from fusionbench_lite.adaptation.learners.surrogate import Surrogates
 

@@ -14,7 +14,9 @@ SEED = st.integers(0, 2**31)
 COUNT = st.integers(1, 4)
 DOUBLE = torch.float64
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, DOUBLE]
-SCALED = ["ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "pcb_merging", "breadcrumbs", "magmax", "tatr", "tatr_zero_shot"]
+SCALED = [
+    "ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "pcb_merging", "breadcrumbs", "magmax", "tatr", "tatr_zero_shot",
+]
 MASKING = ["tall_masks", "consensus_ta", "consensus_ties", "emr_merging"]
 METHODS = [*SCALED, "tall_masks", "emr_merging", "fisher_merging", "regmean", "metagpt", "slerp", "nuslerp", "model_stock"]
 METHOD = st.sampled_from(METHODS)

@@ -30,6 +30,7 @@ _HOME = {
     "MergeWarning": ("errors", "MergeWarning"),
     "merge": ("methods.api", "merge"),
     "merge_files": ("methods.files", "merge_files"),
+    "absolute_gradients": ("statistics", "absolute_gradients"),
     "diagonal_fisher": ("statistics", "diagonal_fisher"),
     "gram_matrices": ("statistics", "gram_matrices"),
     "Adapted": ("adaptation.api", "Adapted"),

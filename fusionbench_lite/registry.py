@@ -30,6 +30,9 @@ FAMILIES = (REFERENCE, DATA_FREE, SVD, STATISTICS, ADAPTIVE, ADAPTERS, ROUTED, P
 UNRANKED = (REFERENCE, ADAPTERS, ROUTED, PER_TASK, SOME)
 """Rows that do not answer the question of the others: one model, as large as one expert, that does what all do."""
 
+STATISTIC_INPUTS = ("fisher", "gram", "gradients")
+"""Inputs of methods that are statistics of training examples."""
+
 _PACKAGES = ("fusionbench_lite.methods", "fusionbench_lite.adaptation")
 _REGISTERED: dict[str, Method] = {}
 _LEARNED: dict[str, Method] = {}
@@ -142,7 +145,7 @@ def _family(per_task: bool, adaptive: bool, inputs: tuple[str, ...], routed: boo
         return ADAPTERS
     if adaptive:
         return ADAPTIVE
-    return STATISTICS if {"fisher", "gram"} & set(inputs) else DATA_FREE
+    return STATISTICS if set(STATISTIC_INPUTS) & set(inputs) else DATA_FREE
 
 
 @functools.cache

@@ -65,7 +65,8 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
     dtypes, and its order is the task order. Either may be a path instead: a .safetensors file, a directory of them, or
     for experts a PEFT adapter, whose s·B·A is added to the pretrained weights; files are read one tensor at a time.
     Hyperparameters are those of `registry.get(method).defaults`; `traditional_mtl` takes the trained weights as
-    `multitask`, `fisher_merging` and `regmean` their statistics as `fisher` and `gram`. Inputs are never modified.
+    `multitask`, `fisher_merging`, `regmean` and `tatr` their statistics as `fisher`, `gram` and `gradients`. Inputs are
+    never modified.
 
     Raises MergeError naming the task, the key, both values and the fix: unknown method or hyperparameter, a value out
     of range, missing or extra keys, shape or dtype mismatch, tensors without values to merge (offloaded, quantised, sparse),

@@ -16,8 +16,6 @@ from fusionbench_lite.planning.given import Given, Section
 Preset = Mapping[str, tuple[Any, str]]
 """Values of a preset and where they are from, by name."""
 
-STATISTICS = ("fisher", "gram")
-"""Inputs of methods that are statistics of training examples."""
 ORDERS = ("stored", "shuffled")
 
 
@@ -108,7 +106,7 @@ def hyperparameters(method: registry.Method, section: Section, preset: Preset) -
 
 def reads_statistics(method: registry.Method) -> bool:
     """Say whether the method reads statistics of training examples."""
-    return any(name in STATISTICS for name in method.inputs)
+    return any(name in registry.STATISTIC_INPUTS for name in method.inputs)
 
 
 def settings(method: registry.Method, adaptation: Section, statistics: Section, preset: Preset) -> dict[str, Sourced]:

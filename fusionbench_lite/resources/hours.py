@@ -62,7 +62,7 @@ def _merge(plan: Plan, inputs: Inputs) -> Operations:
     method, encoder, passes = registry.get(plan.method), inputs.encoder, inputs.transformer
     statistics = 0
     if reads_statistics(method):
-        an_example = passes.forward_flops + (passes.backward_flops if "fisher" in method.inputs else 0)
+        an_example = passes.forward_flops + (0 if "gram" in method.inputs else passes.backward_flops)
         statistics = inputs.tasks * plan.setting("examples") * an_example
     decomposed = encoder.matrices(plan.values.get("matrices")).values() if method.family == registry.SVD else ()
     steps = plan.values.get("steps") or 0

@@ -208,7 +208,7 @@ def adapt(
     )
     module = fit(procedure, batches_of, steps, settings, callbacks)
     clock.seconds |= {"adapt": module.history.seconds, "evaluate": evaluations.seconds}
-    supervised = procedure.reads_labels or _base_rule(plan) in USES_TEST_LABELS
+    supervised = (procedure.reads_labels and procedure.split == "test") or _base_rule(plan) in USES_TEST_LABELS
     selections = {
         rule: Selection(step, supervised or rule in USES_TEST_LABELS, evaluations.results(step))
         for rule, step in evaluations.chosen.items()

@@ -1,12 +1,14 @@
 """What a data-free method reads besides the weights: the multi-task model, and statistics of training examples.
 
-The statistics belong to one task each: they are computed with the expert's own weights and, for Fisher, its head, on
-unlabelled examples of the task's training split. Test examples are never read here.
+The statistics belong to one task each. Fisher and Gram are computed with the expert's own weights and, for Fisher, its head, on
+unlabelled examples of the task's training split; gradients with the pretrained weights, the head and labels. Test examples are
+never read here.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.base.randomness import generator
 from fusionbench_lite.errors import InputError, MergeError
 from fusionbench_lite.fields import kinds
-from fusionbench_lite.planning.settings import STATISTICS, Statistics
+from fusionbench_lite.planning.settings import Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,7 +42,7 @@ def inputs(plan: Plan, suite: Suite) -> dict[str, Any]:
             if suite.multitask is None:
                 raise InputError(f"method {plan.method!r} needs traditional_mtl.safetensors in checkpoints.dir: put it there")
             given[name] = suite.multitask
-        elif name in STATISTICS:
+        elif name in registry.STATISTIC_INPUTS:
             given[name] = _statistics(name, plan, suite)
     return given
 
@@ -73,7 +75,10 @@ def _statistics(name: str, plan: Plan, suite: Suite) -> dict[str, dict[str, Tens
     }
     statistics = {}
     for task in suite.experts:
-        tensors = cached(folder, _key(name, plan, suite, task), _computation(name, plan, suite, task, indices[task]))
+        key = _key(name, plan, suite, task)
+        if name == "gradients":
+            key |= _of_gradients(suite, task, indices[task])
+        tensors = cached(folder, key, _computation(name, plan, suite, task, indices[task]))
         statistics[task] = {tensor: values.to(suite.device) for tensor, values in tensors.items()}
     return statistics
 
@@ -91,7 +96,7 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
         "settings": {setting: plan.setting(setting) for setting in kinds(Statistics)},
         "device": suite.device.type, "torch": torch.__version__,
     }
-    if name == "fisher":
+    if name != "gram":
         key["heads"] = suite.head_hashes[task]
         key["head_scale"] = getattr(suite.heads[task], "scale", None)
     key |= suite.details
@@ -104,16 +109,31 @@ def _key(name: str, plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
     return key
 
 
+def _of_gradients(suite: Suite, task: str, indices: np.ndarray) -> dict[str, Any]:
+    """Return what decides gradients at the pretrained weights, in place of the expert, and the labels that they read."""
+    labels = np.ascontiguousarray(suite.tasks[task].labels("train")[indices])
+    return {
+        "expert": None, "checkpoints": sorted(suite.files.values()), "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+    }
+
+
 def _computation(
     name: str, plan: Plan, suite: Suite, task: str, indices: np.ndarray
 ) -> Callable[[], Mapping[str, Tensor]]:
     def compute() -> Mapping[str, Tensor]:
-        from fusionbench_lite.statistics import diagonal_fisher, gram_matrices
+        from fusionbench_lite.statistics import absolute_gradients, diagonal_fisher, gram_matrices
 
-        model, size = _expert(suite, task), plan.setting("batch_size")
+        size = plan.setting("batch_size")
+        model = _model(suite, f"the expert of task {task!r}", suite.experts[task]) if name != "gradients" else _model(
+            suite, "the pretrained checkpoint", suite.pretrained
+        )
         suite.decode_ahead(task, "train", indices)
-        batches = (suite.inputs(task, "train", indices[start : start + size]) for start in range(0, len(indices), size))
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        batches = (suite.inputs(task, "train", rows) for rows in parts)
         try:
+            if name == "gradients":
+                pairs = zip(batches, (suite.labels(task, "train", rows) for rows in parts), strict=True)
+                return absolute_gradients(model, suite.heads[task], pairs, named=True)
             if name == "fisher":
                 return diagonal_fisher(model, suite.heads[task], batches, examples=len(indices), named=True)
             grams = gram_matrices(model, batches, examples=len(indices), named=True)
@@ -124,13 +144,13 @@ def _computation(
     return compute
 
 
-def _expert(suite: Suite, task: str) -> nn.Module:
-    """Return a model of its own with the weights of the task's expert."""
+def _model(suite: Suite, what: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return a model of its own with these weights, which messages call `what`."""
     model = copy.deepcopy(suite.model)
     try:
         state = model.state_dict()
-        model.load_state_dict({**{name: state[name] for name in suite.constants}, **suite.experts[task]})
+        model.load_state_dict({**{name: state[name] for name in suite.constants}, **weights})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"the expert of task {task!r} does not fit the model: {reason}") from error
+        raise InputError(f"{what} does not fit the model: {reason}") from error
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fusionbench_lite.errors import MergeError, did_you_mean
-from fusionbench_lite.models.inputs import Inputs, call, each, part_of, size_of
+from fusionbench_lite.models.inputs import Inputs, each, part_of, size_of
 from fusionbench_lite.models.modes import evaluating
+from fusionbench_lite.statistics.differentiation import at_least_float32, by_name, differentiable, log_probabilities, parameters_of
 from fusionbench_lite.statistics.inputs import inputs_of
 
 VARIANTS = ("batch", "true")
+WHAT = "the Fisher information"
 Terms = Iterator[tuple[float, Sequence[Tensor | None]]]
 """Pairs of a weight w and gradients g, one per parameter: F sums w g²."""
 
@@ -43,12 +44,11 @@ def diagonal_fisher(
     """
     if variant not in VARIANTS:
         raise MergeError(f"unknown variant {variant!r}: {did_you_mean(str(variant), VARIANTS)}")
-    tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_floating_point()}
-    parameters = list({id(t): t for t in tensors.values() if isinstance(t, nn.Parameter)}.values())
-    sums = [torch.zeros_like(p, dtype=_at_least_float32(p), requires_grad=False) for p in parameters]
+    parameters = parameters_of(model)
+    sums = [torch.zeros_like(p, dtype=at_least_float32(p), requires_grad=False) for p in parameters]
     terms_of = _batch_terms if variant == "batch" else _true_terms
     seen = 0
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), _differentiable(parameters):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), differentiable(parameters):
         for inputs in inputs_of(batches, examples, named=named):
             seen += size_of(inputs)
             usable = each(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, inputs)
@@ -57,20 +57,13 @@ def diagonal_fisher(
                     if gradient is not None:
                         gradient = gradient.to(total.dtype)
                         total.addcmul_(gradient, gradient, value=weight)
-    fisher = {id(p): (total / seen).float() for p, total in zip(parameters, sums, strict=True)}
-    result = {
-        name: fisher[id(t)] if id(t) in fisher else torch.zeros_like(t, dtype=torch.float32) for name, t in tensors.items()
-    }
-    for name, values in result.items():
-        if not bool(torch.isfinite(values).all()):
-            raise MergeError(f"the Fisher information of {name!r} is not finite: check the checkpoint and the inputs")
-    return result
+    return by_name(model, parameters, [total / seen for total in sums], WHAT)
 
 
 def _batch_terms(
     model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Inputs, parameters: Sequence[Tensor]
 ) -> Terms:
-    log_p = _log_probabilities(model, logits, inputs)
+    log_p = log_probabilities(model, logits, inputs, WHAT)
     root = log_p.detach().exp().sqrt()
     yield 1.0, torch.autograd.grad((root * log_p).sum(), parameters, allow_unused=True)
 
@@ -79,40 +72,7 @@ def _true_terms(
     model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Inputs, parameters: Sequence[Tensor]
 ) -> Terms:
     for index in range(size_of(inputs)):
-        log_p = _log_probabilities(model, logits, part_of(inputs, index, index + 1))[0]
+        log_p = log_probabilities(model, logits, part_of(inputs, index, index + 1), WHAT)[0]
         last = len(log_p) - 1
         for number, p in enumerate(log_p.detach().exp()):
             yield float(p), torch.autograd.grad(log_p[number], parameters, retain_graph=number < last, allow_unused=True)
-
-
-def _log_probabilities(model: nn.Module, logits: Callable[[Tensor], Tensor], inputs: Inputs) -> Tensor:
-    """Return log p [B, C] in float32 or float64."""
-    values, count = logits(call(model, inputs)), size_of(inputs)
-    if not isinstance(values, Tensor) or values.dim() != 2 or len(values) != count:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise MergeError(f"logits must give [{count}, classes] for a batch of {count}, got {got}")
-    if values.shape[1] < 2:
-        raise MergeError(f"the Fisher information needs at least 2 classes, the logits have {values.shape[1]}")
-    broken = int((~torch.isfinite(values)).sum())
-    if broken:
-        raise MergeError(f"{broken} of {values.numel()} logits are not finite: check the checkpoint and the inputs")
-    if not values.requires_grad:
-        raise MergeError("the logits do not depend on the model's parameters: call neither detach nor no_grad in it")
-    return torch.log_softmax(values.to(_at_least_float32(values)), dim=-1)
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-@contextlib.contextmanager
-def _differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Let gradients reach all parameters for the length of the block."""
-    flags = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)

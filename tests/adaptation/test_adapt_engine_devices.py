@@ -17,7 +17,7 @@ JOB = str(ROOT / "tests" / "support" / "engine_job.py")
 @pytest.mark.parametrize(
     ("method", "processes"),
     [
-        ("traditional_mtl", 2), pytest.param("adamerging_layerwise", 2, marks=pytest.mark.slow),
+        ("traditional_mtl", 2), ("map", 2), pytest.param("adamerging_layerwise", 2, marks=pytest.mark.slow),
         pytest.param("adarank_cart", 4, marks=pytest.mark.slow),
     ],
 )

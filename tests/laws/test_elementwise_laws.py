@@ -14,7 +14,9 @@ SEED = st.integers(0, 2**31)
 COUNT = st.integers(1, 4)
 DOUBLE = torch.float64
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, DOUBLE]
-SCALED = ["ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "pcb_merging", "breadcrumbs", "magmax"]
+SCALED = [
+    "ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "pcb_merging", "breadcrumbs", "magmax", "tatr", "tatr_zero_shot",
+]
 MASKING = ["tall_masks", "consensus_ta", "consensus_ties", "emr_merging"]
 METHODS = [*SCALED, "tall_masks", "emr_merging", "fisher_merging", "regmean", "metagpt", "slerp", "nuslerp", "model_stock"]
 METHOD = st.sampled_from(METHODS)
@@ -26,6 +28,8 @@ VARIANTS = [
     ("pcb_merging", {"variant": "C"}),
     ("breadcrumbs", {"granularity": "tensor", "keep": 0.4, "outliers": 0.1}),
     ("fisher_merging", {"normalize": False}),
+    ("tatr", {"left_out": 0.4}),
+    ("tatr_zero_shot", {"left_out": 0.2, "scaling": 1.0}),
     ("nuslerp", {"vectors": "weights", "dimension": "last"}),
     ("nuslerp", {"dimension": "first"}),
     ("model_stock", {"average": "cosines", "granularity": "row"}),
@@ -77,6 +81,8 @@ NEUTRAL = [
     ("fisher_merging", {}),
     ("fisher_merging", {"epsilon": 0, "normalize": False}),
     ("regmean", {}),
+    ("tatr", {"left_out": 1, "scaling": 1}),
+    ("tatr_zero_shot", {"left_out": 0.5, "scaling": 1}),
     ("metagpt", {}),
     ("model_stock", {}),
     ("model_stock", {"granularity": "row", "average": "cosines"}),

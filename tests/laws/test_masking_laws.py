@@ -1,4 +1,4 @@
-"""Laws of single elementwise methods: TALL-masks, Consensus, EMR, PCB, Breadcrumbs, MagMax."""
+"""Laws of single elementwise methods: TALL-masks, Consensus, EMR, PCB, Breadcrumbs, MagMax, TATR."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.oracles.elementwise import clipped, flat, pcb_parts, seen_task_vectors
 from tests.support.helpers import experts_of, grid_state
+from tests.support.key_sets import fisher_of
 from tests.support.merging import close, draw, merge, models, update, zeros_like
 
 SEED = st.integers(0, 2**31)
@@ -246,3 +247,51 @@ def test_magmax_ties_go_to_the_later_task(seed, scaling):
     opposite = {n: -v for n, v in tau.items()}
     for first, last in ((tau, opposite), (opposite, tau)):
         close(merge("magmax", zero, {"a": first, "b": last}, scaling=scaling), {n: scaling * v for n, v in last.items()}, 1e-12)
+
+
+# ---------------------------------------------------------------- TATR
+
+TATR = st.sampled_from(["tatr", "tatr_zero_shot"])
+LEFT_OUT = st.floats(0, 1)
+
+
+def kept_by(method, zero, experts, left_out, **given):
+    """Where the merged model moves, flattened."""
+    state = merge(method, zero, experts, left_out=left_out, scaling=1.0, **given)
+    return torch.cat([state[name].reshape(-1) != 0 for name in zero])
+
+
+@given(seed=SEED, count=st.integers(2, 4), method=TATR, left_out=LEFT_OUT)
+def test_tatr_leaves_out_exactly_its_share(seed, count, method, left_out):
+    zero, experts = around_zero(seed, count)
+    kept = kept_by(method, zero, experts, left_out)
+    assert int((~kept).sum()) == int(left_out * kept.numel())
+
+
+@given(seed=SEED, count=st.integers(2, 4), method=TATR, first=LEFT_OUT, second=LEFT_OUT)
+def test_tatr_shrinks_as_more_is_left_out_and_keeps_sums_of_task_vectors(seed, count, method, first, second):
+    zero, experts = around_zero(seed, count)
+    wide, narrow = (kept_by(method, zero, experts, share) for share in sorted((first, second)))
+    assert not bool((narrow & ~wide).any())
+    whole = merge("task_arithmetic", zero, experts, scaling=0.7)
+    state = merge(method, zero, experts, left_out=first, scaling=0.7)
+    for name in zero:
+        inside = state[name] != 0
+        close({name: state[name]}, {name: whole[name] * inside}, 1e-12, [name])
+
+
+@given(seed=SEED, count=st.integers(2, 4), factor=st.sampled_from([1e-12, 0.3, 1e6]), left_out=LEFT_OUT)
+def test_tatr_ignores_the_scale_of_all_losses_and_the_sign_of_gradients(seed, count, factor, left_out):
+    zero, experts = around_zero(seed, count)
+    slopes = fisher_of(zero, list(experts), seed % 1009)
+    other = {task: {name: -factor * value for name, value in values.items()} for task, values in slopes.items()}
+    one, many = (kept_by("tatr", zero, experts, left_out, gradients=given) for given in (slopes, other))
+    # The last of those left out may have a neighbour as large up to rounding.
+    assert int((one != many).sum()) <= 2
+
+
+@given(seed=SEED, count=COUNT, method=TATR)
+def test_tatr_that_leaves_out_nothing_is_task_arithmetic(seed, count, method):
+    base = draw(seed)
+    experts = experts_of(base, count, seed % 1009)
+    close(merge(method, base, experts, left_out=0.0, scaling=0.4), merge("task_arithmetic", base, experts, scaling=0.4), 1e-12)

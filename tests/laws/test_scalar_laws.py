@@ -31,6 +31,8 @@ def options(method: str, base: State, tasks: list[str]) -> dict[str, object]:
         given["fisher"] = fisher_of(base, tasks)
     if method == "regmean":
         given["gram"] = gram_of(base, tasks)
+    if method == "tatr":
+        given["gradients"] = fisher_of(base, tasks)
     if method == "traditional_mtl":
         given["multitask"] = expert_of(base, 900)
     return given
@@ -50,6 +52,8 @@ def test_scalars_merge_as_tensors_of_one_entry(method, dtype):
     plain = models(method, base, experts, **given)
     if method == "fisher_merging":
         given["fisher"] = {task: listed(values) for task, values in given["fisher"].items()}
+    if method == "tatr":
+        given["gradients"] = {task: listed(values) for task, values in given["gradients"].items()}
     if method == "traditional_mtl":
         given["multitask"] = listed(given["multitask"])
     want = models(method, listed(base), {task: listed(expert) for task, expert in experts.items()}, **given)
@@ -69,6 +73,8 @@ def test_scalars_do_not_stay_at_the_pretrained_value(method, dtype):
     given = options(method, base, list(experts))
     if method == "pcb_merging":
         given["ratio"] = 1.0
+    if method.startswith("tatr"):  # what moves most is what it leaves out first
+        given["left_out"] = 0.0
     moved = [float((state["logit_scale"] - base["logit_scale"]).abs()) for state in models(method, base, experts, **given)]
     if method == "ta_dare":  # its one entry may be dropped
         moved = [float((models(method, base, experts, drop_rate=0.0)[0]["logit_scale"] - base["logit_scale"]).abs())]
@@ -148,7 +154,7 @@ def adapted(method: str, s: Setting):
     given: dict[str, object] = {}
     if method in ("doge_am", "awd_am"):
         given = {"doge_am": {"delta_steps": 2, "matrices": "attn_mlp"}, "awd_am": {"awd_steps": 2}}[method]
-    if method == "traditional_mtl":
+    if method in ("traditional_mtl", "map"):
         s.batches = {t: [(x, torch.zeros(len(x), dtype=torch.int64)) for x in batches] for t, batches in s.batches.items()}
     return fbl.adapt(method, *s.arguments(), 2, **given)
 

@@ -15,7 +15,9 @@ from tests.support.key_sets import fisher_of, gpt2_state, gram_of
 from tests.support.merging import PAIRS, models
 
 KEY = "visual.transformer.resblocks.0.mlp.c_fc.weight"
-SCALED = ["ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "pcb_merging", "breadcrumbs", "magmax"]
+SCALED = [
+    "ta_dare", "ties_dare", "consensus_ta", "consensus_ties", "pcb_merging", "breadcrumbs", "magmax", "tatr", "tatr_zero_shot",
+]
 METHODS = [*SCALED, "tall_masks", "emr_merging", "fisher_merging", "regmean", "metagpt", "slerp", "nuslerp", "model_stock"]
 TASKS = ["task0", "task1", "task2"]
 

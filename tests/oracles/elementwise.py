@@ -295,7 +295,48 @@ def magmax(pretrained: State, experts: Mapping[str, State], scaling: float = 0.5
     return moved(pretrained, update, scaling)
 
 
+# ---------------------------------------------------------------- TATR
+
+
+def repeated_names(pretrained: State, experts: Mapping[str, State]) -> set[str]:
+    """The names of tensors that are tied to an earlier one, and stay so in every expert."""
+    first: dict[int, str] = {}
+    again = set()
+    for name in merged_names(pretrained):
+        original = first.setdefault(pretrained[name].data_ptr(), name)
+        if original != name and all(torch.equal(e[original], e[name]) for e in experts.values()):
+            again.add(name)
+    return again
+
+
+def conflicts(taus: PerTask, slopes: Mapping[str, Mapping[str, np.ndarray]], name: str) -> np.ndarray:
+    """Ω of one tensor: the mean over ordered pairs of tasks of |∇L_j| |τ_t|."""
+    pairs = [(j, t) for j in taus for t in taus if j != t]
+    total = [np.abs(slopes[j][name]) * np.abs(taus[t][name]) for j, t in pairs]
+    return np.sum(total, axis=0) / len(pairs) if pairs else np.zeros_like(next(iter(taus.values()))[name])
+
+
+def tatr(
+    pretrained: State, experts: Mapping[str, State], gradients: Mapping[str, State] | None = None, left_out: float = 0.01,
+    scaling: float = 0.3,
+) -> Arrays:
+    taus = seen_task_vectors(pretrained, experts)
+    slopes: Mapping[str, Mapping[str, np.ndarray]] = taus
+    if gradients is not None:
+        slopes = {t: {n: array(gradients[t][n]) for n in taus[t]} for t in taus}
+    omega = {n: conflicts(taus, slopes, n) for n in merged_names(pretrained)}
+    again = repeated_names(pretrained, experts)
+    listed = sorted((float(v) for n, values in omega.items() if n not in again for v in values.ravel()), reverse=True)
+    count = int(left_out * len(listed))
+    border = max(listed[count - 1], 5e-324) if count else math.inf
+    # Equal values are equal whatever order their terms were added in.
+    update = {n: np.where(omega[n] >= border * (1 - 1e-12), 0.0, value) for n, value in total(taus).items()}
+    return moved(pretrained, update, scaling)
+
+
 ORACLES: dict[str, Callable[..., Arrays]] = {
+    "tatr": tatr,
+    "tatr_zero_shot": tatr,
     "consensus_ta": consensus_ta,
     "consensus_ties": consensus_ties,
     "pcb_merging": pcb_merging,

@@ -133,6 +133,19 @@ def test_fisher_by_hand():
     assert idle == pytest.approx([2, 3, 3, 6])
 
 
+def test_tatr_by_hand():
+    experts = tensors(a=[1, -2, 0, 4], b=[3, 1, 2, 0])
+    slopes = tensors(a=[1, 0, 5, 1], b=[2, 1, 0, 7])
+    # |g_a||τ_b| + |g_b||τ_a|: 3 + 2, 0 + 2, 10 + 0, 0 + 28
+    assert (2 * oracle.conflicts(*({t: {"w": v["w"].numpy()} for t, v in d.items()} for d in (experts, slopes)), "w")).tolist() == [
+        5, 2, 10, 28,
+    ]
+    assert oracle.tatr(ZERO, experts, slopes, left_out=0.5, scaling=1.0)["w"].tolist() == [4, -1, 0, 0]
+    assert oracle.tatr(ZERO, experts, slopes, left_out=0.24, scaling=1.0)["w"].tolist() == [4, -1, 2, 4]
+    # Without data Ω is 6, 4, 0, 0: what no two tasks move stays.
+    assert oracle.tatr(ZERO, experts, left_out=1.0, scaling=1.0)["w"].tolist() == [0, 0, 2, 4]
+
+
 def test_regmean_satisfies_the_normal_equations():
     generator = np.random.default_rng(0)
     shapes = {"linear": (5, 3), "conv1d": (3, 5), "square": (3, 3)}

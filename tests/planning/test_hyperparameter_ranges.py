@@ -67,6 +67,7 @@ RANGES = {
     "knots_ta": {"scaling": ANY, "cutoff": NOT_NEGATIVE},
     "knots_ties": {"scaling": ANY, "keep": SHARE, "cutoff": NOT_NEGATIVE},
     "magmax": {"scaling": ANY},
+    "map": {"high": POSITIVE, "metric": "one of error, loss", "scaling": ANY, "seed": SEED},
     "metagpt": {},
     "metamerging": {
         "raw": ANY, "inner_steps": COUNT, "inner_lr": NOT_NEGATIVE, "lr": POSITIVE, "order": "one of second, first",
@@ -95,6 +96,8 @@ RANGES = {
     "ta_dare": {"drop_rate": RATE, "seed": SEED, "scaling": ANY},
     "tall_masks": {"threshold": PER_TASK, "base": "one of ta, ties", "virtual_zeros": COUNT},
     "task_arithmetic": {"scaling": ANY},
+    "tatr": {"left_out": PART, "scaling": ANY},
+    "tatr_zero_shot": {"left_out": PART, "scaling": ANY},
     "ties_dare": {**TIES, "drop_rate": RATE, "seed": SEED},
     "ties_merging": TIES,
     "traditional_mtl": {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "warmup": COUNT, "clip": POSITIVE},

@@ -89,6 +89,7 @@ def test_adarank_learns_as_many_numbers_as_its_released_code(model, coefficients
 
 LANGUAGE = [
     "gpt2", "roberta", "flan_t5_base", "flan_t5_large", "minilm", "text_mini_encoder", "text_mini_decoder", "text_mini_seq2seq",
+    "text_mini_llama", "llama2_13b",
 ]
 
 

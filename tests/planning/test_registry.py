@@ -26,7 +26,7 @@ def test_every_method_has_a_config_with_its_hyperparameters(id):
     content = yaml.safe_load((config_dir() / "method" / f"{id}.yaml").read_text())
     method = registry.get(id)
     expected = {"id", *method.defaults} | ({"adaptation"} if method.adaptive else set())
-    expected |= {"statistics"} if {"fisher", "gram"} & set(method.inputs) else set()
+    expected |= {"statistics"} if {"fisher", "gram", "gradients"} & set(method.inputs) else set()
     assert set(content) == expected
     given = {name: content[name] for name in method.defaults if content[name] is not None}
     for name, value in given.items():
@@ -143,6 +143,7 @@ def test_families_follow_from_what_is_declared(monkeypatch):
     for declared, expected in (
         ({}, registry.DATA_FREE), ({"adaptive": True}, registry.ADAPTIVE), ({"per_task": True}, registry.PER_TASK),
         ({"adaptive": True, "routed": True}, registry.ROUTED), ({"inputs": ("fisher",)}, registry.STATISTICS),
+        ({"inputs": ("gradients",)}, registry.STATISTICS),
         ({"adaptive": True, "inputs": ("merged",)}, registry.ADAPTERS), ({"family": registry.SVD}, registry.SVD),
     ):
         assert family(**declared) == ("made_up", expected)

@@ -57,6 +57,13 @@ def test_every_evaluation_is_kept(adapted):
             assert np.array_equal(predictions[f"{chosen['step']}/{task}"], samples[f"{rule}/{task}/predictions"])
 
 
+def test_labels_of_training_examples_are_no_test_labels(command, tmp_path):
+    done = command("method=map", "steps=3", *SMALL, *SHORT)
+    assert done.returncode == 0, done.stderr
+    chosen = of_method(tmp_path, "map").data["selections"]
+    assert {rule for rule, selection in chosen.items() if selection["uses_test_labels"]} == {"best_test"}
+
+
 def test_what_was_learned_is_kept_for_every_rule(adapted):
     last = load_file(adapted.path / "learned.safetensors")
     assert any(name.startswith("spectrum/") for name in last)

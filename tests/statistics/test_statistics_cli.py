@@ -73,6 +73,13 @@ def test_settings_come_from_the_preset(resolve, method, order):
     }
 
 
+def test_the_settings_of_tatr_are_those_of_fusionbench(resolve):
+    source = "preset: FusionBench, fusion_bench/method/trust_region: the mean of 128 examples' absolute gradients"
+    assert {name: (setting.value, setting.source) for name, setting in resolve("method=tatr").settings.items()} == {
+        "examples": (128, source), "batch_size": (1, source), "order": ("shuffled", source),
+    }
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_given_wins(resolve, method):
     settings = resolve(f"method={method}", "method.statistics.examples=64", "method.statistics.order=shuffled").settings
@@ -175,6 +182,48 @@ def test_gram_is_that_of_each_expert_on_shuffled_training_images(loaded):
         torch.testing.assert_close(
             gram[task]["transformer.resblocks.3.mlp.c_proj.weight"], (x.T @ x / len(x)).float(), rtol=1e-4, atol=1e-6
         )
+
+
+def _tiny(loaded):
+    return loaded("method=tatr", "method.statistics.examples=10")
+
+
+def test_gradients_are_those_of_the_pretrained_model_on_shuffled_training_images_with_labels(loaded):
+    resolved, found = _tiny(loaded)
+    gradients = method_inputs.inputs(resolved, found)["gradients"]
+    assert list(gradients) == ["digits", "signs", "land"]
+    for task in gradients:
+        head = ZeroShotHead(load_file(found.folder / "heads.safetensors")[task], 20.0)
+        rows = method_inputs.chosen(task, found.size(task, "train"), "shuffled", 10, resolved.seed)
+        model = models.build("vit_mini")
+        model.load_state_dict(found.pretrained)
+        x, labels = _images(found.tasks[task], rows), torch.from_numpy(found.tasks[task].train_labels[rows]).long()
+        expected = {name: torch.zeros_like(p) for name, p in model.eval().named_parameters()}
+        for number in range(10):
+            model.zero_grad()
+            torch.nn.functional.cross_entropy(head(model(x[number : number + 1])), labels[number : number + 1]).backward()
+            for name, parameter in model.named_parameters():
+                expected[name] += parameter.grad.abs() / 10
+        assert set(gradients[task]) == set(found.pretrained)
+        for name, values in expected.items():
+            torch.testing.assert_close(gradients[task][name], values, rtol=1e-3, atol=1e-4 * float(values.max()))
+
+
+def test_gradients_are_found_again_by_labels_seed_and_pretrained_weights(loaded, tmp_path):
+    resolved, found = _tiny(loaded)
+    resolved = _cached_in(resolved, tmp_path)
+
+    def entries(suite: Suite, plan_: plan.Plan = resolved) -> int:
+        method_inputs.inputs(plan_, suite)
+        return len(list((tmp_path / "statistics").glob("*.safetensors")))
+
+    assert [entries(found), entries(found)] == [3, 3]
+    assert entries(dataclasses.replace(found, expert_hashes=dict.fromkeys(found.expert_hashes, "another"))) == 3
+    shifted = {task: dataclasses.replace(data, train_labels=data.train_labels[::-1].copy()) for task, data in found.tasks.items()}
+    assert entries(dataclasses.replace(found, tasks=shifted)) == 6
+    assert entries(dataclasses.replace(found, files={"another": "file"})) == 9
+    seeded, again = loaded("method=tatr", "method.statistics.examples=10", "seed=1", "checkpoints.seed=0")
+    assert entries(again, _cached_in(seeded, tmp_path)) == 12
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -105,6 +105,7 @@ ADAPTATION = ["method.adaptation.steps=3", "method.adaptation.batch_size=4"]
 LINES = {
     "task_arithmetic": [],
     "fisher_merging": ["method.statistics.examples=20", "method.statistics.batch_size=8"],
+    "tatr": ["method.statistics.examples=20"],
     "adamerging_layerwise": ADAPTATION,
     "adarank_cart": ADAPTATION,
     "surgery": ADAPTATION,

@@ -31,6 +31,7 @@ RATES = {
     "metamerging": {"lr": 0.05, "adapter_lr": 0.02, "rank": 3, "adapter_steps": 15}, "wemoe": {"lr": 0.02},
     "surgery": {"lr": 0.02, "rank": 3}, "surgery_v2": {"lr": 0.02, "rank": 3}, "prob_surgery": {"lr": 0.02, "hidden": 4},
     "twin_merging": {"lr": 0.02}, "traditional_mtl": {"lr": 0.02, "warmup": 5}, "awd_am": {"awd_steps": 3},
+    "map": {"metric": "loss"},
 }
 """Hyperparameters of methods that need others than a learning rate of 0.02."""
 

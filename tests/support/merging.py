@@ -23,6 +23,8 @@ def arguments(method: str, base: State, tasks: list[str], given: Mapping[str, An
         given.setdefault("fisher", fisher_of(base, tasks))
     if method == "regmean":
         given.setdefault("gram", gram_of(base, tasks))
+    if method == "tatr":
+        given.setdefault("gradients", fisher_of(base, tasks))
     return given
 
 

@@ -108,7 +108,7 @@ class TestKinds:
     def test_statistics_and_trained_weights(self, kind):
         make, words, _ = BAD[kind]
         base, experts = {"x": EYE}, {"a": {"x": EYE}}
-        for method, name in (("fisher_merging", "fisher"), ("regmean", "gram")):
+        for method, name in (("fisher_merging", "fisher"), ("regmean", "gram"), ("tatr", "gradients")):
             with pytest.raises(fbl.MergeError, match=f"{name} of task 'a': 'x' .*{words}"):
                 fbl.merge(method, base, experts, **{name: {"a": {"x": make()}}})
         with pytest.raises(fbl.MergeError, match=f"'traditional_mtl': 'x' .*{words}"):
@@ -116,7 +116,8 @@ class TestKinds:
 
     @pytest.mark.parametrize("method", DATA_FREE)
     def test_every_method_refuses_an_offloaded_layer(self, method):
-        given = {"fisher_merging": {"fisher": {}}, "regmean": {"gram": {}}, "traditional_mtl": {"multitask": {}}}.get(method, {})
+        inputs = {"fisher_merging": "fisher", "regmean": "gram", "tatr": "gradients", "traditional_mtl": "multitask"}
+        given = {inputs[method]: {}} if method in inputs else {}
         with pytest.raises(fbl.MergeError, match="expert 'b': 'x' is on the meta device"):
             fbl.merge(method, state(EYE), {"a": state(EYE), "b": state(EYE.to("meta"))}, **given)
 

@@ -10,6 +10,7 @@ import pages
 
 from fusionbench_lite.data.text import mini
 from fusionbench_lite.finetuning.language import small
+from fusionbench_lite.models.language.building import CLASSES
 from fusionbench_lite.tables import output, render
 from fusionbench_lite.tables.frame import Table
 from fusionbench_lite.tables.rows import Rows
@@ -59,11 +60,11 @@ def _models(rows: Rows) -> list[tuple[str, str]]:
 
 def _introduction() -> Iterator[str]:
     yield from pages.wrapped(
-        f"Three models of {small.LAYERS} blocks of width {small.WIDTH}, of RoBERTa's, GPT-2's and T5's own classes, trained here "
+        f"Four models of {small.LAYERS} blocks of width {small.WIDTH}, of RoBERTa's, GPT-2's, T5's and Llama's own classes, trained here "
         f"on eight tasks that are drawn by code: `model={'|'.join(small.KINDS)} tasks=mini_text`. Nothing is downloaded. "
         "Pretraining sees all tasks; then the rows of the heads, which stay frozen, are turned in a random direction, and experts "
         "start from there: features are good and heads read them badly, as those of a pretrained model. The experts of T5 "
-        "are LoRA adapters of peft, and it answers in words. Hyperparameters of methods are the published ones, with one "
+        "are LoRA adapters of peft; T5 and Llama answer in words. Hyperparameters of methods are the published ones, with one "
         "budget for what adapts. How far heads are turned and how long is trained was chosen so that pretrained model, task "
         "arithmetic and experts are apart, on texts of the training pool that no expert saw; early trials, from which the turned "
         "heads come, looked at the test texts of seed 0."
@@ -72,8 +73,7 @@ def _introduction() -> Iterator[str]:
     yield "| model | class | pretraining | turned by | expert |"
     yield "|---|---|---|---|---|"
     for model, recipe in small.RECIPES.items():
-        kind = {"roberta": "RobertaForSequenceClassification", "gpt2": "GPT2ForSequenceClassification"}
-        name = kind.get(small.KINDS[model], "T5ForConditionalGeneration")
+        name = CLASSES[small.KINDS[model]][1]
         yield (
             f"| `{model}` | {name} | {recipe.pretrain_steps} steps | {recipe.tilt:.0f}° | {recipe.finetune_steps} steps of "
             f"{recipe.finetune_batch} texts, learning rate {recipe.finetune_lr:g} |"

@@ -21,11 +21,12 @@ from fusionbench_lite.weights.stored.beside import CONFIG
 from fusionbench_lite.weights.stored.folders import describe
 
 ENCODERS = {"gpt2": Gpt2Encoder, "roberta": RobertaEncoder, "bert": BertEncoder, "t5": T5Encoder, "llama": LlamaEncoder}
-_CLASSES = {
+CLASSES = {
     "gpt2": ("GPT2Config", "GPT2ForSequenceClassification"), "roberta": ("RobertaConfig", "RobertaForSequenceClassification"),
     "bert": ("BertConfig", "BertForSequenceClassification"), "t5": ("T5Config", "T5ForConditionalGeneration"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
 }
+"""What transformers calls the configuration and the model of a kind."""
 
 
 def build(config: Mapping[str, Any], **options: Any) -> Encoder:
@@ -64,7 +65,7 @@ def new_model(config: Mapping[str, Any], classes: int | None = None, *, tied: bo
         given["num_labels"] = classes
     if kind == "gpt2" and given.get("pad_token_id") is None:  # transformers asks for it where texts are padded
         given["pad_token_id"] = given.get("eos_token_id", transformers.GPT2Config().eos_token_id)
-    settings, model_class = (getattr(transformers, name) for name in _CLASSES[kind])
+    settings, model_class = (getattr(transformers, name) for name in CLASSES[kind])
     try:
         model = model_class(settings(**given))
     except (TypeError, ValueError, KeyError) as error:

@@ -67,9 +67,10 @@ def _job(config: DictConfig) -> None:
         return
     if config.experiment is not None:
         from fusionbench_lite.planning import experiments
-        from fusionbench_lite.running import experiment, table
+        from fusionbench_lite.running import all_tables, experiment, table
 
-        (table if config.experiment in experiments.names() else experiment).main(config, overrides)
+        by_name = dict.fromkeys(experiments.names(), table) | {all_tables.ALL: all_tables}
+        by_name.get(config.experiment, experiment).main(config, overrides)
         return
     if config.scale != "published":
         raise InputError(f"scale={config.scale} is the twin of a published table: add experiment=PAPER/TABLE, or leave it out")

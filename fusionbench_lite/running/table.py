@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from fusionbench_lite.planning.experiments import Experiment, Run
 from fusionbench_lite.planning.experiments.runs import decides, write_note
 from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.running.tracking import Place
+from fusionbench_lite.tables.cells.grid import Grid
 
 REASONS = 3
 """Reasons of refusals that one line names."""
@@ -30,11 +32,16 @@ def runs(experiment: Experiment, overrides: list[str], refused: dict[str, str] |
 
     With `refused`, runs that cannot be are named there, with the reason, and left out; without, the first raises InputError.
     """
-    others = [one for one in overrides if not decides(one.lstrip("+").partition("=")[0])]
+    others = undeciding(overrides)
     found: dict[Run, Plan] = {}
     for run in experiments.distinct(experiments.cells(experiment, overrides)):
         plan_or_refusal(run, others, found, refused)
     return found
+
+
+def undeciding(overrides: list[str]) -> list[str]:
+    """Return the overrides of a command line that say where and on what runs are made; the others are part of the runs."""
+    return [one for one in overrides if not decides(one.lstrip("+").partition("=")[0])]
 
 
 def plan_or_refusal(run: Run, others: list[str], found: dict[Run, Plan], refused: dict[str, str] | None) -> None:
@@ -112,19 +119,25 @@ def tracked_as(experiment: Experiment, overrides: list[str]) -> dict[Run, Place]
     return places
 
 
-def write(experiment: Experiment, overrides: list[str], results_dir: Any, console: Any) -> None:
+def write(experiment: Experiment, overrides: list[str], results_dir: Path, console: Any) -> None:
     """Write the grid of an experiment in every format and print it."""
-    from fusionbench_lite.tables.cells.build import grid
     from fusionbench_lite.tables.cells.formats.text import print_grid
+
+    table, paths = written(experiment, overrides, results_dir)
+    print_grid(table, console)
+    for path in paths.values():
+        console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def written(experiment: Experiment, overrides: list[str], results_dir: Path) -> tuple[Grid, dict[str, Path]]:
+    """Write the grid of an experiment in every format; returns it and the files by format."""
+    from fusionbench_lite.tables.cells.build import grid
     from fusionbench_lite.tables.cells.output import write_grid
     from fusionbench_lite.tables.rows import held, table_dir
 
     with held(results_dir, experiment.full_name):
         table = grid(experiment, results_dir, overrides)
-        written = write_grid(table, table_dir(results_dir, experiment.full_name))
-    print_grid(table, console)
-    for path in written.values():
-        console.print(f"written {path}", style="dim", highlight=False, soft_wrap=True)
+        return table, write_grid(table, table_dir(results_dir, experiment.full_name))
 
 
 def execute(run: Run, plan: Plan, place: Place, count: str, console: Any) -> None:

@@ -62,7 +62,8 @@ def _introduction() -> Iterator[str]:
     yield from pages.wrapped(
         f"Four models of {small.LAYERS} blocks of width {small.WIDTH}, of RoBERTa's, GPT-2's, T5's and Llama's own classes, "
         f"trained here on eight tasks that are drawn by code: `model={'|'.join(small.KINDS)} tasks=mini_text`. "
-        "Nothing is downloaded. Pretraining sees all tasks; then the rows of the heads, which stay frozen, are turned in a random direction, and experts "
+        "Nothing is downloaded. Pretraining sees all tasks; then the rows of the heads, which stay frozen, are turned in a random "
+        "direction, and experts "
         "start from there: features are good and heads read them badly, as those of a pretrained model. The experts of T5 "
         "are LoRA adapters of peft; T5 and Llama answer in words. Hyperparameters of methods are the published ones, with one "
         "budget for what adapts. How far heads are turned and how long is trained was chosen so that pretrained model, task "

@@ -129,11 +129,15 @@ def register() -> None:
 def composed(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     """Return the configuration of command-line overrides, with Hydra's own part of it on request.
 
-    Raises what Hydra and OmegaConf raise; `explain` makes one line of it.
+    Inside the application, which initialized Hydra, that one composes. Raises what Hydra and OmegaConf raise; `explain` makes one
+    line of it.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     register()
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", overrides=overrides, return_hydra_config=with_hydra)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose("config", overrides=overrides, return_hydra_config=with_hydra)
 

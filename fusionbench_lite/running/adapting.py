@@ -50,7 +50,8 @@ class Feed:
         self.pools = {task: self._pool(task) for task in plan.seen}
 
     def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
-        """Return the examples of the tasks for every draw of a step."""
+        """Return the examples of the tasks for every draw of a step. A task with fewer examples than a step's batches hold is
+        missing in the last of them."""
         tasks = list(tasks)
         batches: list[Batch] = []
         for draw in self.procedure.draws(step):
@@ -58,7 +59,8 @@ class Feed:
             for part in range(self._updates()):
                 size = draw.size or self.plan.setting("batch_size")
                 cut = slice(None) if self._updates() == 1 else slice(part * size, (part + 1) * size)
-                batches.append({task: self._examples(task, self.procedure.split, rows[task][cut]) for task in tasks})
+                there = [task for task in tasks if len(rows[task][cut])]
+                batches.append({task: self._examples(task, self.procedure.split, rows[task][cut]) for task in there})
         return batches
 
     def predict(self, procedure: Procedure, tasks: Iterable[str]) -> dict[str, TaskResult]:
@@ -81,11 +83,6 @@ class Feed:
         kind, size = draw.kind or self.plan.setting("stream"), draw.size or self.plan.setting("batch_size")
         if (task, draw.role) not in self._streams:
             name, there = f"{task}/{draw.role}" if draw.role else task, len(self._part(task, draw.part))
-            if kind == "redraw" and there <= (self._updates() - 1) * size:
-                raise InputError(
-                    f"task {task!r} has {there} examples, and a step takes {self._updates()} batches of {size}, the last of which "
-                    "is empty: set method.adaptation.batches=1"
-                )
             self._streams[task, draw.role] = Stream(
                 kind=kind, size=there, batch_size=size, batches=self.plan.setting("batches"), seed=self.plan.seed, task=name,
             )

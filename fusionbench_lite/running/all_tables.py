@@ -136,4 +136,5 @@ def _write(tables: Sequence[Experiment], config: DictConfig, overrides: list[str
         cells = [cell for cell in grid.cells.values() if cell.omitted is None]
         there = sum(cell.ours is not None for cell in cells)
         where = written["markdown"].parent
-        console.print(f"{one.full_name}: {there} of {len(cells)} cells, written {where}", style="dim", highlight=False, soft_wrap=True)
+        said = f"{one.full_name}: {there} of {len(cells)} cells, written {where}"
+        console.print(said, style="dim", highlight=False, soft_wrap=True)

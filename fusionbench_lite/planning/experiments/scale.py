@@ -16,7 +16,7 @@ import yaml
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.paths import config_dir
 from fusionbench_lite.planning.config import SCALES
-from fusionbench_lite.planning.experiments.files import Claim, Experiment, Line, Special
+from fusionbench_lite.planning.experiments.files import Experiment, Line, Special
 
 SEEDS = (0, 1, 2)
 """Of a twin: its runs are short, and its claims are tested over all of them."""
@@ -35,16 +35,15 @@ def _twin(experiment: Experiment) -> Experiment:
     special = {
         at: Special(line=_line(own.line), omitted=own.omitted) for at, own in experiment.special.items() if at[1] in kept
     }
+    without = [line.name for line in columns if line.statistic == "size:validation"]
+    absent = Special(line=Line(name=""), omitted="drawn tasks have no validation set")
+    special |= {(row.name, column): absent for row in experiment.rows for column in without}
     claims = tuple(claim for claim in experiment.claims if claim.column in kept)
     return dataclasses.replace(
         experiment, scale="mini", published=None, seeds=SEEDS, defaults=_overrides(experiment.defaults),
         rows=tuple(_line(line) for line in experiment.rows), columns=columns, special=special,
-        unanswered=(), claims=tuple(map(_claim, claims)), notes=_notes(experiment, len(columns)),
+        unanswered=(), claims=claims, notes=_notes(experiment, len(columns)),
     )
-
-
-def _claim(claim: Claim) -> Claim:
-    return claim
 
 
 def _notes(experiment: Experiment, columns: int) -> tuple[str, ...]:

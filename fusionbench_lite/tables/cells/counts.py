@@ -22,7 +22,8 @@ def count(spec: CellSpec, unit: str) -> float:
     if spec.statistic.name == "size":
         return _size(spec, run.values)
     what = spec.statistic.argument
-    return counts.parameters(plan_of(list(run.arguments)), "share" if what == "learned" and unit == PERCENT else what)
+    arguments = [one for one in run.arguments if not one.startswith("steps=")]  # of a trial: no count depends on it
+    return counts.parameters(plan_of(arguments), "share" if what == "learned" and unit == PERCENT else what)
 
 
 def _size(spec: CellSpec, values: Mapping[str, str]) -> float:

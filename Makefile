@@ -3,6 +3,7 @@
 # make test-slow  the slow tests, and the laws on more examples, new ones every time
 # make test-slurm  sweeps on a cluster; start one first: export SLURM_LOCAL_DIR=/tmp/slurm && eval "$(.ci/slurm_local.sh start)"
 # make test-transformers  what reads language models, under the oldest and the newest transformers that pyproject.toml allows
+# make twins   the embedded twins of all published tables, three seeds: some hours; goes on where it was, then docs/twins.md
 # make bench   cost of an adaptation step and of merging
 # make docs    result pages and configuration headers from records
 # make lint    ruff, mypy --strict, and the contracts of who imports whom
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-slurm test-transformers bench docs setup lint format clean
+.PHONY: help demo twins test test-slow test-slurm test-transformers bench docs setup lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +33,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m fusionbench_lite experiment=mini/demo $(ARGS)
 	$(BIN)/python -m fusionbench_lite experiment=mini/text_demo $(ARGS)
+
+# Two processes share the runs; the one that is done last writes the tables.
+twins: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m fusionbench_lite experiment=all scale=mini $(ARGS) & \
+	OMP_NUM_THREADS=1 $(BIN)/python -m fusionbench_lite experiment=all scale=mini $(ARGS); wait
+	$(BIN)/python docs/generate.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" $(ARGS)

@@ -21,6 +21,7 @@ import method_words
 import minilm_page
 import pages
 import text_page
+import twins_page
 import vision_page
 
 from fusionbench_lite.errors import InputError
@@ -118,6 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
         text_page.write(given.out, texts, given.results_dir)
     if found := _found(minilm_page.NAME, "mini/minilm", given.results_dir):
         minilm_page.write(given.out, *found, given.results_dir)
+    if not twins_page.write(given.out / f"{twins_page.NAME}.md", given.results_dir):
+        print(f"{twins_page.NAME}: left as it is: no run of a twin has a record in {given.results_dir}; run make twins first")
     found = _found("methods", given.experiment, given.results_dir)
     if found is None:
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.planning.experiments import CellSpec, Experiment, Run, cells
 from fusionbench_lite.planning.experiments import files as experiment_files
+from fusionbench_lite.planning.experiments.runs import Note
 from fusionbench_lite.planning.experiments.runs import notes as notes_of
 from fusionbench_lite.planning.experiments.statistics import SECONDS
 from fusionbench_lite.tables import published, records
@@ -35,8 +36,7 @@ NO_FAMILY = "none"
 def grid(experiment: Experiment, results_dir: Path, overrides: Sequence[str] = ()) -> Grid:
     """Return the table of an experiment as the records under results_dir answer it. Runs nothing."""
     specs = cells(experiment, overrides)
-    found = notes_of(results_dir, (run for spec in specs for run in spec.all_runs))
-    there = {run: record for run, note in found.items() if (record := records.find(results_dir, note.key)) is not None}
+    found, there = records_of(specs, results_dir)
     answers = answered(experiment, specs)
     unread: list[str] = []
     shown = {(spec.row, spec.column): _cell(spec, there, answers.get((spec.row, spec.column)), unread) for spec in specs}
@@ -45,6 +45,13 @@ def grid(experiment: Experiment, results_dir: Path, overrides: Sequence[str] = (
         rows=tuple(_line(line) for line in experiment.rows), columns=tuple(_line(line) for line in experiment.columns), cells=shown,
         notes=(*_notes(experiment, specs, there, [run for run, note in found.items() if not note.current]), *dict.fromkeys(unread)),
     )
+
+
+def records_of(specs: Iterable[CellSpec], results_dir: Path) -> tuple[Mapping[Run, Note], dict[Run, Record]]:
+    """Return the notes that runs of cells left, and the records that are still there."""
+    found = notes_of(results_dir, (run for spec in specs for run in spec.all_runs))
+    there = {run: record for run, note in found.items() if (record := records.find(results_dir, note.key)) is not None}
+    return found, there
 
 
 def _line(line: experiment_files.Line) -> Line:

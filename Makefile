@@ -38,7 +38,7 @@ demo: $(STAMP)
 twins: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m fusionbench_lite experiment=all scale=mini $(ARGS) & \
 	OMP_NUM_THREADS=1 $(BIN)/python -m fusionbench_lite experiment=all scale=mini $(ARGS); wait
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/generate.py $(patsubst results_dir=%,--results-dir=%,$(filter results_dir=%,$(ARGS)))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm" $(ARGS)

@@ -1,7 +1,8 @@
 """`experiment=all`: the runs of all published tables, or of all their twins, each made once, then every table.
 
 Runs are put in groups that one suite serves, and a process works on a group that no other process holds: two that are started with
-one line share the work. What has a record is not loaded. Seeds come one after another, in each the cheapest groups first, so that
+one line share the work. A group that was held is looked at once more at the end, so that the last process finds every run made
+and writes the tables. What has a record is not loaded. Seeds come one after another, in each the cheapest groups first, so that
 all tables have something to show early.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from fusionbench_lite.resources.hours import time_of
 from fusionbench_lite.running import sweep, table
 from fusionbench_lite.running.tracking import Place
 
-log = logging.getLogger(__name__)
-
-ALL = "all"
+PASSING = 5.0
+"""Seconds within which a process that only looks whether a group's runs are made lets go of it."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,22 +78,30 @@ def _missing(tables: Sequence[Experiment], config: DictConfig, overrides: list[s
 
 def _make(todo: _Work, config: DictConfig, console: Any) -> int:
     """Make the runs, group by group, and return how many other processes hold. What is refused on the way is put to the rest."""
-    done, held, results_dir = 0, 0, expanded(config.results_dir)
-    for group in _groups(todo.plans, cache_dir(config.cache_dir)):
-        with _taken(results_dir, todo.plans[group[0]]) as free:
-            if not free:
-                held += len(group)
-                continue
-            others = set(group) - set(group if config.overwrite else sweep.missing_runs(config, group))
-            for run in group:
-                done += 1
-                if run in others:  # another process made it since
-                    continue
-                try:
-                    table.execute(run, todo.plans[run], todo.places[run], f"{done} of {len(todo.plans)}", console)
-                except InputError as error:
-                    todo.refused[" ".join(run.arguments)] = str(error)
-    return held
+    results_dir = expanded(config.results_dir)
+    groups, made = _groups(todo.plans, cache_dir(config.cache_dir)), 0
+    for wait in (0.0, PASSING):
+        held = []
+        for group in groups:
+            with _taken(results_dir, todo.plans[group[0]], wait) as free:
+                if free:
+                    _make_group(todo, group, made, config, console)
+                    made += len(group)
+                else:
+                    held.append(group)
+        groups = held
+    return sum(map(len, groups))
+
+
+def _make_group(todo: _Work, group: list[Run], made: int, config: DictConfig, console: Any) -> None:
+    others = set(group) - set(group if config.overwrite else sweep.missing_runs(config, group))
+    for number, run in enumerate(group, made + 1):
+        if run in others:  # another process made it since
+            continue
+        try:
+            table.execute(run, todo.plans[run], todo.places[run], f"{number} of {len(todo.plans)}", console)
+        except InputError as error:
+            todo.refused[" ".join(run.arguments)] = str(error)
 
 
 def _groups(plans: Mapping[Run, Plan], cache: Path) -> list[list[Run]]:
@@ -109,8 +116,8 @@ def _groups(plans: Mapping[Run, Plan], cache: Path) -> list[list[Run]]:
 
 
 @contextlib.contextmanager
-def _taken(results_dir: Path, plan: Plan) -> Iterator[bool]:
-    """Hold the group of a plan for the length of the block and say so, or say that another process holds it."""
+def _taken(results_dir: Path, plan: Plan, wait: float) -> Iterator[bool]:
+    """Hold the group of a plan for the length of the block and say so, or say that another process held it for `wait` seconds."""
     import filelock
 
     name = hashlib.sha256(repr(plan.wanted).encode()).hexdigest()[:16]
@@ -118,7 +125,7 @@ def _taken(results_dir: Path, plan: Plan) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f"group-{name}.lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=wait)
     except filelock.Timeout:
         yield False
         return

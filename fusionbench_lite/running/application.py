@@ -69,7 +69,7 @@ def _job(config: DictConfig) -> None:
         from fusionbench_lite.planning import experiments
         from fusionbench_lite.running import all_tables, experiment, table
 
-        by_name = dict.fromkeys(experiments.names(), table) | {all_tables.ALL: all_tables}
+        by_name = dict.fromkeys(experiments.names(), table) | {experiments.ALL: all_tables}
         by_name.get(config.experiment, experiment).main(config, overrides)
         return
     if config.scale != "published":

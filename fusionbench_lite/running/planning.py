@@ -19,8 +19,6 @@ from fusionbench_lite.planning.plan import Plan
 from fusionbench_lite.resources import recorded, work
 from fusionbench_lite.resources.hours import duration
 
-ALL = "all"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
@@ -37,9 +35,10 @@ def main(config: DictConfig, overrides: list[str]) -> None:
     """Print the plan."""
     overrides = [one for one in overrides if one.partition("=")[0] != "plan"]
     name = config.experiment
-    names = experiments.names() if name == ALL else [name]
+    names = experiments.names() if name == experiments.ALL else [name]
     tables = {"run" if one is None else one: _table(config, one, overrides) for one in names}
-    show(tables, cache_dir(config.cache_dir), expanded(config.results_dir), {None: "a run", ALL: "all tables"}.get(name, name))
+    title = {None: "a run", experiments.ALL: "all tables"}.get(name, name)
+    show(tables, cache_dir(config.cache_dir), expanded(config.results_dir), title)
 
 
 def show(tables: Mapping[str, Table], cache: Path, results_dir: Path, title: str) -> None:

@@ -127,7 +127,7 @@ def main(lines: Sequence[list[str]], sending: Sending) -> None:
 
     Raises Lost where jobs ended and left none, and InputError where runs were refused.
     """
-    read = [_line(line, sending) for line in lines]
+    read = [_line(one, sending) for line in lines for one in _by_table(line)]
     jobs: dict[tuple[str, str], list[str]] = {}
     for line in read:
         jobs |= {at: overrides for at, overrides in line.jobs.items() if at not in jobs}
@@ -144,6 +144,14 @@ def main(lines: Sequence[list[str]], sending: Sending) -> None:
         raise Lost(_report(lost, len(jobs), reasons, said, sending, refused))
     if refused:
         raise InputError(f"{len(refused)} runs were refused: {table.by_reason(refused)}")
+
+
+def _by_table(overrides: list[str]) -> list[list[str]]:
+    """Return a line as it is, or one for every published table where it asks for all."""
+    asked = f"experiment={experiments.ALL}"
+    if asked not in overrides:
+        return [overrides]
+    return [[f"experiment={name}" if one == asked else one for one in overrides] for name in experiments.names()]
 
 
 def _line(overrides: list[str], sending: Sending) -> _Line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def launcher() -> Launcher:
 
 @pytest.fixture
 def send(tmp_path, monkeypatch, launcher):
-    """Sends the lines of a sweep of a small experiment, and returns the tables that are written."""
+    """Sends the lines of a sweep, of a small experiment where they name none, and returns the tables that are written."""
     written: list[str] = []
     monkeypatch.setattr(sweep.records, "find", lambda results_dir, key: key == KEY or None)
     monkeypatch.setattr(sweep, "finish", lambda config, overrides: written.append(f"{config.experiment} {config.select.name}"))
@@ -91,7 +92,8 @@ def send(tmp_path, monkeypatch, launcher):
         hydra = compose("config", overrides=[place], return_hydra_config=True).hydra
         hydra.sweep.dir = str(tmp_path / "sweep")
         sending = sweep.Sending(launcher=launcher, hydra=hydra, at_once=at_once)
-        sweep.main([["experiment=mini/first_look", place, *line.split()] for line in lines], sending)
+        small = "experiment=mini/first_look"
+        sweep.main([[*([] if "experiment=" in line else [small]), place, *line.split()] for line in lines], sending)
         return list(written)
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -113,6 +115,16 @@ def test_lines_share_their_runs(send, launcher, capsys):
     assert send("steps=1", "steps=1 select=best_test") == ["mini/first_look last", "mini/first_look best_test"]
     assert "sending 5 jobs" in capsys.readouterr().out
     assert len(launcher.sent) == len({overrides[-1] for overrides in launcher.sent}) == 5
+
+
+def test_all_tables_share_their_runs(send, launcher, monkeypatch, capsys):
+    names = ["adarank/table_4", "adamerging/text_2"]
+    monkeypatch.setattr(sweep.experiments, "names", lambda: names)
+    assert send("experiment=all scale=mini seed=0") == [f"{name} last" for name in names]
+    said = capsys.readouterr().out
+    each = [int(re.search(rf"^{name}: \d+ runs, 0 with a record, (\d+) to do$", said, flags=re.MULTILINE)[1]) for name in names]
+    assert max(each) <= len(launcher.sent) < sum(each)
+    assert not any("experiment=all" in overrides for overrides in launcher.sent)
 
 
 def test_runs_without_a_record_are_named_whatever_their_jobs_say(send, launcher, capsys):

@@ -13,4 +13,7 @@ from fusionbench_lite.planning.experiments.runs import Run
 from fusionbench_lite.planning.experiments.scale import scaled
 from fusionbench_lite.planning.experiments.statistics import Statistic
 
-__all__ = ["CellSpec", "Experiment", "Line", "Run", "Statistic", "cells", "distinct", "names", "read", "scaled"]
+ALL = "all"
+"""`experiment=all`: every published table."""
+
+__all__ = ["ALL", "CellSpec", "Experiment", "Line", "Run", "Statistic", "cells", "distinct", "names", "read", "scaled"]

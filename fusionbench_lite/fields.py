@@ -47,7 +47,7 @@ def kind(default: Any, check: Check, wanted: str, *, optional: bool = False, lat
 
 def real(
     default: float | None, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False,
-    open_high: bool = False, optional: bool = False,
+    open_high: bool = False, optional: bool = False, later: bool = False,
 ) -> Any:
     """Declare a finite real number in an interval."""
     left, right = "(" if open_low or low == -math.inf else "[", ")" if open_high or high == math.inf else "]"
@@ -62,7 +62,7 @@ def real(
             raise ValueError
         return number
 
-    return kind(default, check, f"a finite number in {left}{low:g}, {high:g}{right}", optional=optional)
+    return kind(default, check, f"a finite number in {left}{low:g}, {high:g}{right}", optional=optional, later=later)
 
 
 def integer(
@@ -181,6 +181,19 @@ def interval(default: tuple[float, float] | None, *, optional: bool = False) -> 
         return low, high
 
     return kind(default, check, "two numbers [a, b], 0 < a <= b <= 1", optional=optional)
+
+
+def names(default: tuple[str, ...], *, later: bool = False) -> Any:
+    """Declare a list of different names, of which its reader says whether they are known."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) and one for one in value):
+            raise ValueError
+        if len(set(value)) < len(value):
+            raise ValueError("one is there twice")
+        return tuple(value)
+
+    return kind(default, check, "a list of names", later=later)
 
 
 def some_tasks(default: Any, names: Sequence[str], *, optional: bool = False) -> Any:

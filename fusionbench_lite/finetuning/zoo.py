@@ -28,7 +28,7 @@ from fusionbench_lite import models
 from fusionbench_lite.base.randomness import seed_of
 from fusionbench_lite.data import TaskData
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.finetuning.embedded import Course, Recipe, Report, ambiguous_targets, threads, train
+from fusionbench_lite.finetuning.embedded import Course, Recipe, Report, ambiguous_targets, scaled, threads, train
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
 from fusionbench_lite.paths import atomic_file, file_sha256, locked
 
@@ -82,7 +82,7 @@ def expert_file(task: str) -> str:
 
 def _key(model: str, data: Mapping[str, TaskData], seed: int, recipe: Recipe) -> str:
     content = {
-        "version": VERSION, "model": model, "seed": seed, "recipe": dataclasses.asdict(recipe),
+        "version": VERSION, "model": model, "seed": seed, "recipe": recipe.known_by(),
         "data": {task: entry.sha256 for task, entry in sorted(data.items())}, "torch": torch.__version__,
         "threads": threads(),
     }
@@ -124,10 +124,10 @@ class _Builder:
         pretrained, recipe = load_file(self.folder / "pretrained.safetensors"), self.recipe
         for task in self.data:
             if expert_file(task) in missing:
-                course = Course(f"individual {task}", recipe.finetune_steps, recipe.finetune_batch, recipe.finetune_lr)
+                course = self._course(f"individual {task}", recipe.finetune_steps, recipe.finetune_batch, recipe.finetune_lr)
                 self._finetune(model, pretrained, heads, [task], course, expert_file(task))
         if MULTITASK in missing:
-            course = Course("traditional_mtl", recipe.multitask_steps, recipe.multitask_batch, recipe.multitask_lr)
+            course = self._course("traditional_mtl", recipe.multitask_steps, recipe.multitask_batch, recipe.multitask_lr)
             self._finetune(model, pretrained, heads, list(self.data), course, MULTITASK)
 
     def _pretrain(self, model: nn.Module, heads: Mapping[str, nn.Module]) -> None:
@@ -136,9 +136,14 @@ class _Builder:
             task: ambiguous_targets(entry.num_classes, recipe.ambiguity, self.seed, task)
             for task, entry in self.data.items()
         }
-        course = Course("pretrained", recipe.pretrain_steps, recipe.pretrain_batch, recipe.pretrain_lr)
+        course = self._course("pretrained", recipe.pretrain_steps, recipe.pretrain_batch, recipe.pretrain_lr)
+        if recipe.pretrain_warmup is not None:
+            course = dataclasses.replace(course, warmup=recipe.pretrain_warmup)
         train(model, heads, self.data, recipe, course, self.seed, self.report, targets)
         self._keep("pretrained.safetensors", model.state_dict(), time.perf_counter() - start)
+
+    def _course(self, name: str, steps: int, batch: int, lr: float) -> Course:
+        return Course(name=name, steps=steps, batch=batch, lr=lr, warmup=self.recipe.warmup)
 
     def _finetune(
         self, model: nn.Module, pretrained: StateDict, heads: Mapping[str, nn.Module], tasks: list[str], course: Course,
@@ -153,7 +158,7 @@ class _Builder:
     def _fresh_model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, self.model_name, "initialisation") % 2**63)
-            return models.build(self.model_name)
+            return scaled(models.build(self.model_name), self.recipe)
 
     def _keep(self, name: str, tensors: Mapping[str, Tensor], seconds: float) -> None:
         with atomic_file(self.folder / name) as temporary:

@@ -150,8 +150,8 @@ def _wanted(plain: dict[str, Any], precision: str) -> tuple[Wanted, str]:
     wanted = kind.check(Wanted(
         model=model["name"], tasks=tasks.names, family=checkpoints["family"], layout=model.get("layout"), data_dir=data_dir,
         cache=cache, seed=plain["seed"], checkpoints_seed=checkpoints["seed"],
-        recipe=tuple(sorted((checkpoints["recipe"] or {}).items())), checkpoints=_path(checkpoints["dir"]),
-        manifest=_path(checkpoints["manifest"]),
+        recipe=tuple(sorted((name, _hashable(value)) for name, value in (checkpoints["recipe"] or {}).items())),
+        checkpoints=_path(checkpoints["dir"]), manifest=_path(checkpoints["manifest"]),
         data=tuple(sorted((name, value) for name, value in plain["data"].items() if value != usual[name])),
         limit=plain["limit"], device=plain["device"], precision=precision, eval_batch=trainer["eval_batch"],
         tensors=checkpoints["tensors"],
@@ -166,6 +166,10 @@ def _told(wanted: Wanted, preset: Mapping[str, tuple[Any, str]]) -> Wanted:
     return dataclasses.replace(
         wanted, tensors=tensors if wanted.tensors == "auto" else wanted.tensors, options=tuple(sorted(options.items()))
     )
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_case(tasks: Sequence[str], cache: Path) -> None:

@@ -15,7 +15,7 @@ from fusionbench_lite import models
 from fusionbench_lite.data import TaskData
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.finetuning import embedded, zoo
-from fusionbench_lite.finetuning.embedded import Recipe, recipe_with
+from fusionbench_lite.finetuning.embedded import FILES, Course, Recipe, recipe_of, scaled
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
 
 RECIPE = dataclasses.replace(
@@ -162,11 +162,15 @@ def test_own_files(built, tmp_path):
         ({"finetune_steps": 1.5}, "checkpoints.recipe.finetune_steps must be an integer of at least 0, got 1.5"),
         ({"finetune_lr": "fast"}, "must be a finite number in [0, inf), got 'fast'"),
         ({"finetune_batch": 0}, "must be an integer of at least 1, got 0"),
+        ({"shares": "square"}, "checkpoints.recipe.shares must be one of equal, sqrt"),
+        ({"mirror": "one"}, "checkpoints.recipe.mirror must be a list of names, got 'one'"),
+        ({"mirror": ["one", "one"]}, "must be a list of names (one is there twice)"),
+        ({"mirror": ["on"]}, "checkpoints.recipe.mirror=on is none of the tasks: did you mean 'one'"),
     ],
 )
 def test_recipe_refuses(changes, message):
     with pytest.raises(InputError) as caught:
-        recipe_with(Recipe(), changes)
+        recipe_of(["one"], files=False, changes=changes)
     assert message in str(caught.value)
 
 
@@ -185,13 +189,72 @@ def test_training_learns_and_stops_at_a_loss_that_is_not_finite():
         return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(data["one"].train_labels)))
 
     losses.append(loss())
-    embedded.train(model, heads, data, RECIPE, embedded.Course("test", 12, 16, 1e-3), 0, lambda *_: None)
+    embedded.train(model, heads, data, RECIPE, Course("test", 12, 16, 1e-3, 20), 0, lambda *_: None)
     losses.append(loss())
     assert losses[1] < losses[0]
     with torch.no_grad():
         model.conv1.weight.fill_(torch.nan)
     with pytest.raises(InputError, match="training test: the loss is nan at step 1"):
-        embedded.train(model, heads, data, RECIPE, embedded.Course("test", 2, 4, 1e-3), 0, lambda *_: None)
+        embedded.train(model, heads, data, RECIPE, Course("test", 2, 4, 1e-3, 20), 0, lambda *_: None)
+
+
+def test_the_key_knows_later_fields_only_where_they_are_set():
+    """Experts that are in users' caches stay there."""
+    assert set(Recipe().known_by()) == {
+        "pretrain_steps", "pretrain_batch", "pretrain_lr", "ambiguity", "finetune_steps", "finetune_batch", "finetune_lr",
+        "multitask_steps", "multitask_batch", "multitask_lr", "weight_decay", "warmup", "head_scale", "shift",
+    }
+    given = {"shares": "sqrt", "mirror": ("one",)}
+    assert dataclasses.replace(Recipe(), **given).known_by() == Recipe().known_by() | given
+
+
+def test_sizes_follow_the_square_root_of_what_a_task_has():
+    counts = {"a": 900, "b": 100, "c": 1}
+    data = {name: dataclasses.replace(DATA["one"], train_labels=np.zeros(count, int)) for name, count in counts.items()}
+    assert embedded._sizes(data, 41, "sqrt") == {"a": 90, "b": 30, "c": 3}
+    assert embedded._sizes(data, 1, "sqrt")["c"] == 1
+    assert embedded._sizes(data, 41, "equal") == dict.fromkeys(data, 41)
+
+
+def test_the_loss_weighs_images_alike():
+    losses = [torch.tensor(1.0), torch.tensor(4.0)]
+    assert embedded._mean(losses, [3, 1]).item() == pytest.approx(1.75)
+    assert torch.equal(embedded._mean(losses, [2, 2]), torch.stack(losses).mean())
+
+
+def test_half_of_the_images_are_mirrored_after_they_were_moved():
+    images = np.arange(64 * 2 * 3 * 3, dtype=np.uint8).reshape(64, 2, 3, 3)
+    data = dataclasses.replace(DATA["one"], train_images=images, train_labels=np.arange(64) % 4)
+    plain, labels = embedded._batch(data, 64, 0, False, np.random.default_rng(0))
+    turned, same = embedded._batch(data, 64, 0, True, np.random.default_rng(0))
+    flipped = [not torch.equal(a, b) for a, b in zip(plain, turned, strict=True)]
+    assert torch.equal(labels, same)
+    assert 16 < sum(flipped) < 48
+    for is_flipped, a, b in zip(flipped, plain, turned, strict=True):
+        assert torch.equal(a.flip(-1) if is_flipped else a, b)
+
+
+def test_matrices_alone_decay_and_a_fresh_model_is_scaled():
+    model, plain = models.build("vit_mini"), models.build("vit_mini")
+    plain.load_state_dict(model.state_dict())
+    decaying, others = embedded._parameters(model, FILES)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert decaying["weight_decay"] == FILES.weight_decay
+    assert others["weight_decay"] == 0
+    assert all(parameter.ndim > 1 for parameter in decaying["params"])
+    still = {names[id(parameter)] for parameter in others["params"]}
+    assert {"positional_embedding", "class_embedding", "ln_pre.weight", "transformer.resblocks.0.mlp.c_fc.bias"} <= still
+    assert len(decaying["params"]) + len(others["params"]) == len(names)
+    scaled(model, FILES)
+    factors = {
+        name: (parameter.norm() / before.norm()).item()
+        for (name, parameter), before in zip(model.named_parameters(), plain.parameters(), strict=True) if before.norm() > 0
+    }
+    changed = {name: factor for name, factor in factors.items() if factor != pytest.approx(1)}
+    assert changed.pop("positional_embedding") == pytest.approx(6)
+    assert changed.pop("class_embedding") == pytest.approx(0.2)
+    assert len(changed) == 8
+    assert {round(factor, 5) for factor in changed.values()} == {0.3}
 
 
 def test_ambiguous_targets_are_distributions_over_pairs():

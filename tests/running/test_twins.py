@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fusionbench_lite import registry
+from fusionbench_lite.finetuning import embedded
 from fusionbench_lite.planning import experiments, presets
-from fusionbench_lite.suites.embedded import loading
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.cells.output import SUFFIXES, WRITTEN
 
@@ -34,7 +34,7 @@ def trial(command, tmp_path):
     table = [*presets._table(), short]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(presets, "_table", lambda: table)
-        patch.setattr(loading, "DRAWN", dataclasses.replace(loading.DRAWN, multitask_steps=1))
+        patch.setattr(embedded, "DRAWN", dataclasses.replace(embedded.DRAWN, multitask_steps=1))
         before = command(*TRIAL, "plan=true")
         done = command(*TRIAL)
         after = command(*TRIAL, "plan=true")

@@ -15,7 +15,7 @@ from fusionbench_lite.data import TaskData, load_task, reads_files
 from fusionbench_lite.evaluation.evaluator import Evaluator
 from fusionbench_lite.evaluation.suite import Suite
 from fusionbench_lite.finetuning import zoo
-from fusionbench_lite.finetuning.embedded import DRAWN, FILES, recipe_with
+from fusionbench_lite.finetuning.embedded import recipe_of
 from fusionbench_lite.finetuning.options import Trained
 from fusionbench_lite.suites import Wanted
 from fusionbench_lite.suites.embedded import corruption_of
@@ -35,8 +35,8 @@ def load(wanted: Wanted, progress: Progress) -> Suite:
         from fusionbench_lite.data.corrupted import corrupted
 
         judged = {name: corrupted(entry, *chosen, wanted.seed) for name, entry in judged.items()}
-    base = FILES if any(reads_files(name, wanted.data_dir) for name in wanted.tasks) else DRAWN
-    recipe = recipe_with(base, dict(wanted.recipe))
+    files = any(reads_files(name, wanted.data_dir) for name in wanted.tasks)
+    recipe = recipe_of(wanted.tasks, files=files, changes=dict(wanted.recipe))
     if wanted.checkpoints is not None:
         trained = zoo.load_from(wanted.checkpoints, list(wanted.tasks), recipe.head_scale)
     else:

@@ -48,6 +48,14 @@ class Stream:
         first = step * self.batches
         return np.concatenate([self._batch(number) for number in range(first, first + self.batches)])
 
+    def count(self, step: int) -> int:
+        """Return how many indices a step has; nothing is drawn."""
+        if self.kind == "redraw":
+            return min(self.size, self.batches * self.batch_size)
+        per_pass, first = -(-self.size // self.batch_size), step * self.batches
+        places = (number % per_pass for number in range(first, first + self.batches))
+        return sum(min(self.batch_size, self.size - place * self.batch_size) for place in places)
+
     def _batch(self, number: int) -> np.ndarray:
         per_pass = -(-self.size // self.batch_size)
         turn, position = divmod(number, per_pass)

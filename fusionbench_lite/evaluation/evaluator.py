@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
@@ -96,17 +97,20 @@ class Evaluator:
     ) -> dict[str, TaskResult]:
         decide = {task: self._decision(task) for task in tasks}
 
-        def predict(rows: NDArray[np.int64]) -> list[Tensor]:
+        def predict(rows: NDArray[np.int64]) -> list[tuple[Tensor, Tensor | None]]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 encoded = features(rows)
-            return [decide[task](self.heads[task](encoded.float())).cpu() for task in tasks]
+            return [decide[task](self.heads[task](encoded.float())) for task in tasks]
 
         predicted = self.in_order(tasks[0], predict)
         results = {}
         for number, task in enumerate(tasks):
             entry = self.data[task]
-            parts = torch.cat([part[number] for part in predicted[1]])
-            results[task] = TaskResult(restored(parts.numpy(), predicted[0]), np.asarray(entry.labels("test")), entry.metric)
+            parts, surest = zip(*(part[number] for part in predicted[1]), strict=True)
+            results[task] = TaskResult(
+                restored(torch.cat(parts).numpy(), predicted[0]), np.asarray(entry.labels("test")), entry.metric,
+                confidence=None if surest[0] is None else _mean(torch.cat(surest)),
+            )
         return results
 
     def in_order(self, task: str, predict: Callable[[NDArray[np.int64]], Result]) -> tuple[NDArray[np.int64], list[Result]]:
@@ -118,17 +122,24 @@ class Evaluator:
                 results.append(result)
         return np.concatenate(rows), results
 
-    def _decision(self, task: str) -> Callable[[Tensor], Tensor]:
-        """Return what makes predictions of logits [B, C]: the first of the greatest, or a head's only output as a score."""
+    def _decision(self, task: str) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """Return what makes predictions of logits [B, C]: the first of the greatest with its probability, or a head's only output
+        as a score."""
         metric = metrics.get(self.data[task].metric)
         if metric.kind == metrics.CLASSES:
-            return lambda logits: logits.argmax(-1)
+            return lambda logits: (logits.argmax(-1).cpu(), logits.softmax(-1).amax(-1).cpu())
         if metric.kind == metrics.SCORES and self.data[task].num_classes == 1:
-            return lambda logits: logits[:, 0].double()
+            return lambda logits: (logits[:, 0].double().cpu(), None)
         raise InputError(
             f"task {task!r} is judged by {metric.measure.label}, which needs {metric.kind}, and its head gives classes: "
             "choose a metric of classes, or a suite with a judge of its own"
         )
+
+
+def _mean(probabilities: Tensor) -> float | None:
+    """Return the mean to six digits, which the order of its sum does not change; None where it is not finite."""
+    mean = float(probabilities.double().mean())
+    return round(mean, 6) if math.isfinite(mean) else None
 
 
 def restored(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

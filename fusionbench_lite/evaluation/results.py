@@ -23,14 +23,15 @@ class TaskResult:
     """`predictions` and `labels` [N] in the order of the test examples, and the `metric` they are judged by.
 
     Classes are integers, scores floats, generated answers strings, as the metric wants them; lists will do. `answers` [N] are
-    the texts that scores were read in, see `score_in`. Raises InputError
-    for an unknown metric, for another kind of predictions, and where their numbers differ.
+    the texts that scores were read in, see `score_in`; `confidence` is the mean probability of the predicted classes, None where
+    there are none. Raises InputError for an unknown metric, for another kind of predictions, and where their numbers differ.
     """
 
     predictions: NDArray[Any]
     labels: NDArray[Any]
     metric: str = "accuracy"
     answers: NDArray[Any] | None = None
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         metric = metrics.get(self.metric)

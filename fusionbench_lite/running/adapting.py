@@ -50,18 +50,34 @@ class Feed:
         self.pools = {task: self._pool(task) for task in plan.seen}
 
     def batches_of(self, step: int, tasks: Iterable[str]) -> list[Batch]:
-        """Return the examples of the tasks for every draw of a step. A task with fewer examples than a step's batches hold is
-        missing in the last of them."""
+        """Return the examples of the tasks for every draw of a step; a batch that no task has examples for is left out.
+
+        Raises InputError where some tasks have examples for a batch and others have none: Adam would move what they learn by its
+        momentum alone.
+        """
         tasks = list(tasks)
         batches: list[Batch] = []
         for draw in self.procedure.draws(step):
             rows = {task: self._part(task, draw.part)[self._stream(task, draw).indices(draw.number)] for task in tasks}
-            for part in range(self._updates()):
-                size = draw.size or self.plan.setting("batch_size")
-                cut = slice(None) if self._updates() == 1 else slice(part * size, (part + 1) * size)
-                there = [task for task in tasks if len(rows[task][cut])]
-                batches.append({task: self._examples(task, self.procedure.split, rows[task][cut]) for task in there})
+            batches += [
+                {task: self._examples(task, self.procedure.split, rows[task][cut]) for task in tasks} for cut in self._cuts(draw)
+            ]
         return batches
+
+    def _cuts(self, draw: Draw) -> list[slice]:
+        """Return which of a draw's examples each batch of the step takes, the same in every process."""
+        updates, size = self._updates(), draw.size or self.plan.setting("batch_size")
+        if updates == 1:
+            return [slice(None)]
+        counts = {task: self._stream(task, draw).count(draw.number) for task in self.pools}
+        filled = -(-max(counts.values()) // size)
+        least = min(counts, key=counts.__getitem__)
+        if counts[least] <= (filled - 1) * size:
+            raise InputError(
+                f"task {least!r} has {counts[least]} examples, and a step takes {filled} batches of {size}, the last of which "
+                "is empty for it and not for others: set method.adaptation.batches=1"
+            )
+        return [slice(part * size, (part + 1) * size) for part in range(filled)]
 
     def predict(self, procedure: Procedure, tasks: Iterable[str]) -> dict[str, TaskResult]:
         """Return the results on all test examples of the tasks."""

@@ -182,6 +182,7 @@ def _cell(outcome: TaskResult) -> dict[str, Any]:
     return {
         "metric": outcome.metric, "value": outcome.value, **({} if correct is None else {"correct": int(correct.sum())}),
         "examples": len(outcome.labels), "interval": list(outcome.interval),
+        **({} if outcome.confidence is None else {"confidence": outcome.confidence}),
         **({} if outcome.unreadable is None else {"unreadable": outcome.unreadable}),
         **({} if measure == ACCURACY else {"label": measure.label, "unit": measure.unit, "direction": measure.direction}),
     }

@@ -20,7 +20,7 @@ def test_a_step_is_a_function_of_its_number(kind, step, seed, size, batch_size, 
     assert np.array_equal(indices, Stream(
         kind=kind, size=size, batch_size=batch_size, batches=batches, seed=seed, task="digits"
     ).indices(step))
-    assert 1 <= len(indices) <= batch_size * batches
+    assert 1 <= len(indices) == stream.count(step) <= batch_size * batches
     assert indices.min() >= 0
     assert indices.max() < size
 

@@ -58,6 +58,8 @@ def test_predictions_are_those_of_one_example_after_another(layout: str):
         with torch.no_grad():
             logits = [evaluator.heads[task](encode(evaluator.inputs(image[None]))) for image in evaluator.data[task].test_images]
         assert result.predictions.tolist() == [int(row.argmax()) for row in logits]
+        likeliest = [float(np.exp(row.double().numpy() - row.double().numpy().max()).sum() ** -1) for row in logits]
+        assert result.confidence == pytest.approx(np.mean(likeliest), abs=1e-6)
         assert result.value == np.mean(result.predictions == evaluator.data[task].test_labels)
     assert average(found) == pytest.approx(np.mean([result.value for result in found.values()]))
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fusionbench_lite import registry
 from fusionbench_lite.adaptation.streams import KINDS, subset
+from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES, choose
 from fusionbench_lite.planning.command_line import plan_of
 from fusionbench_lite.running.adapting import Feed, procedure_of
@@ -200,10 +201,22 @@ def test_every_stream_reads_the_part_alone(shared_cache, tmp_path, stream, fract
 
 
 def test_a_batch_without_examples_is_no_update(command, tmp_path):
-    """Of 16 images a step's second batch of 16 is empty: its mean is no number."""
+    """Of 16 images a step's second batch of 16 is empty: its mean is no number, and momentum alone would move an adapter."""
     sizes = ("method.adaptation.batch_size=16", "limit=16", "steps=2")
     for batches in (1, 2):
         done = command("method=surgery", f"method.adaptation.batches={batches}", *SMALL, *sizes, f"results_dir=r{batches}")
         assert done.returncode == 0, done.stderr
     one, two = (records.read_all(tmp_path / f"r{batches}")[0] for batches in (1, 2))
     assert one.data["selections"]["last"]["per_task"] == two.data["selections"]["last"]["per_task"]
+    courses = [(record.path / "history.csv").read_text() for record in (one, two)]
+    assert courses[0] == courses[1]
+
+
+def test_a_batch_that_some_tasks_have_no_examples_for_is_refused(shared_cache, tmp_path):
+    line = [*SMALL, f"cache_dir={shared_cache}", f"results_dir={tmp_path}", "steps=1", "method=surgery"]
+    plan = plan_of([*line, "method.adaptation.batch_size=16", "method.adaptation.batches=2"])
+    suite = load(plan, lambda *said: None)
+    feed = Feed(plan, suite, procedure_of(plan, suite))
+    feed.pools["land"] = feed.pools["land"][:16]
+    with pytest.raises(InputError, match="task 'land' has 16 examples, and a step takes 2 batches of 16, the last"):
+        feed.batches_of(0, ["digits"])

@@ -48,6 +48,7 @@ class Evaluations(Callback):
         self.held_out_losses: dict[int, float] = {}
         self.predictions: dict[int, dict[str, Stored]] = {}
         self.answers: dict[int, dict[str, list[str]]] = {}
+        self.confidences: dict[int, dict[str, float | None]] = {}
         self.labels: dict[str, Stored] = {}
         self.metrics: dict[str, str] = {}
         self.learned: dict[str, dict[str, Tensor]] = {}
@@ -84,6 +85,7 @@ class Evaluations(Callback):
             task: TaskResult(
                 _restored(predictions), _restored(self.labels[task]), self.metrics[task],
                 answers=np.asarray(self.answers[step][task]) if task in self.answers.get(step, ()) else None,
+                confidence=self.confidences.get(step, {}).get(task),
             )
             for task, predictions in self.predictions[step].items()
         }
@@ -102,6 +104,7 @@ class Evaluations(Callback):
         self.labels = {task: _stored(results[task].labels) for task in judged}
         self.values[step] = {task: results[task].value for task in judged}
         self.predictions[step] = {task: _stored(results[task].predictions) for task in judged}
+        self.confidences[step] = {task: results[task].confidence for task in judged}
         answers = {task: results[task].answers for task in judged}
         self.answers[step] = {task: texts.tolist() for task, texts in answers.items() if texts is not None}
         if self.held_out is not None:
@@ -125,10 +128,10 @@ class Evaluations(Callback):
                 "partial/ of the results directory and run again"
             )
         for name in _STORED:
-            setattr(self, name, state_dict.get(name, {}) if name == "answers" else state_dict[name])
+            setattr(self, name, state_dict.get(name, {}) if name in ("answers", "confidences") else state_dict[name])
 
 
-_STORED = ("values", "held_out_losses", "predictions", "answers", "labels", "metrics", "learned", "seconds")
+_STORED = ("values", "held_out_losses", "predictions", "answers", "confidences", "labels", "metrics", "learned", "seconds")
 
 
 def _stored(array: np.ndarray) -> Stored:

@@ -20,6 +20,7 @@ import method_page
 import method_words
 import minilm_page
 import pages
+import real32_page
 import text_page
 import twins_page
 import vision_page
@@ -98,7 +99,6 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     results = {
         "mini8": ("mini/three_seeds", "The embedded suite", DOCS / "mini8.png", [*SUITE, *ORDERINGS]),
-        "real32": ("mini/real32", "Eight real data sets at 32 x 32", None, ORDERINGS),
     }
     given.out.mkdir(parents=True, exist_ok=True)
     pages.write(given.out / "audit.md", audit_page.page())
@@ -117,6 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     texts = [found for name in text_page.EXPERIMENTS if (found := _found(text_page.NAME, name, given.results_dir))]
     if texts:
         text_page.write(given.out, texts, given.results_dir)
+    if found := _found(real32_page.NAME, "mini/real32", given.results_dir):
+        real32_page.write(given.out, *found, given.results_dir)
     if found := _found(minilm_page.NAME, "mini/minilm", given.results_dir):
         minilm_page.write(given.out, *found, given.results_dir)
     if not twins_page.write(given.out / f"{twins_page.NAME}.md", given.results_dir):

@@ -123,9 +123,4 @@ def _claims(rows: Rows, table: Table, results_dir: str) -> Iterator[str]:
     yield ""
     yield from found
     yield ""
-    ends = {end: [line for line in found if line.endswith(f"| {end} |")] for end in ("holds", "undecided", adaptive_page.FAILS)}
-    failing = [" over ".join(line.strip("| ").split(" | ")[:2]) for line in ends[adaptive_page.FAILS]]
-    yield from pages.wrapped(
-        f"{len(ends['holds'])} hold, {len(ends['undecided'])} are undecided, {len(failing)} do not hold"
-        f"{': ' if failing else ''}{'; '.join(failing)}."
-    )
+    yield from adaptive_page.counted(found)

@@ -1,7 +1,4 @@
-"""Fine-tuning an expert, or one model on the labels of all tasks, from a pretrained encoder under frozen zero-shot heads."""
+"""Fine-tuning an expert, or one model on the labels of all tasks, from a pretrained encoder under frozen zero-shot heads.
 
-from fusionbench_lite.finetuning.callbacks import Status
-from fusionbench_lite.finetuning.job import finetune
-from fusionbench_lite.finetuning.recipes import FinetuneSettings
-
-__all__ = ["FinetuneSettings", "Status", "finetune"]
+Nothing is imported here: experts that are in the cache are read without what trains them.
+"""

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import fusionbench_lite as fbl
 from fusionbench_lite.adaptation.streams import Stream
 from fusionbench_lite.data import TaskData
-from fusionbench_lite.finetuning import FinetuneSettings, Status
+from fusionbench_lite.finetuning.callbacks import Status
+from fusionbench_lite.finetuning.recipes import FinetuneSettings
 from fusionbench_lite.finetuning.step_images import Epochs, Pool, StepImages
 from fusionbench_lite.models import clip
 from tests.support.finetuning_job import HELD_OUT, IMAGES, SIZE, TASKS, head, pretrained, quick, task_data, train

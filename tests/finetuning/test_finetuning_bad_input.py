@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from fusionbench_lite.data import TaskData
 from fusionbench_lite.errors import InputError, MergeError
-from fusionbench_lite.finetuning import FinetuneSettings, Status, zoo
-from fusionbench_lite.finetuning.recipes import recipe
+from fusionbench_lite.finetuning import zoo
+from fusionbench_lite.finetuning.callbacks import Status
+from fusionbench_lite.finetuning.recipes import FinetuneSettings, recipe
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead
 from tests.support.finetuning_job import IMAGES, head, pretrained, quick, task_data, train

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.finetuning import FinetuneSettings, zoo
-from fusionbench_lite.finetuning.recipes import names, recipe
+from fusionbench_lite.finetuning import zoo
+from fusionbench_lite.finetuning.recipes import FinetuneSettings, names, recipe
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
 from fusionbench_lite.planning import task_sets

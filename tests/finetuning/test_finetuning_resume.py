@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fusionbench_lite.finetuning import FinetuneSettings
+from fusionbench_lite.finetuning.recipes import FinetuneSettings
 from tests.conftest import ROOT
 from tests.support import finetuning_job
 from tests.support.finetuning_job import EVERY, STEPS, TASKS, quick, stopping, train

@@ -27,8 +27,8 @@ from fusionbench_lite.data.vision.cache import Decoded
 from fusionbench_lite.data.vision.images import Deferred, Images, Opened
 from fusionbench_lite.data.vision.originals import SplitOriginals
 from fusionbench_lite.data.vision.packed import Parquet
-from fusionbench_lite.finetuning import FinetuneSettings, finetune
-from fusionbench_lite.finetuning.recipes import Recipe, recipe
+from fusionbench_lite.finetuning.job import finetune
+from fusionbench_lite.finetuning.recipes import FinetuneSettings, Recipe, recipe
 from fusionbench_lite.models import clip
 from fusionbench_lite.models.heads import ZeroShotHead, random_embeddings
 from tests.support.vision_data import write_parquet

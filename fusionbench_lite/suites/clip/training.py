@@ -14,9 +14,10 @@ from fusionbench_lite.base.devices import device_of
 from fusionbench_lite.data import TaskData, vision
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.evaluator import Encode, Evaluation
-from fusionbench_lite.finetuning import FinetuneSettings, Status, finetune
+from fusionbench_lite.finetuning.callbacks import Status
+from fusionbench_lite.finetuning.job import finetune
 from fusionbench_lite.finetuning.options import Options, Trained
-from fusionbench_lite.finetuning.recipes import Recipe
+from fusionbench_lite.finetuning.recipes import FinetuneSettings, Recipe
 from fusionbench_lite.finetuning.recipes import recipe as recipe_of
 from fusionbench_lite.models.heads import ZeroShotHead
 from fusionbench_lite.models.modes import with_weights

@@ -153,11 +153,13 @@ def _why(compared: Mapping[tuple[str, str], Comparison], tasks: Sequence[str], t
         return ""
     value, gap, gained = np.array(points).T
     weak = value < np.median(value)
+    halves = (
+        f" The half of the cells that was less accurate gains {gained[weak].mean():+.2f} points on average, the other half "
+        f"{gained[~weak].mean():+.2f}." if weak.any() else ""
+    )
     return (
-        f"Over these {len(points)} cells the gain goes with the accuracy of the merge before (correlation "
-        f"{_correlation(value, gained)}) and with how much surer than right it was ({_correlation(gap, gained)}). The "
-        f"half of the cells that was less accurate gains {gained[weak].mean():+.2f} points on average, the other half "
-        f"{gained[~weak].mean():+.2f}."
+        f"Over these {len(points)} cells the correlation of the gain with the accuracy of the merge before is "
+        f"{_correlation(value, gained)}, with how much surer than right it was {_correlation(gap, gained)}.{halves}"
     )
 
 

@@ -54,7 +54,8 @@ class Method:
     whether the steps of an adaptation read images of the training split, `by_task` whether it makes a model for every task; None:
     never. `label` is the papers' spelling
     of the name, and `family` one of `FAMILIES`. `learned` says what it learns and keeps, and `cost` what its runs take, in
-    the words of `weights.costs`; None: it does not say.
+    the words of `weights.costs`; None: it does not say. `noisy`: its steps draw numbers on the device of the run, so that another
+    kind of device is another random stream.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Method:
     family: str = DATA_FREE
     learned: LearnedOf | None = None
     cost: CostOf | None = None
+    noisy: bool = False
 
     @property
     def accepted(self) -> dict[str, str]:
@@ -113,7 +115,7 @@ def method(
     id: str, hyperparameters: type = NoHyperparameters, *, per_task: bool = False, adaptive: bool = False,
     inputs: tuple[str, ...] = (), routed: bool = False, training: Callable[[Any], bool] | None = None,
     by_task: Callable[[Any], bool] | None = None, label: str = "", family: str = "", learned: LearnedOf | None = None,
-    cost: CostOf | None = None,
+    cost: CostOf | None = None, noisy: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the method `id`, which others know by what is declared here (see `Method`).
 
@@ -126,7 +128,7 @@ def method(
         entry = Method(
             id=id, function=function, hyperparameters=hyperparameters, per_task=per_task, adaptive=adaptive, inputs=inputs,
             routed=routed, training=training, by_task=by_task, label=label or id,
-            family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost,
+            family=family or _family(per_task, adaptive, inputs, routed), learned=learned, cost=cost, noisy=noisy,
         )
         other = _REGISTERED.get(id)
         if other is not None and adaptive != other.adaptive:  # two forms, whichever is read first

@@ -84,7 +84,7 @@ def _cost_of_am(s: costs.Setting) -> costs.Cost:
     return _cost(s, s.tasks)
 
 
-@method("concrete_ta", ConcreteTa, adaptive=True, label="Concrete TA", learned=_learned_of_ta, cost=_cost_of_ta)
+@method("concrete_ta", ConcreteTa, adaptive=True, label="Concrete TA", learned=_learned_of_ta, cost=_cost_of_ta, noisy=True)
 def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     """θ_l = θ0_l + m̂_l ⊙ λ Σ_t τ_tl, m̂ = m / mean(m), m = σ((log u - log(1 - u) + x) / κ), u uniform in (0, 1).
 
@@ -104,7 +104,7 @@ def concrete_ta(experts: Experts, h: ConcreteTa) -> Learner:
     return functools.partial(Concrete, parametrisation, initial=h.scaling, mask_lr=h.lr)
 
 
-@method("concrete_am", ConcreteAm, adaptive=True, label="Concrete AM", learned=_learned_of_am, cost=_cost_of_am)
+@method("concrete_am", ConcreteAm, adaptive=True, label="Concrete AM", learned=_learned_of_am, cost=_cost_of_am, noisy=True)
 def concrete_am(experts: Experts, h: ConcreteAm) -> Learner:
     """θ_l = θ0_l + m̂_l ⊙ Σ_t λ_tl τ_tl with the masks of concrete_ta, then AdaMerging of λ behind them.
 

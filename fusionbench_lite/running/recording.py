@@ -72,6 +72,9 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
     wanted = plan.wanted
     if wanted.precision == "bf16":
         content["evaluation"] = "bf16"
+    kind_of_device = torch.device(suite.device).type
+    if registry.get(plan.method).noisy and kind_of_device != "cpu":  # earlier versions drew on the processor
+        content["noise"] = kind_of_device
     judged = {task: entry.metric for task, entry in suite.tasks.items() if entry.metric != ACCURACY.name}
     if judged:
         content["metrics"] = judged
@@ -89,7 +92,7 @@ def identity(plan: Plan, suite: Suite, base: str | None = None) -> dict[str, Any
         "data": suite.data_hashes,
         "seed": plan.seed,
         "limit": wanted.limit,
-        "device": torch.device(suite.device).type,
+        "device": kind_of_device,
         "precision": wanted.precision,
         "chunk": plan.trainer["chunk"],
     }

@@ -73,7 +73,7 @@ def test_the_page_says_what_the_records_say(pages, results, tmp_path):
     assert line.endswith("no records |")
     assert "| cifar10 | 2000 | 40.0 | 50.0 | 70.0 | 80.0 | +10.0 |" in text
     assert "| dtd10 | 2000 | 40.0 | 60.0 | 70.0 | 90.0 | +20.0 |" in text
-    assert "Over these 4 cells the gain goes with" in text
+    assert "Over these 4 cells the correlation of the gain with" in text
 
 
 def test_why_adapting_helps_is_computed(pages, monkeypatch):
@@ -84,5 +84,5 @@ def test_why_adapting_helps_is_computed(pages, monkeypatch):
     }}}})
     compared = {("new", "old"): SimpleNamespace(per_task={task: (gain / 100, 0, 0) for task, (_, _, gain) in cells.items()})}
     text = pages[1]._why(compared, list(cells), {"old": [record]})
-    assert "surer than right it was (-1.00)" in text
+    assert "surer than right it was -1.00." in text
     assert "less accurate gains -3.00 points on average, the other half +1.00" in text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fusionbench_lite import registry
@@ -13,6 +15,7 @@ from fusionbench_lite.adaptation.streams import KINDS, subset
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.evaluation.selection import RULES, choose
 from fusionbench_lite.planning.command_line import plan_of
+from fusionbench_lite.running import recording
 from fusionbench_lite.running.adapting import Feed, procedure_of
 from fusionbench_lite.running.loading import load
 from fusionbench_lite.tables import frame, records
@@ -198,6 +201,19 @@ def test_every_stream_reads_the_part_alone(shared_cache, tmp_path, stream, fract
     assert len(read) == count
     assert read == set(subset(48, count, 0, "signs", "fraction").tolist())
     assert set(subset(48, 24, 0, "signs", "fraction").tolist()) >= read
+
+
+def test_another_device_is_another_run_of_a_method_whose_steps_draw_there(shared_cache, tmp_path):
+    line = [*SMALL, f"cache_dir={shared_cache}", f"results_dir={tmp_path}"]
+    noise = {}
+    for method in ("concrete_ta", "concrete_am", "adamerging_layerwise"):
+        plan = plan_of([*line, f"method={method}"])
+        suite = load(plan, lambda *said: None)
+        for device in ("cpu", "cuda"):
+            there = dataclasses.replace(suite, device=torch.device(device))
+            noise[method, device] = recording.identity(plan, there).get("noise")
+    assert {key for key, value in noise.items() if value is not None} == {("concrete_ta", "cuda"), ("concrete_am", "cuda")}
+    assert noise["concrete_ta", "cuda"] == "cuda"
 
 
 def test_a_batch_without_examples_is_no_update(command, tmp_path):

@@ -26,7 +26,7 @@ class Masked(nn.Module):
         ∂L/∂λ_t = ⟨G ⊙ m̂, τ_t⟩        ∂L/∂x = (a - mean(a ⊙ m̂)) ⊙ m̂ ⊙ (1 - μ m̂) / κ
 
     `vectors` are the τ_t [T, *shape], or D itself [*shape] where λ never changes. Draws are keyed by `key` and their
-    number; `sample` makes one.
+    number and made on the device of the tensor; `sample` makes one.
     """
 
     origin: Tensor
@@ -47,7 +47,7 @@ class Masked(nn.Module):
         wanted = draw, self.logits._version
         if self._sampled != wanted:
             self._mask = torch.empty(0)
-            noise = open_uniform(self.origin.shape, *self.key, draw).to(self.origin).logit_()
+            noise = open_uniform(self.origin.shape, *self.key, draw, device=self.origin.device).to(self.origin).logit_()
             mask = noise.add_(self.logits.detach().to(self.origin)).div_(self.temperature).sigmoid_()
             self._mean = mask.mean().clamp_min(torch.finfo(mask.dtype).tiny)
             self._mask = mask.div_(self._mean)

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionbench_lite.base import at_work
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.fields import integer, location, real, word
 from fusionbench_lite.planning.command_line import command
@@ -84,6 +85,7 @@ def _main(plan: Plan, options: Options) -> int:
     given = {name: value for name, value in dataclasses.asdict(options).items() if value != usual[name]}
     with Progress() as progress:
         asked = Asked(given, chunk=plan.trainer["chunk"], overwrite=plan.overwrite)
+        at_work.register(plan.wanted.cache)
         trained = plan.kind.train(plan.wanted, asked, progress)
     _show(f"{trained.what} on tasks={plan.task_set}", trained.rows, trained.folder)
     return 0

@@ -12,7 +12,6 @@ fusionbench_lite.merge_files(method, base, experts, out, ...).
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import sys
 import types
@@ -23,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from fusionbench_lite.base.needs import size_text
+from fusionbench_lite.base.needs import bytes_of, size_text
 from fusionbench_lite.base.signals import TERMINATED
 from fusionbench_lite.errors import InputError, MergeWarning
 from fusionbench_lite.fields import REQUIRED, kind, location, word
@@ -33,8 +32,6 @@ from fusionbench_lite.weights.vocabulary import RESIZE
 
 USAGE = f"usage: python -m fusionbench_lite.merge_files KEY=VALUE ...\n\n{__doc__}"
 INTERRUPTED = "interrupted: the same command continues"
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def _paths(value: Any) -> dict[str, str]:
@@ -55,14 +52,6 @@ def _paths(value: Any) -> dict[str, str]:
     return found
 
 
-def _bytes(value: Any) -> int:
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    size = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
-    if not 1 <= size < math.inf:
-        raise ValueError
-    return int(size)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The command line; see the module's text."""
@@ -71,7 +60,7 @@ class Options:
     base: str = location(REQUIRED)
     experts: Mapping[str, str] = kind(REQUIRED, _paths, "paths by task, as in 'experts={a: DIR, b: DIR}'", is_text=True)
     out: str = location(REQUIRED)
-    shard_size: int | None = kind(None, _bytes, "a size, as in 5GB or 500MB", optional=True, is_text=True)
+    shard_size: int | None = kind(None, bytes_of, "a size, as in 5GB or 500MB", optional=True, is_text=True)
     resize: str | None = RESIZE
 
 

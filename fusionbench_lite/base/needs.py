@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from typing import Any
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,3 +52,12 @@ def size_text(nbytes: int | None) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def bytes_of(text: Any) -> int:
+    """Return the number of bytes that a size is, as 5GB or 500MB; raises ValueError for what is none."""
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    size = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= size < math.inf:
+        raise ValueError
+    return int(size)

@@ -13,9 +13,10 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusionbench_lite.base.file_hashes import state_of
+from fusionbench_lite.base.safetensors_header import METADATA, header_of
 from fusionbench_lite.checkpoints import soundness
 from fusionbench_lite.checkpoints.api import Report
 from fusionbench_lite.errors import InputError
@@ -78,37 +79,23 @@ def lookup(folder: Path, name: str, accept: Callable[[Metadata], bool]) -> tuple
 
 def metadata_of(path: Path) -> Metadata | None:
     """Return the metadata of a safetensors file of full length, read without torch; None for any other file."""
-    header = _header(path)
-    return None if header is None else {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
+    header = header_of(path)
+    return None if header is None else {str(key): str(value) for key, value in header.get(METADATA, {}).items()}
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of a safetensors file from its header."""
-    return {name: tuple(entry["shape"]) for name, entry in (_header(path) or {}).items() if name != "__metadata__"}
+    return {name: tuple(entry["shape"]) for name, entry in (header_of(path) or {}).items() if name != METADATA}
 
 
 def dtypes_of(path: Path) -> set[str]:
     """Return the dtypes of a safetensors file from its header, as the format spells them."""
-    return {str(entry["dtype"]) for name, entry in (_header(path) or {}).items() if name != "__metadata__"}
+    return {str(entry["dtype"]) for name, entry in (header_of(path) or {}).items() if name != METADATA}
 
 
 def numbers_of(size: ClipSize) -> str:
     """Return an architecture as metadata spell it."""
     return json.dumps(dataclasses.asdict(size), sort_keys=True)
-
-
-def _header(path: Path) -> dict[str, Any] | None:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                return None
-            header: dict[str, Any] = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return None
-    return header if size == 8 + length + end else None
 
 
 def _salt(metadata: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+from fusionbench_lite.base import at_work
 from fusionbench_lite.base.devices import device_of
 from fusionbench_lite.base.processes import is_first
 from fusionbench_lite.base.progress import Progress
@@ -25,6 +26,7 @@ def load(plan: Plan, progress: Progress) -> Suite:
     Where experts stay and how many examples run at once is decided here, once, and said before anything is loaded; so is that a run
     takes longer than a day.
     """
+    at_work.register(plan.wanted.cache)
     say_if_long([plan], f"{plan.method} on {plan.model} with tasks={plan.task_set}")
     place, chunk = planned.decided(plan, device_of(plan.wanted.device))
     if plan.wanted not in _latest:

@@ -144,6 +144,8 @@ downloaded: `method.adaptation.held_out=64` reads 64 of each task.
 | scratch/ | task vectors and components with `checkpoints.place=disk`; empty after a run |
 | finetuned/ | experts that were trained here |
 
+`python -m fusionbench_lite.cache` lists, clears and verifies them ([housekeeping.md](housekeeping.md)).
+
 Single files are downloaded, checked against the hub's checksum before anything can see them, and continued after an
 interruption. What a cache holds is used without asking, so a branch stands for the commit of its first download; delete
 `hub/models--OWNER--NAME` to ask again. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HOME` and the time limits of

@@ -3,7 +3,7 @@
 A draw depends on its key alone, not on what was drawn before: a resumed run or another order of the tasks sees the same numbers.
 They are made in float32 on the processor, so that work in float64 and on other devices starts from the same. What is as large as
 the weights and drawn in every step is made on the device of the run, whose generator has numbers of its own (docs/decisions.md,
-D63).
+D61).
 """
 
 from __future__ import annotations

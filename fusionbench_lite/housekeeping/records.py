@@ -77,10 +77,10 @@ def _settings(record: Record) -> dict[str, Any]:
     known: dict[str, Any] = {"method": record.method, "model": record.model, "tasks": record.tasks}
     parts = (
         ("method.", given), ("", {key: value for key, value in config.items() if key not in ("method", "model", "tasks")}),
-        ("model.", data["config"].get("model", {})), ("files.", data["checkpoints"]["files"]),
-        ("checkpoints.", {"family found": data["checkpoints"]["family"], "layout found": data["checkpoints"]["layout"]}),
+        ("model.", data["config"].get("model") or {}), ("files.", data["checkpoints"]["files"]),
+        ("checkpoints found.", {name: data["checkpoints"].get(name) for name in ("family", "layout")}),
         ("data.", data["data"]), ("versions.", data["versions"]),
-        ("", {"device": data.get("device_name", data["device"]), "precision": data["precision"]}),
+        ("", {"device": data.get("device_name", data["device"]), "precision": data.get("precision")}),
     )
     for prefix, values in parts:
         known |= dict(_flat(values, prefix))

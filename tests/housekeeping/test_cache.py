@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusionbench_lite import cache as command
+from fusionbench_lite import cache as cli
 from fusionbench_lite.base import at_work
 from fusionbench_lite.housekeeping import entries, pruning
 from fusionbench_lite.paths import file_sha256
@@ -71,7 +71,7 @@ def age(root: Path, seconds: float) -> None:
 
 
 def call(capsys, *line: str) -> tuple[int, str]:
-    status = command.main(list(line))
+    status = cli.main(list(line))
     said = capsys.readouterr()
     return status, said.out + said.err
 

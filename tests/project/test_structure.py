@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fusionbench_lite"
 TOP = {
-    "__init__", "__main__", "errors", "paths", "lazy", "registry", "fields", "doctor", "finetune", "convert", "merge_files", "cache", "records",
+    "__init__", "__main__", "errors", "paths", "lazy", "registry", "fields", "doctor", "finetune", "convert", "merge_files",
+    "cache", "records",
     "pictures", "sizes", "components", "torchvision_ops", "evaluate_llm",
 }
 PLANTED = {

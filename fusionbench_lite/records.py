@@ -128,11 +128,12 @@ def _change(action: str, wanted: Filter, options: Options, results_dir: Path) ->
     from fusionbench_lite.housekeeping import chosen, records
 
     those = chosen.taken(results_dir, wanted)
-    size = size_text(sum(one.nbytes for one in those))
     if not options.yes:
+        going = [one for one in those if records.stranger(one) is None]
         for one in those:
-            print(f"would {action}: {one.path.name}, {_words(one)}")
-        print(f"{len(those):,} records, {size}: add yes=true")
+            reason = records.stranger(one)
+            print(f"would {action}: {one.path.name}, {_words(one)}" if reason is None else f"kept: {one.path.name}: {reason}")
+        print(f"{len(going):,} records, {size_text(sum(one.nbytes for one in going))}: add yes=true")
         return 0
     done: Iterable[tuple[Found, str | None]]
     if action == "delete":

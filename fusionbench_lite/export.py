@@ -1,32 +1,35 @@
-"""`python -m fusionbench_lite.export RECORD out=DIR [KEY=VALUE ...]`: the model of a record, to take away.
+"""`python -m fusionbench_lite.export RECORD out=DIR`: the model of a record as files, proved by loading them again.
 
-RECORD is a record's directory, its key or the key's beginning. The model is made again from what the record says (merged again,
-or with what was learned, without a step), written to DIR, loaded from there, and its predictions are compared with the record's,
-example by example: if one differs, nothing is left at DIR and the status is 1.
+    RECORD            a record's directory, or its key or the beginning of it in results_dir
 
-    results_dir=DIR   where records lie, default: results
-    cache_dir=DIR     where experts lie, default: the record's
-    select=RULE       whose model: last, best_test, best_unsupervised; default: the record's own
-    verify=false      leave the comparison out
+    out=DIR           a new or empty folder
+    results_dir=DIR   default: results
+    cache_dir=DIR     where experts and data are, if not where the run had them
+    select=RULE       the selection rule whose model is wanted (default: the record's own)
+    layout=NAME       open_clip, transformers, peft or own (default: the first that can hold the model)
+    compact=false     a whole model per task where a method stores small tensors per task
+    limit=N           compare the predictions of the first N examples per task alone
+    verify=false      write without comparing
 
-DIR holds model.safetensors (a folder per task where the method keeps a model each) and heads.safetensors, and a README.md that
-says what it is. `fusionbench_lite.load_exported(DIR)` loads it.
+The run's inputs are loaded again and have to be the ones it had; weights are merged again, what was learned is read from the record,
+and no step is taken. What is written is loaded with the library that it is for, and its predictions are compared with the record's,
+example by example: exit status 0 where all are equal, 1 where some are not (nothing is left then), 2 for bad input.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.fields import flag, location, word
-from fusionbench_lite.paths import expanded
+from fusionbench_lite.fields import choice, flag, integer, location
 from fusionbench_lite.planning.command_line import options_of
 from fusionbench_lite.planning.refusals import exit_status
 
 USAGE = f"usage: python -m fusionbench_lite.export RECORD out=DIR [KEY=VALUE ...]\n\n{__doc__}"
+LAYOUTS = ("open_clip", "transformers", "peft", "own")
+SELECTIONS = ("last", "best_test", "best_unsupervised")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,15 @@ class Options:
     out: str | None = location(None, optional=True)
     results_dir: str = location("results")
     cache_dir: str | None = location(None, optional=True)
-    select: str | None = word(None, optional=True)
+    select: str | None = choice(None, SELECTIONS, optional=True)
+    layout: str | None = choice(None, LAYOUTS, optional=True)
+    compact: bool = flag(True)
+    limit: int | None = integer(None, low=1, optional=True)
     verify: bool = flag(True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0 done, 1 where predictions differ, 2 bad input."""
+    """Return the exit status: 0 written, 1 where predictions differ, 2 bad input."""
     return exit_status(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -49,49 +55,21 @@ def _main(given: list[str]) -> int:
     if {"-h", "--help"} & set(given):
         print(USAGE)
         return 0
-    name, options = parsed(given)
-    assert options.out is not None
-    from fusionbench_lite.housekeeping import chosen
-    from fusionbench_lite.tables import records
-
-    found = chosen.by_name(expanded(options.results_dir), str(expanded(name)))
-    if found.record is None:
-        raise InputError(f"{found.path} is no whole record: {found.flaw}")
-    out = expanded(options.out)
-    from fusionbench_lite.base.progress import Progress
-    from fusionbench_lite.exporting import folder, layout, remaking
-
-    folder.check_out(out)
-    with Progress() as progress:
-        made = remaking.remade(records.read(found.path), options.select, options.cache_dir, progress)
-    try:
-        form, agreements = folder.export(made, out, verify=options.verify)
-    except folder.Differing as error:
-        print(error)
-        print(f"fusionbench_lite: what was written predicts something else than {found.path.name}: nothing is left", file=sys.stderr)
-        return 1
-    print("\n".join(map(str, agreements)) if agreements is not None else "not compared with the record: verify=false")
-    print(f"written: {out}: {layout.KINDS[form.kind]}")
-    return 0
-
-
-def parsed(given: Sequence[str]) -> tuple[str, Options]:
-    """Return the record that a line names and the options. Raises InputError."""
     names = {field.name for field in dataclasses.fields(Options)}
-    sets, records = [], []
-    for one in given:
-        key, equals, _ = one.partition("=")
-        is_option = equals and (key in names or (key.isidentifier() and not os.path.lexists(one)))
-        (sets if is_option or one.startswith("-") else records).append(one)
-    for one in sets:
-        if "=" not in one or one.startswith("-"):
-            raise InputError(f"{one!r} sets nothing: give KEY=VALUE; --help lists the keys")
-    options = options_of(sets, "", Options)
-    if len(records) != 1 or not records[0]:
-        raise InputError(f"give one RECORD, its directory or key, got {' '.join(map(repr, records)) or 'none'}")
+    keys = [one for one in given if one.partition("=")[0] in names and "=" in one]
+    records = [one for one in given if one not in keys]
+    strange = [one for one in records if "=" in one and "/" not in one.partition("=")[0]]
+    options = options_of([*keys, *strange], "", Options)
+    if len(records) != 1:
+        raise InputError(f"export takes 1 record, got {len(records)}: give its directory or key, then out=DIR")
     if options.out is None:
-        raise InputError("out is missing: name the folder to write, out=DIR")
-    return records[0], options
+        raise InputError("export needs out=DIR, a new folder: the files go there")
+    from fusionbench_lite.exporting.course import Asked, export
+
+    return export(Asked(
+        record=records[0], out=options.out, results_dir=options.results_dir, cache_dir=options.cache_dir, select=options.select,
+        layout=options.layout, compact=options.compact, limit=options.limit, verify=options.verify,
+    ))
 
 
 if __name__ == "__main__":

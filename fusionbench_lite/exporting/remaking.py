@@ -11,8 +11,7 @@ from fusionbench_lite import registry
 from fusionbench_lite.adaptation.engine.procedure import Procedure
 from fusionbench_lite.base.version import __version__
 from fusionbench_lite.errors import InputError, did_you_mean
-from fusionbench_lite.methods.api import Merged, merge
-from fusionbench_lite.models.clip_sizes import EMBEDDED
+from fusionbench_lite.methods.api import Merged, merge, prepare, stored_parts, unfolding
 from fusionbench_lite.planning import plan as planning
 from fusionbench_lite.planning import recorded
 from fusionbench_lite.planning.command_line import plan_of
@@ -27,22 +26,26 @@ if TYPE_CHECKING:
     from fusionbench_lite.evaluation.suite import Suite
     from fusionbench_lite.planning.plan import Plan
     from fusionbench_lite.tables.records import Record
+    from fusionbench_lite.weights.compact import PerTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remade:
-    """The model of a record under one selection rule: weights that were merged again, or a procedure that has what was learned."""
+    """The model of a record under one selection rule: weights that were merged again, or a procedure that has what was learned.
+
+    `stored`: of a method that keeps one model per task, the stored form of every tensor.
+    """
 
     record: Record
     rule: str
     plan: Plan
     suite: Suite
     model: Merged | Procedure
+    stored: Mapping[str, PerTask] | None = None
 
 
 def remade(record: Record, rule: str | None, cache: str | None, progress: Progress) -> Remade:
     """Return the model of a record. Raises InputError in one line where it cannot be made again exactly."""
-    check_kind(record)
     used = chosen_rule(record, rule)
     plan = plan_again(record, cache)
     suite = run.with_chosen_experts(load(plan, progress), plan.experts)
@@ -51,21 +54,18 @@ def remade(record: Record, rule: str | None, cache: str | None, progress: Progre
     if key != record.key:
         raise InputError(f"{record.path.name} cannot be made again here: {_difference(record, suite)}")
     if not registry.get(plan.method).adaptive:
-        inputs = method_inputs.inputs(plan, suite)
-        merged = merge(plan.method, suite.pretrained, suite.experts, **plan.values, **inputs)
-        return Remade(record=record, rule=used, plan=plan, suite=suite, model=merged)
+        inputs = {**plan.values, **method_inputs.inputs(plan, suite)}
+        if not registry.get(plan.method).per_task:
+            merged = merge(plan.method, suite.pretrained, suite.experts, **inputs)
+            return Remade(record=record, rule=used, plan=plan, suite=suite, model=merged)
+        view, _, produced = prepare(plan.method, suite.pretrained, suite.experts, inputs)
+        stored = stored_parts(view, produced())
+        view.check_unread()
+        merged = unfolding(plan.method, view, stored, produced.hyperparameters, produced.limits)
+        return Remade(record=record, rule=used, plan=plan, suite=suite, model=merged, stored=stored)
     procedure = adapting.procedure_of(plan, suite, base.weights())
     adapting.take_back(procedure, record.path, used, record.data["selections"][used]["step"])
     return Remade(record=record, rule=used, plan=plan, suite=suite, model=procedure)
-
-
-def check_kind(record: Record) -> None:
-    """Refuse a record of a model that is not exported. Raises InputError."""
-    if record.model not in EMBEDDED:
-        raise InputError(
-            f"{record.path.name} is of {record.model}: export writes models of {' and '.join(EMBEDDED)}; merge_files writes those "
-            "of methods that need no data, for any model"
-        )
 
 
 def chosen_rule(record: Record, rule: str | None) -> str:

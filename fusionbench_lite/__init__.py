@@ -18,14 +18,14 @@ from fusionbench_lite.base.version import __version__
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.api import Adapted, adapt
     from fusionbench_lite.errors import InputError, MergeError
-    from fusionbench_lite.exporting.loading import load_exported
     from fusionbench_lite.exporting.loading import Exported, load_exported
     from fusionbench_lite.methods.api import Merged, merge
     from fusionbench_lite.methods.files import merge_files
     from fusionbench_lite.registry import names as methods
 
 __all__ = [
-    "Adapted", "Exported", "InputError", "MergeError", "Merged", "__version__", "adapt", "load_exported", "merge", "merge_files", "methods",
+    "Adapted", "Exported", "InputError", "MergeError", "Merged", "__version__", "adapt", "load_exported", "merge", "merge_files",
+    "methods",
 ]
 
 _HOME = {
@@ -40,7 +40,6 @@ _HOME = {
     "gram_matrices": ("statistics", "gram_matrices"),
     "Adapted": ("adaptation.api", "Adapted"),
     "adapt": ("adaptation.api", "adapt"),
-    "load_exported": ("exporting.loading", "load_exported"),
     "Exported": ("exporting.loading", "Exported"),
     "load_exported": ("exporting.loading", "load_exported"),
 }

@@ -11,9 +11,9 @@
     limit=N           compare the predictions of the first N examples per task alone
     verify=false      write without comparing
 
-The run's inputs are loaded again and have to be the ones it had; weights are merged again, what was learned is read from the record,
-and no step is taken. What is written is loaded with the library that it is for, and its predictions are compared with the record's,
-example by example: exit status 0 where all are equal, 1 where some are not (nothing is left then), 2 for bad input.
+The run's inputs are loaded again and have to be the ones it had; weights are merged again, what was learned is read from the
+record, and no step is taken. What is written is loaded with the library that it is for, and its predictions are compared with the
+record's, example by example: exit status 0 where all are equal, 1 where some are not (nothing is left then), 2 for bad input.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _main(given: list[str]) -> int:
         raise InputError(f"export takes 1 record, got {len(records)}: give its directory or key, then out=DIR")
     if options.out is None:
         raise InputError("export needs out=DIR, a new folder: the files go there")
-    from fusionbench_lite.exporting.course import Asked, export
+    from fusionbench_lite.exporting.asked import Asked
+    from fusionbench_lite.exporting.course import export
 
     return export(Asked(
         record=records[0], out=options.out, results_dir=options.results_dir, cache_dir=options.cache_dir, select=options.select,

@@ -16,7 +16,7 @@ from fusionbench_lite.planning import recorded
 from fusionbench_lite.tables.escaping import markdown
 
 if TYPE_CHECKING:
-    from fusionbench_lite.exporting.course import Asked
+    from fusionbench_lite.exporting.asked import Asked
     from fusionbench_lite.exporting.layouts import Layout
     from fusionbench_lite.exporting.proving import Compared
     from fusionbench_lite.exporting.remaking import Remade
@@ -27,12 +27,13 @@ _HUB = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{6,40}:")
 
 
 def write(
-    folder: Path, made: Remade, layout: Layout, form: str, folders: Sequence[str], found: Sequence[Compared], asked: Asked, name: str
+    folder: Path, made: Remade, layout: Layout, form: str, folders: Sequence[str], found: Sequence[Compared], asked: Asked,
+    name: str,
 ) -> None:
     """Write the card; `folders` are the tasks that have a folder of their own below this one."""
     sections = (
-        _head(made, layout, form, folders), _usage(made, layout, folders, name), _proof(found, asked), _scores(made), _sources(made),
-        _method(made), _caveats(made), _again(made, asked),
+        _head(made, layout, form, folders), _usage(made, layout, folders, name), _proof(found, asked), _scores(made),
+        _sources(made), _method(made), _caveats(made), _again(made, asked),
     )
     text = f"---\n{_front(made, layout)}---\n\n" + "\n\n".join("\n".join(section) for section in sections) + "\n"
     (folder / FILE).write_text(text, encoding="utf-8")
@@ -84,11 +85,13 @@ def _scores(made: Remade) -> Iterator[str]:
     selection = made.record.data["selections"][made.rule]
     labels = "; the rule looks at test labels" if selection["uses_test_labels"] else ""
     trial = "" if made.record.limit is None else f" TRIAL: at most {made.record.limit:,} examples per task."
-    yield from ("## Scores", "", f"Selection: {made.rule}, step {selection['step']}{labels}. 95 % intervals, over test examples.{trial}")
+    yield from ("## Scores", "")
+    yield f"Selection: {made.rule}, step {selection['step']}{labels}. 95 % intervals, over test examples.{trial}"
     yield from ("", "| task | metric | value | interval | examples |", "| --- | --- | ---: | --- | ---: |")
     for task, cell in selection["per_task"].items():
         low, high = cell["interval"]
-        yield f"| {markdown(task)} | {markdown(cell['metric'])} | {cell['value']:.4f} | {low:.4f} to {high:.4f} | {cell['examples']:,} |"
+        interval = f"{low:.4f} to {high:.4f}"
+        yield f"| {markdown(task)} | {markdown(cell['metric'])} | {cell['value']:.4f} | {interval} | {cell['examples']:,} |"
     if selection["average"] is not None:
         yield f"| average | | {selection['average']:.4f} | | |"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.base.progress import Progress
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.exporting import card, proving
+from fusionbench_lite.exporting.asked import Asked
 from fusionbench_lite.exporting.forms import WEIGHTS, Form, forms
 from fusionbench_lite.exporting.layouts import Layout, layout_of
 from fusionbench_lite.exporting.proving import Compared
@@ -20,21 +20,6 @@ from fusionbench_lite.paths import atomic_directory, expanded, nearest_existing
 from fusionbench_lite.tables import records
 from fusionbench_lite.tables.records import Record
 from fusionbench_lite.weights.outputs import check_tasks, checked_out
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the command line asks for; see the command."""
-
-    record: str
-    out: str
-    results_dir: str = "results"
-    cache_dir: str | None = None
-    select: str | None = None
-    layout: str | None = None
-    compact: bool = True
-    limit: int | None = None
-    verify: bool = True
 
 
 def export(asked: Asked) -> int:
@@ -53,7 +38,8 @@ def export(asked: Asked) -> int:
     for one in found:
         print(one)
     trial = f", on the first {asked.limit:,} examples of every task alone (TRIAL)" if asked.limit is not None else ""
-    print(f"exported to {out}" + (f": its predictions are the record's{trial}" if asked.verify else ", not compared (verify=false)"))
+    said = f": its predictions are the record's{trial}" if asked.verify else ", not compared (verify=false)"
+    print(f"exported to {out}{said}")
     return 0
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.exporting import encoders, heads, own
-from fusionbench_lite.exporting.encoders import VIT
 from fusionbench_lite.exporting.forms import ADAPTERS, MASKS, WEIGHTS
 from fusionbench_lite.models.inputs import Inputs
 from fusionbench_lite.models.modes import with_weights
@@ -77,7 +76,9 @@ class Exported:
         try:
             encoder.load_state_dict(own.read(self.folder / own.MODEL))
         except RuntimeError as error:
-            raise InputError(f"{self.folder / own.MODEL} is of another encoder than {own.DESCRIPTION} says: {_last(error)}") from None
+            raise InputError(
+                f"{self.folder / own.MODEL} is of another encoder than {own.DESCRIPTION} says: {_last(error)}"
+            ) from None
         return encoder.to(self.device).eval().requires_grad_(False)
 
     def _runner(self) -> Features:

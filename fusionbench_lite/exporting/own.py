@@ -34,7 +34,8 @@ def write(made: Remade, form: Form, tasks: tuple[str, ...], encoder: Mapping[str
     described = {task: heads.described(task, head, made.suite.tasks[task].classes) for task, head in chosen.items()}
     content = {
         "format": FORMAT, "form": form.kind, "method": made.plan.method, "hyperparameters": made.plan.values,
-        "model": made.plan.model, "tasks": list(tasks), "experts": list(made.plan.seen), "encoder": dict(encoder), "heads": described,
+        "model": made.plan.model, "tasks": list(tasks), "experts": list(made.plan.seen), "encoder": dict(encoder),
+        "heads": described,
     }
     save_file(alone(encoders.whole_state(made.suite, form.weights)), folder / MODEL)
     if form.kind != "weights":
@@ -60,7 +61,8 @@ def described(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise InputError(f"{path} is of format {found!r}, this version reads {FORMAT}: export the record again with this version")
-    for key, kind in (("form", str), ("method", str), ("hyperparameters", dict), ("tasks", list), ("encoder", dict), ("heads", dict)):
+    kinds = {"form": str, "method": str, "hyperparameters": dict, "tasks": list, "encoder": dict, "heads": dict}
+    for key, kind in kinds.items():
         if not isinstance(content.get(key), kind):
             raise InputError(f"{path}: {key!r} is no {kind.__name__}: export the record again")
     if content["form"] not in WHAT or set(content["heads"]) != set(content["tasks"]):

@@ -98,8 +98,8 @@ def plan_again(record: Record, cache: str | None) -> Plan:
     for name in noted:
         if name not in known:
             raise InputError(
-                f"{record.path.name} has {name}={noted[name]['value']}, which {plan.method} of version {__version__} does not know: "
-                "use the version that made it"
+                f"{record.path.name} has {name}={noted[name]['value']}, which {plan.method} of version {__version__} does not "
+                "know: use the version that made it"
             )
     alone = {name: setting for name, setting in noted.items() if name not in plan.settings}  # of two with a name settings are noted
     return dataclasses.replace(
@@ -116,7 +116,8 @@ def results_of(record: Record) -> Path:
 def _noted(settings: Mapping[str, Sourced], noted: Mapping[str, Any]) -> dict[str, Sourced]:
     """Return settings with what a record notes of them; one that is newer than the record keeps its default."""
     return {
-        name: Sourced(noted[name]["value"], noted[name]["source"]) if name in noted else setting for name, setting in settings.items()
+        name: Sourced(noted[name]["value"], noted[name]["source"]) if name in noted else setting
+        for name, setting in settings.items()
     }
 
 
@@ -136,14 +137,15 @@ def _base(plan: Plan, suite: Suite, progress: Progress) -> run.Base:
 def _difference(record: Record, suite: Suite) -> str:
     """Return what differs between a record and what is here, as far as both say it."""
     pairs = (
-        ("the checkpoint", record.data["checkpoints"]["files"], suite.files), ("the data of task", record.data["data"], suite.data_hashes),
+        ("the checkpoint", record.data["checkpoints"]["files"], suite.files),
+        ("the data of task", record.data["data"], suite.data_hashes),
     )
     for what, then, now in pairs:
         for name in dict.fromkeys([*then, *now]):
             if then.get(name) != now.get(name):
                 return (
-                    f"{what} {name!r} had SHA-256 {str(then.get(name))[:12]} and has {str(now.get(name))[:12]}: give the cache_dir, "
-                    "data_dir and checkpoints of its run"
+                    f"{what} {name!r} had SHA-256 {str(then.get(name))[:12]} and has {str(now.get(name))[:12]}: give the "
+                    "cache_dir, data_dir and checkpoints of its run"
                 )
     return (
         f"its files are the same, but version, presets of its base or device decide other numbers (then "

@@ -92,7 +92,7 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
 def unfolding(
     method: str, view: Experts, stored: Mapping[str, PerTask], hyperparameters: Mapping[str, Any], limits: Limits
 ) -> Merged:
-    """Return the models of a method that keeps one per task, from the stored form of every tensor, each made when it is asked for."""
+    """Return the models of a method that keeps one per task, of the stored form of every tensor, made when they are asked for."""
     unfold = {name: part.tensor for name, part in stored.items()}
     return Merged(
         method=method, hyperparameters=hyperparameters, tasks=tuple(view.tasks), per_task=True, storage=_storage(view, stored),

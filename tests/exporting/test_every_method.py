@@ -21,7 +21,8 @@ SMALL = (
 )
 ADAPTED = ("steps=3", "method.adaptation.eval_every=3", "method.adaptation.batch_size=4")
 MORE = {
-    "metamerging": ("method.adapters=final",), "pareto_merging": ("method.preference=task",), "map": ("method.adaptation.eval_every=1",),
+    "metamerging": ("method.adapters=final",), "pareto_merging": ("method.preference=task",),
+    "map": ("method.adaptation.eval_every=1",),
     "regmean": ("method.statistics.examples=16",), "fisher_merging": ("method.statistics.examples=16",),
     "tatr": ("method.statistics.examples=16",),
 }
@@ -38,14 +39,15 @@ def run(command, folder, method: str, *more: str) -> records.Record:
     given = {one.partition("=")[0]: one for one in (*steps, *MORE.get(method, ()), *more)}
     done = command(f"method={method}", *SMALL, *given.values())
     assert done.returncode == 0, done.stderr
-    place = done.stdout.split("recorded in ")[1].strip().replace("\n", "")
-    return records.read(folder / place)
+    (found,) = [record for record in records.read_all(folder / "results") if record.method == method]
+    return found
 
 
 def images(task: str, cache) -> torch.Tensor:
     return torch.from_numpy(load_task(task, data_dir=None, seed=0, cache_dir=cache).test_images[:40])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", registry.names())
 def test_predictions_of_the_files_are_those_of_the_record(command, tmp_path, shared_cache, method: str):
     """A method that is added without a form in files fails here."""

@@ -58,10 +58,9 @@ def layouts(made: Remade, progress: Progress) -> tuple[Layout, ...]:
 def _transformers(size: ClipSize, text: Text | None) -> Layout:
     return Layout(
         name="transformers", write=functools.partial(_write_transformers, size, text),
-        load=functools.partial(_load_transformers, text is not None), usage=functools.partial(_usage_transformers, text is not None),
-        says=(
-            "The image tower is the merged one, the text side that of the pretrained model, whose tokenizer is CLIP's own.",
-        ),
+        load=functools.partial(_load_transformers, text is not None),
+        usage=functools.partial(_usage_transformers, text is not None),
+        says=("The image tower is the merged one, the text side that of the pretrained model, whose tokenizer is CLIP's own.",),
     )
 
 

@@ -30,9 +30,8 @@ from fusionbench_lite.fields import flag, location
 from fusionbench_lite.fields import kind as declared
 from fusionbench_lite.housekeeping import entries, pruning, verifying
 from fusionbench_lite.housekeeping.entries import KINDS, LEFT, Entry
-from fusionbench_lite.housekeeping.line import parsed, span
+from fusionbench_lite.housekeeping.line import command, parsed, span
 from fusionbench_lite.paths import cache_dir
-from fusionbench_lite.planning.refusals import exit_status
 
 USAGE = f"usage: python -m fusionbench_lite.cache [list|prune|verify] [KEY=VALUE ...]\n\n{__doc__}"
 
@@ -69,13 +68,10 @@ ACTIONS = {"list": OF_ALL | {"verbose"}, "prune": OF_ALL | {"keep", "yes"}, "ver
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0 done, 1 where verify found damage or prune could not remove something, 2 bad input."""
-    return exit_status(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    return command(USAGE, arguments, _main)
 
 
 def _main(given: list[str]) -> int:
-    if {"-h", "--help"} & set(given):
-        print(USAGE)
-        return 0
     action, _, options = parsed(given, ACTIONS, Options, {})
     cache = cache_dir(options.cache_dir)
     if not cache.is_dir():

@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING
 from fusionbench_lite.base.needs import size_text
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.fields import flag, location, word
-from fusionbench_lite.housekeeping.line import parsed, span
+from fusionbench_lite.housekeeping.line import command, parsed, span
 from fusionbench_lite.paths import expanded
-from fusionbench_lite.planning.refusals import exit_status
 
 if TYPE_CHECKING:
     from fusionbench_lite.housekeeping.chosen import Filter, Found
@@ -59,13 +58,10 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0 done, 1 where a record stayed that was to go, 2 bad input."""
-    return exit_status(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+    return command(USAGE, arguments, _main)
 
 
 def _main(given: list[str]) -> int:
-    if {"-h", "--help"} & set(given):
-        print(USAGE)
-        return 0
     action, names, options = parsed(given, ACTIONS, Options, POSITIONAL)
     results_dir = expanded(options.results_dir)
     from fusionbench_lite.housekeeping import chosen
@@ -132,11 +128,12 @@ def _change(action: str, wanted: Filter, options: Options, results_dir: Path) ->
     from fusionbench_lite.housekeeping import chosen, records
 
     those = chosen.taken(results_dir, wanted)
-    size = size_text(sum(one.nbytes for one in those))
     if not options.yes:
+        going = [one for one in those if records.stranger(one) is None]
         for one in those:
-            print(f"would {action}: {one.path.name}, {_words(one)}")
-        print(f"{len(those):,} records, {size}: add yes=true")
+            reason = records.stranger(one)
+            print(f"would {action}: {one.path.name}, {_words(one)}" if reason is None else f"kept: {one.path.name}: {reason}")
+        print(f"{len(going):,} records, {size_text(sum(one.nbytes for one in going))}: add yes=true")
         return 0
     done: Iterable[tuple[Found, str | None]]
     if action == "delete":

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = "at_work"
+_TRIES = 5
+"""A process that looks for ended ones may take a new lock, and remove it, before the process that made it has it."""
 _held: dict[Path, object] = {}
 
 
@@ -24,11 +26,15 @@ def register(cache: Path) -> None:
     place = cache.absolute()
     if place in _held:
         return
-    with contextlib.suppress(OSError):
-        (place / FOLDER).mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(place / FOLDER / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lock")
-        lock.acquire(timeout=0)
-        _held[place] = lock
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError):
+            (place / FOLDER).mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(place / FOLDER / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lock")
+            lock.acquire(timeout=0)
+            if Path(lock.lock_file).exists():
+                _held[place] = lock
+                return
+            lock.release()
 
 
 def since(cache: Path) -> float | None:

@@ -91,8 +91,8 @@ def found(path: Path) -> Found:
         record = Record(path, data)
     except FileNotFoundError:
         flaw = f"{RESULT} is missing"
-    except (OSError, ValueError) as error:
-        flaw = str(error).splitlines()[0]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # JSON of any other form
+        flaw = (str(error) or type(error).__name__).splitlines()[0]
     return Found(
         path=path, record=record, flaw=flaw, nbytes=sum(one.st_size for one in statuses),
         written=max((one.st_mtime for one in statuses), default=0.0),

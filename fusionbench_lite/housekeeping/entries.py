@@ -59,6 +59,8 @@ KINDS = {
 LEFT = "leftovers"
 """Kind of what an interrupted process left under a temporary name."""
 _TEMPORARY = (".tmp", ".unfinished")
+_LIBRARY = ".tmp"
+"""How the temporary names begin under which safetensors writes, beside the file that it is to become."""
 _BESIDE = (".locks", ".partial", ".verified")
 """Folders of the hub's cache that are no entries."""
 
@@ -93,7 +95,7 @@ def _of_folder(kind: Kind, folder: Path) -> Iterator[Entry]:
         is_folder = path.is_dir() and not path.is_symlink()
         if path.suffix == ".lock" or path.name in _BESIDE:
             continue
-        if path.name.startswith(".") and path.name.endswith(_TEMPORARY):
+        if path.name.startswith(_LIBRARY) or (path.name.startswith(".") and path.name.endswith(_TEMPORARY)):
             yield _entry(LEFT, path)
         elif kind.lie == BELOW and is_folder:
             if path.name != "hashes":  # a kind of its own
@@ -112,12 +114,15 @@ def _listed(folder: Path) -> list[Path]:
 def _entry(kind: str, path: Path) -> Entry:
     nbytes, used = 0, 0.0
     for status in _statuses(path):
-        nbytes, used = nbytes + status.st_size, max(used, status.st_atime, status.st_mtime)
+        if stat.S_ISDIR(status.st_mode):  # looking into a folder is no use of it, and a new one is empty at first
+            used = max(used, status.st_mtime)
+        else:
+            nbytes, used = nbytes + status.st_size, max(used, status.st_atime, status.st_mtime)
     return Entry(kind=kind, path=path, nbytes=nbytes, used=used)
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:
-    """Yield what the file system says of every file of an entry; links say nothing, and are not followed."""
+    """Yield what the file system says of every file and folder of an entry; links say nothing, and are not followed."""
     try:
         status = path.lstat()
     except OSError:
@@ -125,8 +130,13 @@ def _statuses(path: Path) -> Iterator[os.stat_result]:
     if stat.S_ISDIR(status.st_mode):
         for inner in _listed(path):
             yield from _statuses(inner)
-    elif not stat.S_ISLNK(status.st_mode):
+    if not stat.S_ISLNK(status.st_mode):
         yield status
+
+
+def looked_at_again(entry: Entry) -> Entry:
+    """Return an entry with the size and the last use that it has now."""
+    return _entry(entry.kind, entry.path)
 
 
 def unknown(cache: Path) -> list[Path]:

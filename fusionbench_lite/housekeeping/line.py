@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fusionbench_lite.errors import InputError, did_you_mean
 from fusionbench_lite.fields import kind
 from fusionbench_lite.planning.command_line import options_of
+from fusionbench_lite.planning.refusals import exit_status
 
 Options = TypeVar("Options")
 _SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def command(usage: str, arguments: Sequence[str] | None, run: Callable[[list[str]], int]) -> int:
+    """Run a command on its arguments, those of the process by default, and return the exit status; help prints the usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def main() -> int:
+        if {"-h", "--help"} & set(given):
+            print(usage)
+            return 0
+        return run(given)
+
+    return exit_status(main)
 
 
 def span() -> Any:

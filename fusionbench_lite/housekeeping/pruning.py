@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fusionbench_lite.base import at_work
-from fusionbench_lite.housekeeping.entries import KINDS, LEFT, Entry
+from fusionbench_lite.housekeeping.entries import KINDS, LEFT, Entry, looked_at_again
 
 DAY = 86400.0
 RECENT = 600.0
@@ -96,10 +96,11 @@ def chosen(found: Iterable[Entry], wish: Wish, now: float) -> list[Entry]:
 def remove(those: Iterable[Entry], guarded: Guard) -> Iterator[tuple[Entry, str | None]]:
     """Remove entries and yield each with the reason why it was kept, None where it is gone.
 
-    An entry is renamed first, so that it is there whole or not at all whenever another process looks.
+    An entry is looked at again before, since verifying a cache can take hours in which it was used or made anew. It is renamed
+    first, so that it is there whole or not at all whenever another process looks.
     """
     for entry in those:
-        reason = guarded.keeps(entry)
+        reason = guarded.keeps(looked_at_again(entry))
         yield entry, reason if reason is not None else _remove(entry)
 
 

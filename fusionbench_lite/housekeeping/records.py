@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,11 +115,21 @@ def scores(first: Record, second: Record) -> Iterator[str]:
 # Removing and moving -------------------------------------------------------------------------------------------------
 
 
+def stranger(one: Found) -> str | None:
+    """Return why a directory among the records is none of a run, and so is left alone; None for a record, a damaged one too."""
+    if re.fullmatch("[0-9a-f]{16}", one.key):
+        return None
+    return "its name does not end in a key, and so it is no record of a run: remove it by hand"
+
+
 @contextlib.contextmanager
 def _unused(one: Found, results_dir: Path) -> Iterator[str | None]:
     """Hold the lock under which a run of this key writes, and yield None, or why it cannot be had now."""
     import filelock
 
+    if (reason := stranger(one)) is not None:
+        yield reason
+        return
     lock = filelock.FileLock(results_dir / "partial" / f"{one.key}.lock")
     try:
         (results_dir / "partial").mkdir(exist_ok=True)

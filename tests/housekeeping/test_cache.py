@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fusionbench_lite import cache as cli
+from fusionbench_lite import paths
 from fusionbench_lite.base import at_work
 from fusionbench_lite.housekeeping import entries, pruning
 from fusionbench_lite.paths import file_sha256
@@ -227,6 +229,45 @@ def test_a_link_that_leads_nowhere_and_a_file_that_is_missing(cache, capsys):
     _, said = call(capsys, "verify", f"cache_dir={cache}")
     assert "what it links to is missing" in said
     assert "pretrained.safetensors: it is missing" in said
+
+
+def test_a_folder_that_is_just_made_is_no_old_one(cache, capsys):
+    """The folder in which a run is about to write experts is empty at first."""
+    with paths.atomic_directory(cache / "zoo" / "vit_mini-new") as folder:
+        call(capsys, "prune", f"cache_dir={cache}", "yes=true")
+        (folder / "weights").write_bytes(b"w")
+    assert (cache / "zoo" / "vit_mini-new" / "weights").is_file()
+
+
+def test_what_safetensors_is_writing_is_a_leftover(cache):
+    (cache / "statistics" / ".tmpHy5tOR").write_bytes(b"half")
+    assert {one.kind for one in entries.entries(cache) if one.path.name == ".tmpHy5tOR"} == {entries.LEFT}
+
+
+def test_what_was_used_after_it_was_listed_stays(cache):
+    (entry,) = (one for one in entries.entries(cache) if one.path.name == "vit_mini-one")
+    os.utime(entry.path / "pretrained.safetensors")
+    ((_, reason),) = pruning.remove([entry], pruning.guard(cache))
+    assert reason == "used just now"
+    assert entry.path.is_dir()
+
+
+def test_a_lock_that_another_process_removes_at_once_is_taken_again(tmp_path, monkeypatch):
+    taken = filelock.FileLock.acquire
+    lost = []
+
+    def acquire(self, **given):
+        got = taken(self, **given)
+        if not lost:
+            lost.append(self.lock_file)
+            Path(self.lock_file).unlink()
+        return got
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    at_work.register(tmp_path)
+    assert lost
+    (lock,) = (tmp_path / at_work.FOLDER).iterdir()
+    assert str(lock) != lost[0]
 
 
 @pytest.mark.slow

@@ -238,3 +238,24 @@ def test_a_thousand_records_are_listed_in_a_moment_without_torch(results):
     assert time.monotonic() - start < 10  # a second and a half on a quiet machine
     assert len(done.stdout.splitlines()) == 1002
     assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"x"', "{}", '{"schema": 99999}', "[" * 100_000])
+def test_a_result_of_any_form_is_listed_with_its_flaw(results, keys, capsys, text):
+    odd = results / "records" / f"tsv_m-vit_mini-mini8-{'1' * 16}"
+    odd.mkdir()
+    (odd / "result.json").write_text(text)
+    status, said = call(capsys, f"results_dir={results}")
+    assert status == 0
+    assert f"{odd.name}: no whole record: " in said
+
+
+def test_a_folder_among_records_that_is_none_is_not_removed(results, keys, capsys):
+    (results / "records" / "my plots").mkdir()
+    _, said = call(capsys, "delete", "key=*", f"results_dir={results}")
+    assert "kept: my plots" in said
+    assert "would delete: my plots" not in said
+    status, said = call(capsys, "delete", "key=*", f"results_dir={results}", "yes=true")
+    assert status == 1
+    assert "kept: my plots: its name does not end in a key" in said
+    assert [path.name for path in (results / "records").iterdir()] == ["my plots"]

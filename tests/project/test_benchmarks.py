@@ -96,3 +96,15 @@ def test_a_yardstick_lost_in_noise_decides_nothing():
     job = Job(model="vit_mini", method="adarank_ta", variant="engine", device="cpu", threads=1, seconds=0.0)
     results = {job: timing((2.0,), 1), dataclasses.replace(job, variant="autograd"): timing((0.9,), 4)}
     assert [goal.verdict for goal in report.goals(results)] == ["UNDECIDED", "PASS"]
+
+
+@pytest.mark.slow
+def test_the_first_step_is_timed_stage_by_stage(capsys):
+    from benchmarks import first_step
+
+    assert first_step.main(["--models", "vit_mini", "--repeats", "1"]) == 0
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head == "| model | imports | configuration | load | merge | adapt | until the first step is done |"
+    seconds = [float(cell.removesuffix(" s")) for cell in row.strip("| ").split(" | ")[1:]]
+    assert seconds[-1] == pytest.approx(sum(seconds[:-1]), abs=0.3)
+    assert seconds[0] > 0

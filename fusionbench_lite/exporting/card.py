@@ -86,7 +86,7 @@ def _scores(made: Remade) -> Iterator[str]:
     labels = "; the rule looks at test labels" if selection["uses_test_labels"] else ""
     trial = "" if made.record.limit is None else f" TRIAL: at most {made.record.limit:,} examples per task."
     yield from ("## Scores", "")
-    yield f"Selection: {made.rule}, step {selection['step']}{labels}. 95 % intervals, over test examples.{trial}"
+    yield f"Selection: {markdown(made.rule)}, step {selection['step']}{labels}. 95 % intervals, over test examples.{trial}"
     yield from ("", "| task | metric | value | interval | examples |", "| --- | --- | ---: | --- | ---: |")
     for task, cell in selection["per_task"].items():
         low, high = cell["interval"]

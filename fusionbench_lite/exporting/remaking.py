@@ -49,6 +49,7 @@ def remade(record: Record, rule: str | None, cache: str | None, progress: Progre
     used = chosen_rule(record, rule)
     plan = plan_again(record, cache)
     suite = run.with_chosen_experts(load(plan, progress), plan.experts)
+    _check_inputs(record, suite)
     base = _base(plan, suite, progress)
     key = records.key(recording.identity(plan, suite, base.key))
     if key != record.key:
@@ -134,21 +135,25 @@ def _base(plan: Plan, suite: Suite, progress: Progress) -> run.Base:
     return run.Base(plan, suite, progress, Place())
 
 
-def _difference(record: Record, suite: Suite) -> str:
-    """Return what differs between a record and what is here, as far as both say it."""
+def _check_inputs(record: Record, suite: Suite) -> None:
+    """Refuse inputs that are not the record's. Raises InputError with the name and both hashes of the first one."""
+    data = record.data
     pairs = (
-        ("the checkpoint", record.data["checkpoints"]["files"], suite.files),
-        ("the data of task", record.data["data"], suite.data_hashes),
+        ("the checkpoint", data["checkpoints"]["files"], suite.files), ("the data of task", data["data"], suite.data_hashes),
     )
     for what, then, now in pairs:
-        for name in dict.fromkeys([*then, *now]):
-            if then.get(name) != now.get(name):
-                return (
-                    f"{what} {name!r} had SHA-256 {str(then.get(name))[:12]} and has {str(now.get(name))[:12]}: give the "
-                    "cache_dir, data_dir and checkpoints of its run"
+        for name, sha256 in then.items():
+            if name in now and now[name] != sha256:  # files of one's own may have other names where they lie elsewhere now
+                raise InputError(
+                    f"{record.path.name} cannot be made again here: {what} {name!r} had SHA-256 {sha256} and has {now[name]}: "
+                    "give the cache_dir, data_dir and checkpoints of its run"
                 )
+
+
+def _difference(record: Record, suite: Suite) -> str:
+    """Return why a run with the inputs of a record has another key."""
     return (
-        f"its files are the same, but version, presets of its base or device decide other numbers (then "
+        "its checkpoints, settings, version or device decide other numbers here (then fusionbench_lite "
         f"{record.data['versions'].get('fusionbench_lite')} on {record.data['device']}, now {__version__} on {suite.device}): "
-        "use the version that made it"
+        "use the version and settings that made it"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from fusionbench_lite.checkpoints import language as checkpoints
 from fusionbench_lite.errors import InputError
-from fusionbench_lite.exporting import encoders
+from fusionbench_lite.exporting import adapter, encoders
 from fusionbench_lite.exporting.layouts import Layout, own_layout
 from fusionbench_lite.exporting.proving import Loaded
 from fusionbench_lite.methods.companions import MODEL
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def layouts(made: Remade, progress: Progress) -> tuple[Layout, ...]:
-    """Return transformers' layout and the own one."""
+    """Return transformers' layout, peft's for models that generate, and the own one."""
     request = request_of(made.plan.wanted)
     if made.suite.folder is not None:  # of experts that are trained on first use
         request = dataclasses.replace(request, family=checkpoints.OWN, dir=made.suite.folder)
@@ -40,8 +41,10 @@ def layouts(made: Remade, progress: Progress) -> tuple[Layout, ...]:
         name="transformers", write=functools.partial(_write, found), load=functools.partial(_load, found),
         usage=functools.partial(_usage, answers), per_task=not answers,
     )
-    own = own_layout(_described(made, found))
-    return whole, dataclasses.replace(own, write=functools.partial(_write_own, found, own.write), usage=_usage_own)
+    described = _described(made, found)
+    own = own_layout(described)
+    adapters = (adapter.layout(found, described["options"]),) if answers else ()
+    return whole, *adapters, dataclasses.replace(own, write=functools.partial(_write_own, found, own.write), usage=_usage_own)
 
 
 def _described(made: Remade, found: Found) -> dict[str, Any]:
@@ -80,7 +83,13 @@ def _whole(made: Remade, found: Found, form: Form, task: str | None) -> Any:
 
 def _write(found: Found, made: Remade, form: Form, tasks: tuple[str, ...], folder: Path) -> None:
     answers = generates(found.model.config.model_type)
-    _whole(made, found, form, None if answers else tasks[0]).save_pretrained(folder)
+    model = _whole(made, found, form, None if answers else tasks[0])
+    model.save_pretrained(folder)
+    if found.model.config.model_type == "t5":  # version 5 says tied whatever it is, and 4 believes that
+        path = folder / CONFIG
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["tie_word_embeddings"] = model.lm_head.weight is model.get_input_embeddings().weight
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _copy(found.folder, folder, [name for name in (*TOKENIZER, *MODEL) if name != CONFIG])
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fusionbench_lite import export
 from fusionbench_lite.data import vision
 from fusionbench_lite.models import clip
 from fusionbench_lite.planning.command_line import plan_of
+from fusionbench_lite.running import loading
 from fusionbench_lite.suites.clip.requests import sources_of
+from tests.support import clip_models
 from tests.support.mirror import mirror  # noqa: F401
 from tests.support.vision_suite import SMALL, Suite, small  # noqa: F401
 
@@ -111,3 +113,28 @@ def test_one_whole_model_per_task_where_it_is_asked_for(small: Suite, tmp_path: 
         model = open_clip.create_model(f"local-dir:{out / task}").eval()
         with torch.no_grad():
             assert agree(record, task, model.encode_image(pixels(small, line, task)), out / task)
+
+
+def test_files_of_ones_own_without_a_text_side_give_the_image_tower(small: Suite, tmp_path: Path, capsys):  # noqa: F811
+    import transformers
+
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number, name in enumerate(("pretrained", "individual-mnist")):
+        save_file(clip_models.packed_weights(number + 1, SMALL), folder / f"{name}.safetensors")
+    head = torch.nn.functional.normalize(torch.randn(10, SMALL.output, generator=torch.Generator().manual_seed(0)), dim=-1)
+    save_file({"mnist": head}, folder / "heads.safetensors")
+    line = f"method=task_arithmetic checkpoints=own checkpoints.dir={folder} tasks=[mnist]"
+    record = small.run(line)
+    assert export.main([str(record.path), f"out={tmp_path / 'x'}", "layout=open_clip"]) == 2
+    assert "are not written with layout=open_clip" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert export.main([str(record.path), f"out={out}"]) == 0
+    assert "this is the image tower alone" in (out / "README.md").read_text()
+    tower = transformers.CLIPVisionModelWithProjection.from_pretrained(out).eval()
+    with torch.no_grad():
+        assert agree(record, "mnist", tower(pixel_values=pixels(small, line, "mnist")).image_embeds, out)
+    loading._latest.clear()  # of this process, which a command of its own would not have
+    save_file(clip_models.packed_weights(9, SMALL), folder / "individual-mnist.safetensors")
+    assert export.main([str(record.path), f"out={tmp_path / 'y'}"]) == 2
+    assert "the checkpoint 'individual-mnist.safetensors' had SHA-256" in capsys.readouterr().err

@@ -87,3 +87,33 @@ def test_a_small_llama_is_loaded_for_causal_language(command, tmp_path: Path):
     done = command(str(place), f"out={tmp_path / 'out'}", "results_dir=r", module="fusionbench_lite.export")
     assert done.returncode == 0, done.stderr
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "llama"
+
+
+def test_a_merge_of_adapters_is_an_adapter(texts: TextSuite, tmp_path: Path, capsys):
+    """Loaded by peft on transformers' base, it predicts the record; the weights agree with those of the whole model."""
+    import peft
+    import transformers
+
+    line = "method=task_arithmetic model=flan_t5_base tasks=[sst2,rte]"
+    record = texts.run(line)
+    for layout in ("peft", "transformers"):
+        assert export.main([str(record.path), f"out={tmp_path / layout}", f"layout={layout}"]) == 0
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "google/flan-t5-base"
+    assert config["r"] <= 8
+    place = texts.models / "google/flan-t5-base"
+    base, before = (transformers.AutoModelForSeq2SeqLM.from_pretrained(place) for _ in range(2))
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "peft").merge_and_unload().state_dict()
+    whole = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "transformers").state_dict()
+    assert all(torch.allclose(adapted[name], tensor, atol=1e-5) for name, tensor in whole.items())
+    assert not all(torch.equal(adapted[name], tensor) for name, tensor in before.state_dict().items())
+
+
+def test_what_is_no_adapter_is_not_made_one(texts: TextSuite, tmp_path: Path, capsys):
+    record = texts.run("method=ties_merging model=flan_t5_base tasks=[sst2,rte]")
+    assert export.main([str(record.path), f"out={tmp_path / 'a'}", "layout=peft"]) == 2
+    assert "it is no adapter" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    record = texts.run("method=task_arithmetic model=roberta tasks=[sst2,rte]")
+    assert export.main([str(record.path), f"out={tmp_path / 'a'}", "layout=peft"]) == 2
+    assert "are not written with layout=peft" in capsys.readouterr().err

@@ -5,6 +5,7 @@
     fbl.merge("ties_merging", pretrained, experts, keep=0.2).state_dict()
     fbl.merge_files("tsv_m", "base.safetensors", {"sun397": "sun397/", "cars": "cars_lora/"}, out="merged")
     fbl.adapt("adarank_cart", model, pretrained, experts, heads, batches, steps=300).coefficients
+    fbl.load_exported("merged").logits(images, "sun397")
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from fusionbench_lite.base.version import __version__
 if TYPE_CHECKING:
     from fusionbench_lite.adaptation.api import Adapted, adapt
     from fusionbench_lite.errors import InputError, MergeError
+    from fusionbench_lite.exporting.loading import Exported, load_exported
     from fusionbench_lite.methods.api import Merged, merge
     from fusionbench_lite.methods.files import merge_files
     from fusionbench_lite.registry import names as methods
 
-__all__ = ["Adapted", "InputError", "MergeError", "Merged", "__version__", "adapt", "merge", "merge_files", "methods"]
+__all__ = [
+    "Adapted", "Exported", "InputError", "MergeError", "Merged", "__version__", "adapt", "load_exported", "merge", "merge_files",
+    "methods",
+]
 
 _HOME = {
     "InputError": ("errors", "InputError"),
@@ -35,6 +40,8 @@ _HOME = {
     "gram_matrices": ("statistics", "gram_matrices"),
     "Adapted": ("adaptation.api", "Adapted"),
     "adapt": ("adaptation.api", "adapt"),
+    "Exported": ("exporting.loading", "Exported"),
+    "load_exported": ("exporting.loading", "load_exported"),
 }
 
 

@@ -79,18 +79,24 @@ def merge(method: str, pretrained: Weights, experts: Mapping[str, Weights], **hy
         stored = stored_parts(view, produced())
         view.check_unread()
         view.release(name for name, part in stored.items() if not part.on_base)
-        unfold = {name: part.tensor for name, part in stored.items()}
-        limits = produced.limits
-        return Merged(
-            method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=True, storage=_storage(view, stored),
-            _state_dict=lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items()), limits),  # type: ignore[arg-type]
-        )
+        return unfolding(method, view, stored, produced.hyperparameters, produced.limits)
     merged = _complete(view, produced(), produced.limits)
     names = {name: view.tied.get(name, name) for name in view.specs}  # the inputs themselves are not kept
     return Merged(
         method=method, hyperparameters=produced.hyperparameters, tasks=tasks, per_task=False,
         storage={"pretrained": 0, "shared": _size(view), "per_task": 0},
         _state_dict=lambda task: _retied(names, {name: merged[name].clone() for name in names.values()}),
+    )
+
+
+def unfolding(
+    method: str, view: Experts, stored: Mapping[str, PerTask], hyperparameters: Mapping[str, Any], limits: Limits
+) -> Merged:
+    """Return the models of a method that keeps one per task, of the stored form of every tensor, made when they are asked for."""
+    unfold = {name: part.tensor for name, part in stored.items()}
+    return Merged(
+        method=method, hyperparameters=hyperparameters, tasks=tuple(view.tasks), per_task=True, storage=_storage(view, stored),
+        _state_dict=lambda task: _complete(view, ((name, tensor(task)) for name, tensor in unfold.items()), limits),  # type: ignore[arg-type]
     )
 
 

@@ -27,6 +27,12 @@ def command(config: Mapping[str, Any], results_dir: Path) -> str | None:
 
     What differs from the defaults is given: a preset that has changed since decides the rest.
     """
+    parts = overrides(config, results_dir)
+    return None if parts is None else " ".join(["python -m fusionbench_lite", *map(for_shells, parts)])
+
+
+def overrides(config: Mapping[str, Any], results_dir: Path) -> list[str] | None:
+    """Return the overrides of that command, as `command_line.plan_of` takes them."""
     method, model = (config.get(key) for key in ("method", "model"))
     if not isinstance(method, Mapping) or not isinstance(model, Mapping) or "id" not in method or "name" not in model:
         return None
@@ -36,8 +42,7 @@ def command(config: Mapping[str, Any], results_dir: Path) -> str | None:
     usual = _plain(dataclasses.asdict(Config()))
     usual["checkpoints"]["seed"] = config.get("seed")
     others = {key: value for key, value in config.items() if key not in _ELSEWHERE and key in usual}
-    parts += [*_differences(others, usual, ""), f"results_dir={results_dir}"]
-    return " ".join(["python -m fusionbench_lite", *map(for_shells, parts)])
+    return [*parts, *_differences(others, usual, ""), f"results_dir={results_dir}"]
 
 
 def _file(group: str, name: str) -> dict[str, Any]:

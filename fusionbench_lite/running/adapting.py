@@ -244,16 +244,27 @@ def _try(plan: Plan, suite: Suite, procedure: Procedure) -> None:
 
 def restore(plan: Plan, suite: Suite, record: Path, rule: str, step: int) -> dict[str, Tensor]:
     """Return the merged weights of a recorded adaptation at the step that a selection rule picked."""
+    procedure = procedure_of(plan, suite)
+    take_back(procedure, record, rule, step)
+    return procedure.merged()
+
+
+def take_back(procedure: Procedure, record: Path, rule: str, step: int) -> None:
+    """Put what a recorded adaptation had learned at a step that a selection rule picked into a procedure of the same plan.
+
+    Raises InputError where the file holds something else.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    procedure = procedure_of(plan, suite)
     stored = course.learned_file(record, rule)
-    state = {
-        name.removeprefix("state/"): tensor for name, tensor in load_file(stored).items() if name.startswith("state/")
-    }
-    procedure.learnables.load_state_dict(state)
+    try:
+        tensors = load_file(stored)
+        learned = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
+        procedure.restore(learned, {name: tensor for name, tensor in tensors.items() if not name.startswith("state/")})
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise InputError(f"{stored} is not what this method learns ({str(error).splitlines()[0]}): run it again") from None
     procedure.refresh(step)
-    return procedure.merged()
 
 
 def _base_rule(plan: Plan) -> str | None:

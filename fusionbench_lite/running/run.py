@@ -61,7 +61,7 @@ def execute(plan: Plan, progress: Progress, place: Place | None = None) -> tuple
     """
     clock, place = Clock(), place or Place()
     with clock.stage("load"):
-        suite = _with_chosen_experts(load(plan, progress), plan.experts)
+        suite = with_chosen_experts(load(plan, progress), plan.experts)
     base = Base(plan, suite, progress, place)
     key = agreed(records.key(recording.identity(plan, suite, base.key)))
     with locked(_partial(plan, key).with_suffix(".lock")) if is_first() else contextlib.nullcontext():
@@ -129,7 +129,8 @@ class Base:
         return merge(self.plan.method, self.suite.pretrained, self.suite.experts, **self.plan.values, **inputs).state_dict()
 
 
-def _with_chosen_experts(suite: Suite, chosen: Sequence[str] | None) -> Suite:
+def with_chosen_experts(suite: Suite, chosen: Sequence[str] | None) -> Suite:
+    """Return the suite with some of its experts, all for None."""
     return suite if chosen is None else dataclasses.replace(suite, experts={task: suite.experts[task] for task in chosen})
 
 

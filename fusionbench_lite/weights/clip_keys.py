@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "PROJECTION", "TEXT_SIDE", "Split", "as_layout", "instead_of", "split", "text_of_open_clip", "text_to_open_clip", "to_packed",
-    "to_separate",
+    "PROJECTION", "TEXT_SIDE", "Split", "as_layout", "instead_of", "split", "text_of_open_clip", "text_to_open_clip",
+    "text_to_separate", "to_packed", "to_separate",
 ]
 
 TEXT_SIDE = (
@@ -104,6 +104,14 @@ def text_to_open_clip(state: Mapping[str, Tensor], who: str = "the state dict") 
     out["text_projection"] = _transposed(bare, extras[0], who)
     out["logit_scale"] = bare[extras[1]]
     return out
+
+
+def text_to_separate(text: Mapping[str, Tensor], who: str = "the state dict") -> dict[str, Tensor]:
+    """Return the text side of open_clip's CLIP under the names of transformers' CLIPModel, the inverse of `text_to_open_clip`."""
+    out = {f"text_model.{theirs}": text[ours] for ours, theirs in _TEXT.items()}
+    for number in range(_blocks(text, _PACKED_BLOCK)):
+        out |= _separated(text, f"transformer.resblocks.{number}.", f"text_model.encoder.layers.{number}.", who)
+    return {**out, "text_projection.weight": _transposed(text, "text_projection", who), "logit_scale": text["logit_scale"]}
 
 
 def text_of_open_clip(state: Mapping[str, Tensor], who: str = "the state dict") -> dict[str, Tensor]:

@@ -15,8 +15,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "fusionbench_lite"
 TOP = {
     "__init__", "__main__", "errors", "paths", "lazy", "registry", "fields", "doctor", "finetune", "convert", "merge_files",
-    "cache", "records",
-    "pictures", "sizes", "components", "torchvision_ops", "evaluate_llm",
+    "cache", "records", "export", "pictures", "sizes", "components", "torchvision_ops", "evaluate_llm",
 }
 PLANTED = {
     "a room below imports one above": ("weights/ranks.py", "from fusionbench_lite.planning import plan", "Imports point down"),

@@ -157,6 +157,10 @@ class Procedure:
         """Return a copy of every learnable by name."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.learnables.state_dict().items()}
 
+    def restore(self, learned: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` and, where it was kept, `extras` returned. Raises KeyError or RuntimeError for other tensors."""
+        self.learnables.load_state_dict(dict(learned))
+
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the merged weights, without adapters, in the keys, order and dtypes of the pretrained model."""
         raise NotImplementedError

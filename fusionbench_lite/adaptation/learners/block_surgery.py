@@ -169,6 +169,13 @@ class BlockSurgery(Procedure):
             for (row, task), number, part in itertools.product(enumerate(self.tasks), numbers, copies)
         }
 
+    @torch.no_grad()
+    def restore(self, learned: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` returned."""
+        for part, group in self._weights.items():
+            for number, value in enumerate(group):
+                value.copy_(torch.stack([learned[f"{task}/{number}/{part}"] for task in self.tasks]))
+
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights that the adapters sit on."""
         return self.frozen.state_dict()

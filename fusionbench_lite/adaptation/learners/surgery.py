@@ -155,6 +155,14 @@ class FeatureSurgery(Procedure):
             tensors |= {f"{owner}/{part}": row.clone() for owner, row in zip(self.owners, whole, strict=True)}
         return tensors
 
+    @torch.no_grad()
+    def restore(self, learned: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` returned."""
+        for part, group in self._weights.items():
+            whole = torch.stack([learned[f"{owner}/{part}"] for owner in self.owners])
+            for value, rows in zip(group, torch.split(whole, [len(value) for value in group]), strict=True):
+                value.copy_(rows)
+
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return the weights that the adapters sit on."""
         return self.frozen.state_dict()

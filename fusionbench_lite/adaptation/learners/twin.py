@@ -67,18 +67,20 @@ class Twin(Procedure):
 
     The router reads what θ*, the merged model, says of an example: the token mean of its last block's output. Where
     processes share the tasks, each routes the examples of all, so that statistics and dropout are those of one process.
-    `of_tasks`: it learns the numbers of the tasks, on training examples.
+    `of_tasks`: it learns the numbers of the tasks, on training examples. `vectors`: the v_t, where they are known already.
     """
 
     def __init__(
         self, experts: Experts, base: Mapping[str, Tensor], context: Context, *, rank_ratio: float, of_tasks: bool, lr: float,
-        dropout: float, seed: int,
+        dropout: float, seed: int, vectors: Mapping[str, Vectors] | None = None,
     ) -> None:
         self.experts, self.rank_ratio, self.of_tasks, self.lr = experts, rank_ratio, of_tasks, lr
         self.split, self.most = ("train", SAMPLES) if of_tasks else ("test", None)
         self.differentiates = not of_tasks
         self.frozen = Frozen(context, experts, base)
-        vectors = {name: twin for name in self.frozen.base if (twin := self._twin(name, base[name])) is not None}
+        if vectors is None:
+            vectors = {name: twin for name in self.frozen.base if (twin := self._twin(name, base[name])) is not None}
+        self.vectors = vectors
         self.mixture = LazyModel(context.model, self.frozen.base, vectors)
         self.chunk = context.chunk
         self.objective = objective("entropy", context.heads)
@@ -232,6 +234,20 @@ class Twin(Procedure):
             f"{number}/{name}": tensor.detach().cpu().clone()
             for number, norm in enumerate(self.learnables.norm) for name, tensor in norm.named_buffers() if tensor.dim()
         }
+
+    @torch.no_grad()
+    def restore(self, learned: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` and `extras` returned; the router normalises by the statistics among them."""
+        if not isinstance(self.learnables, Router):
+            return
+        named = {f"{number}/": module for number, module in enumerate(self.learnables.linear)}
+        named |= {f"{number}/norm_": module for number, module in enumerate(self.learnables.norm)}
+        for prefix, module in named.items():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(learned[f"{prefix}{name}"])
+        for number, norm in enumerate(self.learnables.norm):
+            for name in ("running_mean", "running_var"):
+                getattr(norm, name).copy_(extras[f"{number}/{name}"])
 
     def merged(self, task: str | None = None) -> dict[str, Tensor]:
         """Return θ*."""

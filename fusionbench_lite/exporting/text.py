@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusionbench_lite.checkpoints import language as checkpoints
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.exporting import adapter, encoders
-from fusionbench_lite.exporting.layouts import Layout, own_layout
+from fusionbench_lite.exporting.layouts import Layout, own_layout, transformers_quietly
 from fusionbench_lite.exporting.proving import Loaded
 from fusionbench_lite.methods.companions import MODEL
 from fusionbench_lite.models import language
@@ -82,6 +82,7 @@ def _whole(made: Remade, found: Found, form: Form, task: str | None) -> Any:
 
 
 def _write(found: Found, made: Remade, form: Form, tasks: tuple[str, ...], folder: Path) -> None:
+    transformers_quietly()
     answers = generates(found.model.config.model_type)
     model = _whole(made, found, form, None if answers else tasks[0])
     model.save_pretrained(folder)
@@ -101,8 +102,7 @@ def _copy(source: Path, folder: Path, names: list[str]) -> None:
 
 
 def _load(found: Found, made: Remade, tasks: tuple[str, ...], folder: Path) -> dict[str, Loaded]:
-    import transformers
-
+    transformers = transformers_quietly()
     kind = found.model.config.model_type
     if generates(kind):
         auto = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM

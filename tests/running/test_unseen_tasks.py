@@ -68,7 +68,7 @@ def test_the_unseen_task_changes_nothing_that_is_learned(executed, line):
     with np.load(some.path / "samples.npz") as ours, np.load(alone.path / "samples.npz") as theirs:
         for task in SEEN:
             assert np.array_equal(ours[f"last/{task}/predictions"], theirs[f"last/{task}/predictions"])
-        suite = run._with_chosen_experts(load(plan, lambda *said: None), plan.experts)
+        suite = run.with_chosen_experts(load(plan, lambda *said: None), plan.experts)
         merged = adapting.restore(plan, suite, some.path, "last", 3)
         judged = suite.judge(UNSEEN, suite.encoder(merged))
         assert np.array_equal(ours[f"last/{UNSEEN}/predictions"], judged.predictions)

@@ -27,11 +27,12 @@ ROUNDING = 4.0
 TYPES = {"t5": "SEQ_2_SEQ_LM", "llama": "CAUSAL_LM"}
 
 
-def layout(found: Found, options: Mapping[str, Any]) -> Layout:
-    """Return peft's layout for models that generate; `options` are those of their encoder."""
+def layout(found: Found, options: Mapping[str, Any], auto: str) -> Layout:
+    """Return peft's layout for models that generate; `options` are those of their encoder,
+    `auto` transformers' class that loads them."""
     return Layout(
         name="peft", write=functools.partial(_write, found), load=functools.partial(_load, found, options),
-        usage=functools.partial(_usage, _base_name(found)),
+        usage=functools.partial(_usage, _base_name(found), auto),
         says=(
             "The adapter is the product of each update's singular vectors: it gives the merged weights up to the rounding of "
             "their dtype, which the proof below judges.",
@@ -118,10 +119,10 @@ def _base_name(found: Found) -> str:
     return first.partition("@")[0] if "@" in first else str(found.folder)
 
 
-def _usage(base: str, folder: str, task: str) -> str:
+def _usage(base: str, auto: str, folder: str, task: str) -> str:
     return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForSeq2SeqLM  # AutoModelForCausalLM for Llama\n\n"
-        f"base = AutoModelForSeq2SeqLM.from_pretrained({base!r})\n"
+        f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
+        f"base = {auto}.from_pretrained({base!r})\n"
         f"model = PeftModel.from_pretrained(base, {folder!r})"
     )
 

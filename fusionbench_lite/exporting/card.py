@@ -11,7 +11,9 @@ import yaml
 
 from fusionbench_lite import registry
 from fusionbench_lite.base.version import __version__
+from fusionbench_lite.evaluation.columns import AVERAGE
 from fusionbench_lite.exporting.forms import WHAT
+from fusionbench_lite.exporting.published import numbers_of
 from fusionbench_lite.planning import recorded
 from fusionbench_lite.tables.escaping import markdown
 
@@ -41,14 +43,14 @@ def write(
 
 def _front(made: Remade, layout: Layout) -> str:
     """Return the YAML that the hub reads at the top of a card."""
-    repositories = [match[1] for name, source in made.record.data["checkpoints"].get("sources", {}).items()
-                    if name.startswith(("pretrained", "base")) and (match := _HUB.match(str(source)))]
+    sources = made.record.data["checkpoints"].get("sources") or {}
+    base = _HUB.match(str(next(iter(sources.values()), "")))  # the pretrained model's files come first
     content: dict[str, Any] = {
         "library_name": {"own": "fusionbench_lite"}.get(layout.name, layout.name),
         "tags": ["model-merging", made.plan.method, made.plan.model],
     }
-    if repositories:
-        content["base_model"] = repositories[0]
+    if base is not None:
+        content["base_model"] = base[1]
         content["base_model_relation"] = "merge"
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -87,13 +89,14 @@ def _scores(made: Remade) -> Iterator[str]:
     trial = "" if made.record.limit is None else f" TRIAL: at most {made.record.limit:,} examples per task."
     yield from ("## Scores", "")
     yield f"Selection: {markdown(made.rule)}, step {selection['step']}{labels}. 95 % intervals, over test examples.{trial}"
-    yield from ("", "| task | metric | value | interval | examples |", "| --- | --- | ---: | --- | ---: |")
+    yield from ("", "| task | metric | value | interval | examples | published |", "| --- | --- | ---: | --- | ---: | --- |")
+    papers = numbers_of(made.record, made.rule)
     for task, cell in selection["per_task"].items():
         low, high = cell["interval"]
-        interval = f"{low:.4f} to {high:.4f}"
-        yield f"| {markdown(task)} | {markdown(cell['metric'])} | {cell['value']:.4f} | {interval} | {cell['examples']:,} |"
+        value, said = f"{cell['value']:.4f} | {low:.4f} to {high:.4f}", markdown("; ".join(papers.get(task, ())))
+        yield f"| {markdown(task)} | {markdown(cell['metric'])} | {value} | {cell['examples']:,} | {said} |"
     if selection["average"] is not None:
-        yield f"| average | | {selection['average']:.4f} | | |"
+        yield f"| average | | {selection['average']:.4f} | | | {markdown('; '.join(papers.get(AVERAGE, ())))} |"
 
 
 def _sources(made: Remade) -> Iterator[str]:

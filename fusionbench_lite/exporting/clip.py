@@ -18,7 +18,7 @@ from torch import Tensor
 from fusionbench_lite import checkpoints
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.exporting import encoders, heads
-from fusionbench_lite.exporting.layouts import Layout, own_layout
+from fusionbench_lite.exporting.layouts import Layout, own_layout, transformers_quietly
 from fusionbench_lite.exporting.own import alone, read
 from fusionbench_lite.exporting.proving import Loaded
 from fusionbench_lite.models.clip import MEAN, STD
@@ -139,11 +139,7 @@ def _usage_open_clip(folder: str, task: str) -> str:
 def _write_transformers(
     size: ClipSize, text: Text | None, made: Remade, form: Form, tasks: tuple[str, ...], folder: Path
 ) -> None:
-    import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
-
-    # isort: split
-
-    import transformers
+    transformers = transformers_quietly()
 
     vision = transformers.CLIPVisionConfig(
         hidden_size=size.width, intermediate_size=4 * size.width, projection_dim=size.output, num_hidden_layers=size.layers,
@@ -176,8 +172,7 @@ def _write_transformers(
 
 
 def _load_transformers(whole: bool, made: Remade, tasks: tuple[str, ...], folder: Path) -> dict[str, Loaded]:
-    import transformers
-
+    transformers = transformers_quietly()
     name = "CLIPModel" if whole else "CLIPVisionModelWithProjection"
     model = getattr(transformers, name).from_pretrained(folder).to(made.suite.device).eval()
 

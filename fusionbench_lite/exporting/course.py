@@ -65,6 +65,7 @@ def _export(asked: Asked) -> tuple[Path, list[Compared]]:
             if not all(one.same for one in found):
                 raise Differing(found)
             card.write(temporary, made, layout, first.kind, [task for task in folders if task is not None], found, asked, out.name)
+            empty_folder(asked.out, record.path)  # still, whoever else may have written there
     return out, found
 
 
@@ -90,7 +91,7 @@ def _folder(
 def find(asked: Asked) -> Record:
     """Return the record that is asked for, whole. Raises InputError where there is none, or it is not whole."""
     path = expanded(asked.record)
-    name = str(path) if path.is_dir() else asked.record
+    name = str(path.resolve()) if path.is_dir() else asked.record  # links followed: a record is known by its folder's name
     one = chosen.by_name(expanded(asked.results_dir), name)
     if one.record is None:
         raise InputError(f"{one.path} is no whole record: {one.flaw}")
@@ -100,10 +101,14 @@ def find(asked: Asked) -> Record:
 def empty_folder(given: str, record: Path) -> Path:
     """Return the folder to write. Raises InputError where it is there and not empty, is a file, or lies among what is read."""
     out = checked_out(given, {"the record": record})
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"out={given} is not empty ({next(out.iterdir()).name}): give a new folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"out={given} is a file: give a new folder")
+    try:
+        there = next(out.iterdir(), None) if out.is_dir() else None
+    except OSError as error:
+        raise InputError(f"out={given} cannot be looked into ({error.strerror}): give a new folder") from error
+    if there is not None:
+        raise InputError(f"out={given} is not empty ({there.name}): give a new folder")
     return out
 
 

@@ -77,6 +77,18 @@ def own_layout(encoder: Mapping[str, Any]) -> Layout:
     )
 
 
+def transformers_quietly() -> Any:
+    """Return transformers, whose progress bars stay away. Raises InputError where it is missing."""
+    import fusionbench_lite.base.torchvision_ops  # noqa: F401  (before transformers, which imports torchvision)
+
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise InputError("this layout needs transformers: pip install 'fusionbench_lite[language]'") from error
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
+
+
 def _write(encoder: Mapping[str, Any], made: Remade, form: Form, tasks: tuple[str, ...], folder: Path) -> None:
     own.write(made, form, tasks, {**encoder, "constants": sorted(made.suite.constants)}, folder)
 

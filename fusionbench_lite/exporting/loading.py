@@ -14,6 +14,7 @@ from fusionbench_lite.errors import InputError, MergeError, did_you_mean
 from fusionbench_lite.exporting import encoders, heads, own
 from fusionbench_lite.exporting.forms import ADAPTERS, MASKS, WEIGHTS
 from fusionbench_lite.models.inputs import Inputs
+from fusionbench_lite.models.language.answers import ANSWER, Answering
 from fusionbench_lite.models.modes import with_weights
 from fusionbench_lite.paths import expanded
 
@@ -63,8 +64,24 @@ class Exported:
 
     @torch.no_grad()
     def logits(self, inputs: Inputs, task: str) -> Tensor:
-        """Return the logits [B, C] of inputs of a task, as `features` and `head` give them."""
+        """Return the logits [B, C] of inputs of a task, as `features` and `head` give them.
+
+        Raises MergeError for a model that generates, whose classes are words.
+        """
+        if self._said["heads"][self._known(task)]["kind"] == "none":
+            raise MergeError(f"this is a model that generates, and has no head of {task!r}: call answers(inputs, {task!r})")
         return self._heads[self._known(task)](self.features(inputs, task).float())  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def answers(self, inputs: Inputs, task: str, longest: int = ANSWER) -> Tensor:
+        """Return the greedy answers of a model that generates, ids [B, <= longest], which the tokenizer in the folder decodes.
+
+        Raises MergeError for a model with heads.
+        """
+        if not isinstance(self.encoder, Answering):
+            raise MergeError(f"{self.method} of this folder has heads and generates no answers: call logits(inputs, {task!r})")
+        with self.encoder.generating(longest):
+            return self.features(inputs, task)
 
     def _known(self, task: str) -> str:
         if task not in self.tasks:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusionbench_lite.checkpoints import language as checkpoints
 from fusionbench_lite.errors import InputError
 from fusionbench_lite.exporting import adapter, encoders
-from fusionbench_lite.exporting.layouts import Layout, own_layout
+from fusionbench_lite.exporting.layouts import Layout, own_layout, transformers_quietly
 from fusionbench_lite.exporting.proving import Loaded
 from fusionbench_lite.methods.companions import MODEL
 from fusionbench_lite.models import language
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fusionbench_lite.exporting.forms import Form
     from fusionbench_lite.exporting.remaking import Remade
 
+SEQUENCE = "AutoModelForSequenceClassification"
+
 
 def layouts(made: Remade, progress: Progress) -> tuple[Layout, ...]:
     """Return transformers' layout, peft's for models that generate, and the own one."""
@@ -36,15 +38,27 @@ def layouts(made: Remade, progress: Progress) -> tuple[Layout, ...]:
     if made.suite.folder is not None:  # of experts that are trained on first use
         request = dataclasses.replace(request, family=checkpoints.OWN, dir=made.suite.folder)
     found = checkpoints.find(request, progress)
-    answers = generates(found.model.config.model_type)
-    whole = Layout(
-        name="transformers", write=functools.partial(_write, found), load=functools.partial(_load, found),
-        usage=functools.partial(_usage, answers), per_task=not answers,
-    )
-    described = _described(made, found)
+    answers, described = generates(found.model.config.model_type), _described(made, found)
     own = own_layout(described)
-    adapters = (adapter.layout(found, described["options"]),) if answers else ()
-    return whole, *adapters, dataclasses.replace(own, write=functools.partial(_write_own, found, own.write), usage=_usage_own)
+    adapters = (adapter.layout(found, described["options"], _auto(found)),) if answers else ()
+    offered = (
+        Layout(
+            name="transformers", write=functools.partial(_write, found), load=functools.partial(_load, found),
+            usage=functools.partial(_usage, _auto(found)), per_task=not answers,
+        ),
+        *adapters,
+        dataclasses.replace(
+            own, write=functools.partial(_write_own, found, own.write), usage=functools.partial(_usage_own, answers)
+        ),
+    )
+    said = f"Texts are put to the model as under the protocol {made.suite.details['protocol']} of the run."
+    return tuple(dataclasses.replace(layout, says=(*layout.says, said)) for layout in offered)
+
+
+def _auto(found: Found) -> str:
+    """Return transformers' class that loads the model."""
+    kind = found.model.config.model_type
+    return {"t5": "AutoModelForSeq2SeqLM", "llama": "AutoModelForCausalLM"}.get(kind, SEQUENCE)
 
 
 def _described(made: Remade, found: Found) -> dict[str, Any]:
@@ -82,6 +96,7 @@ def _whole(made: Remade, found: Found, form: Form, task: str | None) -> Any:
 
 
 def _write(found: Found, made: Remade, form: Form, tasks: tuple[str, ...], folder: Path) -> None:
+    transformers_quietly()
     answers = generates(found.model.config.model_type)
     model = _whole(made, found, form, None if answers else tasks[0])
     model.save_pretrained(folder)
@@ -101,15 +116,13 @@ def _copy(source: Path, folder: Path, names: list[str]) -> None:
 
 
 def _load(found: Found, made: Remade, tasks: tuple[str, ...], folder: Path) -> dict[str, Loaded]:
-    import transformers
-
-    kind = found.model.config.model_type
-    if generates(kind):
-        auto = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+    transformers = transformers_quietly()
+    auto = getattr(transformers, _auto(found))
+    if generates(found.model.config.model_type):
         encoder = language.encoder_of(auto.from_pretrained(folder), **_described(made, found)["options"])
         encoder = encoder.to(made.suite.device).eval()
         return {task: Loaded(encode=_named(encoder), head=nn.Identity(), model=encoder) for task in tasks}
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).to(made.suite.device).eval()
+    model = auto.from_pretrained(folder).to(made.suite.device).eval()
 
     def logits(inputs: Any) -> Tensor:
         made_of: Tensor = model(**inputs).logits
@@ -124,33 +137,36 @@ def _named(encoder: nn.Module) -> Any:
 
 def _write_own(found: Found, write: Any, made: Remade, form: Form, tasks: tuple[str, ...], folder: Path) -> None:
     write(made, form, tasks, folder)
-    _copy(found.folder, folder, list(TOKENIZER))
+    _copy(found.folder, folder, [*TOKENIZER, CONFIG])  # which tells transformers the kind of its tokenizer
 
 
-def _usage(answers: bool, folder: str, task: str) -> str:
-    if answers:
-        return (
-            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # AutoModelForCausalLM for Llama\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
-            f"model = AutoModelForSeq2SeqLM.from_pretrained({folder!r})\n"
-            "answers = model.generate(**tokenizer(prompts, padding=True, return_tensors='pt'), max_new_tokens=10)"
-        )
-    return (
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
-        f"model = AutoModelForSequenceClassification.from_pretrained({folder!r})\n"
-        "logits = model(**tokenizer(texts, padding=True, return_tensors='pt')).logits  # classes: model.config.id2label"
+def _usage(auto: str, folder: str, task: str) -> str:
+    lines = (
+        f"from transformers import AutoTokenizer, {auto}\n\n"
+        f"{_tokenizer(folder)}"
+        f"model = {auto}.from_pretrained({folder!r})\n"
     )
+    if auto == SEQUENCE:
+        return lines + "logits = model(**tokenizer(texts, padding=True, return_tensors='pt')).logits  # model.config.id2label"
+    return lines + "answers = model.generate(**tokenizer(prompts, padding=True, return_tensors='pt'), max_new_tokens=10)"
 
 
-def _usage_own(folder: str, task: str) -> str:
+def _usage_own(answers: bool, folder: str, task: str) -> str:
+    last = f"logits = model.logits(inputs, {task!r})  # [B, C], names in model.classes[{task!r}]"
+    if answers:
+        last = f"ids = model.answers(inputs, {task!r})\nanswers = tokenizer.batch_decode(ids, skip_special_tokens=True)"
     return (
         "import fusionbench_lite as fbl\nfrom transformers import AutoTokenizer\n\n"
         f"model = fbl.load_exported({folder!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"{_tokenizer(folder)}"
         "inputs = tokenizer(texts, padding=True, return_tensors='pt')\n"
         "inputs = {name: inputs[name] for name in ('input_ids', 'attention_mask')}\n"
-        f"logits = model.logits(inputs, {task!r})  # [B, C], names in model.classes[{task!r}]"
+        f"{last}"
     )
 
 
+def _tokenizer(folder: str) -> str:
+    return (
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token\n"
+    )

@@ -82,3 +82,35 @@ def test_weights_are_those_of_the_methods_own_merge(command, tmp_path):
         mlp_ratio=4.0, output_dim=size["output"],
     )
     assert tower.load_state_dict(stored, strict=True).missing_keys == []
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("surgery", ("method.base=adamerging_layerwise", "method.adaptation.base_steps=2")),
+        ("prob_surgery", ("method.shared=true",)),
+        ("surgery", ("method.normalise=true", "method.moments=all")),
+        ("metamerging", ("method.adapters=none",)),
+        ("metamerging", ("method.base=task_arithmetic", "method.adapters=blocks")),
+        ("wemoe", ("method.routing=batch",)),
+        ("pareto_merging", ("method.preference=equal",)),
+        ("ties_merging", ("checkpoints.experts=1",)),
+        ("task_arithmetic", ("precision=bf16",)),
+        ("tall_masks", ("precision=bf16",)),
+    ],
+)
+def test_settings_that_change_what_is_written(command, tmp_path, method: str, more: tuple[str, ...]):
+    record = run(command, tmp_path, method, *more)
+    done = command(str(record.path), f"out={tmp_path / 'out'}", module="fusionbench_lite.export")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert all(f"{task}: 40 of 40 predictions equal" in done.stdout for task in TASKS)
+
+
+def test_adapters_need_the_record_that_they_sit_on(command, tmp_path):
+    record = run(command, tmp_path, "surgery", "method.base=adamerging_layerwise", "method.adaptation.base_steps=2")
+    (base,) = [path for path in record.path.parent.iterdir() if path.name.startswith("adamerging")]
+    base.rename(tmp_path / base.name)
+    done = command(str(record.path), f"out={tmp_path / 'out'}", module="fusionbench_lite.export")
+    assert done.returncode == 2
+    assert f"sit on adamerging_layerwise, whose record {base.name.rpartition('-')[2]} is not in" in done.stderr
+    assert not any(path.name.startswith("adamerging") for path in record.path.parent.iterdir()), "no step is taken"

@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -219,3 +221,50 @@ def test_a_loaded_model_says_what_is_wrong(made, tmp_path):
     (out / "parts.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match="cannot be read"):
         fbl.load_exported(out)
+
+
+def test_published_numbers_stand_beside_the_scores(made, tmp_path):
+    """A note of a run that a published table asks for leads from the record to the number; other notes lead nowhere."""
+    from fusionbench_lite.exporting.published import numbers_of
+    from fusionbench_lite.planning.experiments.runs import run_of, write_note
+
+    _, folder, record, _ = made
+    results = folder / "results"
+    (results / "runs").mkdir(exist_ok=True)
+    (results / "runs" / "broken.json").write_text("[1")
+    (results / "runs" / "list.json").write_text("[1]")
+    assert numbers_of(record, "last") == {}
+    write_note(results, run_of(["method=adarank_cart", "model=gpt2", "seed=0", "tasks=glue7"]), record.key)
+    found = numbers_of(record, "last")
+    (said,) = [one for one in found["average"] if "adarank, table 18" in one]
+    assert float(said.split()[0]) > 0
+    assert numbers_of(record, "best_test") == {}
+    for path in (results / "runs").iterdir():
+        path.unlink()
+
+
+def test_a_link_to_a_record_and_folders_with_odd_names(command, tmp_path, shared_cache):
+    """Blanks, brackets, commas and an equals sign in every path."""
+    odd = tmp_path / "it's [a], b=c ü"
+    odd.mkdir()
+    done = command("method=weight_averaging", *SMALL, f"results_dir={odd}")
+    assert done.returncode == 0, done.stderr
+    (place,) = (odd / "records").iterdir()
+    (tmp_path / "link").symlink_to(place)
+    cache = tmp_path / "the [cache], too"
+    cache.symlink_to(shared_cache)
+    done = command(str(tmp_path / "link"), f"out={odd / 'x y'}", f"cache_dir={cache}", module=EXPORT)
+    assert done.returncode == 0, done.stderr
+    assert (odd / "x y" / "model.safetensors").is_file()
+    done = command(place.name.rpartition("-")[2][:4], f"out={odd / 'z'}", f"results_dir={odd}", module=EXPORT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from fusionbench_lite import export; assert export.main(['--help']) == 0; "
+        "sys.exit(', '.join({'torch', 'open_clip', 'transformers', 'hydra', 'pandas'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RECORD" in done.stdout

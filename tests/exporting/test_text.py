@@ -78,6 +78,21 @@ def test_parts_of_tasks_are_in_the_own_layout(texts: TextSuite, tmp_path: Path, 
         assert (made.argmax(-1).numpy() == recorded(record, task)).all()
 
 
+def test_masks_of_a_model_that_generates_are_kept_small(texts: TextSuite, tmp_path: Path, capsys):
+    import transformers
+
+    line = "method=emr_merging model=flan_t5_base tasks=[sst2,stsb]"
+    record, out = texts.run(line), tmp_path / "out"
+    assert export.main([str(record.path), f"out={out}"]) == 0
+    assert f"stsb: {TEST} of {TEST} predictions equal" in capsys.readouterr().out
+    model, inputs = fbl.load_exported(out), inputs_of(texts, line, "sst2")
+    ids = model.answers(inputs, "sst2")
+    answers = transformers.AutoTokenizer.from_pretrained(out).batch_decode(ids, skip_special_tokens=True)
+    assert answers == recorded(record, "sst2").tolist()
+    with pytest.raises(fbl.MergeError, match=r"call answers\(inputs, 'sst2'\)"):
+        model.logits(inputs, "sst2")
+
+
 def test_a_small_llama_is_loaded_for_causal_language(command, tmp_path: Path):
     import transformers
 
@@ -117,3 +132,19 @@ def test_what_is_no_adapter_is_not_made_one(texts: TextSuite, tmp_path: Path, ca
     record = texts.run("method=task_arithmetic model=roberta tasks=[sst2,rte]")
     assert export.main([str(record.path), f"out={tmp_path / 'a'}", "layout=peft"]) == 2
     assert "are not written with layout=peft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("line", "layout"), [
+    ("method=task_arithmetic model=gpt2 tasks=[sst2]", "transformers"), ("method=emr_merging model=gpt2 tasks=[sst2,rte]", "own"),
+    ("method=task_arithmetic model=flan_t5_base tasks=[sst2,rte]", "transformers"),
+    ("method=task_arithmetic model=flan_t5_base tasks=[sst2,rte]", "own"),
+])
+def test_the_lines_of_the_card_run(texts: TextSuite, tmp_path: Path, line: str, layout: str):
+    record, out = texts.run(line), tmp_path / "out"
+    assert export.main([str(record.path), f"out={out}", f"layout={layout}"]) == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    names = {"texts": ["one text", "another, longer text"], "prompts": ["one text", "another, longer text"]}
+    exec(code.replace("'out", f"'{out}"), names)
+    assert len(names["answers"] if "answers" in names else names["logits"]) == 2
+    assert "under the protocol" in card

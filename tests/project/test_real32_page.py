@@ -65,6 +65,8 @@ def test_the_page_says_what_the_records_say(pages, results, tmp_path):
     pages[0].main(["--results-dir", str(results), "--out", str(tmp_path / "docs"), "--experiment", "mini/none"])
     text = (tmp_path / "docs" / "real32.md").read_text()
     assert (tmp_path / "docs" / "real32_results.png").is_file()
+    rows = experiments.lines(experiments.read(NAME), ["seed=0"])
+    assert f"{len(VALUES)} of the {len(rows)} rows of the experiment have been run" in text
     assert "| Individual | Pretrained | +30.00 |" in text
     assert "+30.0, +30.0, +30.0 | holds |" in text
     assert "| TSV-M | Task arithmetic | +5.00 |" in text

@@ -83,7 +83,7 @@ def _recipe() -> Iterator[str]:
         f"fresh model's positions times {FILES.positions:g}, class token times {FILES.class_token:g}, matrices into the "
         f"residual stream times {FILES.residual:g}. These settings were chosen on 15 % of the training images of seed 0, "
         "held out, before test images were looked at; seeds 1 and 2 were not looked at. A fine-tuning rate of 1e-3 or "
-        "more put task arithmetic below averaging there. They are the defaults for every folder of one's own "
+        "more put task arithmetic at or below averaging there. They are the defaults for every folder of one's own "
         "(`checkpoints.recipe` changes them); methods run with their published hyperparameters, and with the budget of "
         "the embedded suite where they adapt."
     )
